@@ -1,0 +1,117 @@
+"""What the user asked for (EngineConfig) and what it comes to (ModelShape, ResolvedConfig). All frozen; no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from descant_engine.adapter import TargetModule
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+Device = Literal["cpu", "cuda"]
+DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """The user's wishes, by vLLM's names where the meaning is the same. `None` and "auto" are settled by `resolve`."""
+
+    model: str
+    """A folder with safetensors, a .gguf file, or a hub id."""
+    tokenizer: str | None = None
+    dtype: Dtype | Literal["auto"] = "auto"
+    device: Device | Literal["auto"] = "auto"
+    load_format: Literal["auto", "dummy"] = "auto"
+    seed: int = 0
+    max_model_len: int | None = None
+    block_size: int = 16
+    num_blocks: int | None = None
+    """Overrides the memory profile: the size of the pool in blocks."""
+    gpu_memory_utilization: float = 0.9
+    cpu_pool_bytes: int = 1 << 30
+    """Size of the block pool on the CPU."""
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    """The step's token budget."""
+    max_num_queued_requests: int = 1024
+    enable_prefix_caching: bool = True
+    enable_lora: bool = False
+    max_lora_rank: int = 64
+    adapter_host_bytes: int = 4 << 30
+    """Host memory for adapters that are not in the pool."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeScaling:
+    """Rotary embedding parameters; `kind` is transformers' rope_type."""
+
+    kind: Literal["default", "linear", "llama3", "dynamic", "yarn"]
+    theta: float
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 1.0
+    original_max_position: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """The numbers that fix a model's tensors, read from its config once."""
+
+    architecture: str
+    """transformers' class name, for example LlamaForCausalLM."""
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position: int
+    """Longest context the weights allow (the sliding window, where the model has one)."""
+    rope: RopeScaling
+    tie_word_embeddings: bool
+    attention_bias: bool = False
+    """Biases on q, k and v."""
+    output_bias: bool = False
+    """A bias on o."""
+    mlp_bias: bool = False
+
+    @property
+    def kv_elements_per_token(self) -> int:
+        """K and V of all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
+
+    def linear_shape(self, module: TargetModule) -> tuple[int, int]:
+        """(in_features, out_features) of a linear layer that an adapter may change."""
+        q_width, kv_width = self.num_q_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return {
+            TargetModule.Q_PROJ: (self.hidden_size, q_width),
+            TargetModule.K_PROJ: (self.hidden_size, kv_width),
+            TargetModule.V_PROJ: (self.hidden_size, kv_width),
+            TargetModule.O_PROJ: (q_width, self.hidden_size),
+            TargetModule.GATE_PROJ: (self.hidden_size, self.intermediate_size),
+            TargetModule.UP_PROJ: (self.hidden_size, self.intermediate_size),
+            TargetModule.DOWN_PROJ: (self.intermediate_size, self.hidden_size),
+        }[module]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedConfig:
+    """EngineConfig with every open question answered; the number of blocks is not here, the memory profile returns it."""
+
+    user: EngineConfig
+    shape: ModelShape
+    dtype: Dtype
+    device: Device
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def block_elements(self) -> int:
+        """Elements of one block: K and V of `block_size` tokens, all layers."""
+        return self.user.block_size * self.shape.kv_elements_per_token
+
+    @property
+    def block_bytes(self) -> int:
+        return self.block_elements * DTYPE_BYTES[self.dtype]

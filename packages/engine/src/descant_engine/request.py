@@ -1,0 +1,99 @@
+"""A request inside the engine: token ids in, token ids out. Text never gets this far."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import NamedTuple
+
+from descant_engine.sampling_params import SamplingParams
+
+
+class RequestStatus(IntEnum):
+    """Moved by `scheduler.scheduler` and nobody else. Everything from FINISHED on is over."""
+
+    WAITING = 0
+    WAITING_FOR_ADAPTER = 1
+    RUNNING = 2
+    PREEMPTED = 3
+    FINISHED = 4
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """One API call as the front hands it to the engine; nothing in it changes."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    adapter_digest: str | None = None
+    """Content digest of the adapter, None for the base model."""
+    tenant_salt: str = ""
+    """Requests of different salts never share prefix blocks."""
+    priority: int = 0
+    arrival_time: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """The scheduler's record of an EngineRequest.
+
+    Invariants (known = prompt + output; scheduled = tokens whose KV is written or in a step on its way):
+
+        0 <= num_computed_tokens <= num_known_tokens + num_inflight_samples
+        num_inflight_samples = sampled tokens of steps that are under way, not yet in output_token_ids
+    """
+
+    spec: EngineRequest
+    max_tokens: int
+    """Resolved: min(params.max_tokens, room in the context)."""
+    seed: int
+    status: RequestStatus = RequestStatus.WAITING
+    output_token_ids: list[int] = field(default_factory=list)
+    block_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    num_inflight_samples: int = 0
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache at first admission."""
+    num_preemptions: int = 0
+    adapter_slot: int = -1
+    finish_reason: FinishReason | None = None
+
+    @property
+    def request_id(self) -> str:
+        return self.spec.request_id
+
+    @property
+    def num_known_tokens(self) -> int:
+        return len(self.spec.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Known tokens and those being sampled right now."""
+        return self.num_known_tokens + self.num_inflight_samples
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status >= RequestStatus.FINISHED
+
+    def known_token_ids(self) -> list[int]:
+        return [*self.spec.prompt_token_ids, *self.output_token_ids]
+
+
+class TokenDelta(NamedTuple):
+    """What one step gave one request."""
+
+    request_id: str
+    token_ids: Sequence[int]
+    finish_reason: FinishReason | None
+    stop_token_id: int | None
+    """The token that ended the request, when one did; it is the last of `token_ids`."""
+    num_cached_tokens: int
+    error: str | None = None
+    """With FinishReason.ERROR: what went wrong, for the client."""
