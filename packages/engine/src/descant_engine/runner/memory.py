@@ -1,0 +1,75 @@
+"""How many blocks fit, and the one tensor that holds them: KV cache and adapters alike."""
+
+import torch
+from torch import Tensor, nn
+
+from descant_engine.config import ModelShape, ResolvedConfig
+from descant_engine.forward_context import AttentionInputs, KvCache, StepContext, step_context
+
+
+class OutOfMemory(ValueError):
+    """The pool would be too small to serve one request of the promised length."""
+
+
+def profile_num_blocks(model: nn.Module, config: ResolvedConfig, device: torch.device) -> int:
+    """The number of blocks that fit beside the weights and the activations of the largest step.
+
+    Raises:
+        OutOfMemory: not even one request of max_model_len tokens would fit; the message has the numbers.
+    """
+    num_blocks = config.user.num_blocks or _bytes_for_pool(model, config, device) // config.block_bytes
+    needed = -(-config.max_model_len // config.user.block_size)
+    if num_blocks < needed and config.user.num_blocks is None:
+        raise OutOfMemory(
+            f"one request of max_model_len={config.max_model_len} tokens needs {needed} blocks of "
+            f"{config.block_bytes / 2**20:.1f} MiB, but only {max(num_blocks, 0)} fit; lower max_model_len to "
+            f"{max(num_blocks, 0) * config.user.block_size} or less, or give the pool more memory "
+            "(gpu_memory_utilization, or cpu_pool_bytes on the CPU)"
+        )
+    return num_blocks
+
+
+def allocate_pool(config: ResolvedConfig, num_blocks: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[num_blocks, block_elements]; block-major: a block holds its tokens' K and V of every layer, contiguous."""
+    # Zeros, not empty: a masked-out slot is multiplied by 0, and 0 * NaN is NaN.
+    return torch.zeros(num_blocks, config.block_elements, dtype=dtype, device=device)
+
+
+def kv_caches(pool: Tensor, shape: ModelShape, block_size: int) -> tuple[KvCache, ...]:
+    """The pool seen as every layer's K and V: strided views, no copy."""
+    view = pool.view(-1, shape.num_layers, 2, block_size, shape.num_kv_heads, shape.head_dim)
+    return tuple(KvCache(view[:, layer, 0], view[:, layer, 1]) for layer in range(shape.num_layers))
+
+
+def _bytes_for_pool(model: nn.Module, config: ResolvedConfig, device: torch.device) -> int:
+    if device.type == "cpu":
+        return config.user.cpu_pool_bytes
+    torch.cuda.reset_peak_memory_stats(device)
+    _run_largest_step(model, config, device)
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    elsewhere = total - free - torch.cuda.memory_reserved(device)
+    return int(total * config.user.gpu_memory_utilization) - peak - max(elsewhere, 0)
+
+
+@torch.inference_mode()
+def _run_largest_step(model: nn.Module, config: ResolvedConfig, device: torch.device) -> None:
+    num_tokens = min(config.max_num_batched_tokens, config.max_model_len)
+    dtype = next(model.parameters()).dtype
+    pool = allocate_pool(config, 1, dtype, device)
+    attention = AttentionInputs(
+        query_start_loc=torch.tensor([0, num_tokens], dtype=torch.int32, device=device),
+        seq_lens=torch.tensor([num_tokens], dtype=torch.int32, device=device),
+        block_tables=torch.zeros(1, -(-num_tokens // config.user.block_size), dtype=torch.int32, device=device),
+        slot_mapping=torch.zeros(num_tokens, dtype=torch.int64, device=device),
+        max_query_len=num_tokens,
+        max_seq_len=num_tokens,
+    )
+    ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
+    positions = torch.arange(num_tokens, device=device)
+    caches = kv_caches(pool, config.shape, config.user.block_size)
+    with step_context(StepContext(caches, attention, lora=None)):
+        hidden = model(ids, positions)
+        model.compute_logits(hidden[: min(config.max_num_seqs, num_tokens)]).float()

@@ -1,0 +1,79 @@
+"""One row per admitted request, on the device: its tokens, its block table, its adapter. Rows outlive steps;
+a step gathers what it needs from them (`input_batch`). Preemption is removal.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from descant_engine.runner.transfer import to_device
+from descant_engine.scheduler.plan import AdmittedRequest, ScheduledRequest, StepPlan
+
+
+class RequestStates:
+    """Who has which row, and the rows. Sampled tokens are written here by the device itself (`append_sampled`), so
+    the next step can read them before the host knows what they are.
+    """
+
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device) -> None:
+        max_blocks = -(-max_model_len // block_size)
+        self.device = device
+        # One column more than the context: the last step's sample has a place to go even if nothing reads it.
+        self.token_ids = torch.zeros(max_num_seqs, max_model_len + 1, dtype=torch.int64, device=device)
+        self.block_tables = torch.zeros(max_num_seqs, max_blocks, dtype=torch.int32, device=device)
+        self.adapter_slots = torch.full((max_num_seqs,), -1, dtype=torch.int32, device=device)
+        self.num_prompt_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+        self._row_of: dict[str, int] = {}
+        self._adapter_slot_of: dict[str, int] = {}
+        self._num_blocks: dict[str, int] = {}
+        self._free_rows = list(range(max_num_seqs - 1, -1, -1))
+
+    def row(self, request_id: str) -> int:
+        return self._row_of[request_id]
+
+    def adapter_slot(self, request_id: str) -> int:
+        return self._adapter_slot_of[request_id]
+
+    def apply(self, plan: StepPlan) -> None:
+        """Removals, admissions, and the blocks that scheduled requests got."""
+        for request_id in plan.removed:
+            self._remove(request_id)
+        for admitted in plan.admitted:
+            self._admit(admitted)
+        self._append_blocks(plan.scheduled)
+
+    def append_sampled(self, rows: Tensor, positions: Tensor, token_ids: Tensor) -> None:
+        """Writes token_ids [n] to columns `positions` of `rows`."""
+        self.token_ids[rows, positions] = token_ids
+
+    def _remove(self, request_id: str) -> None:
+        self._free_rows.append(self._row_of.pop(request_id))
+        del self._adapter_slot_of[request_id], self._num_blocks[request_id]
+
+    def _admit(self, admitted: AdmittedRequest) -> None:
+        row = self._free_rows.pop()
+        self._row_of[admitted.request_id] = row
+        self._adapter_slot_of[admitted.request_id] = admitted.adapter_slot
+        self._num_blocks[admitted.request_id] = 0
+        tokens = to_device(np.asarray(admitted.token_ids, dtype=np.int64), self.device)
+        self.token_ids[row, : len(admitted.token_ids)] = tokens
+        self.adapter_slots[row] = admitted.adapter_slot
+        self.num_prompt_tokens[row] = admitted.num_prompt_tokens
+
+    def _append_blocks(self, scheduled: Sequence[ScheduledRequest]) -> None:
+        rows: list[int] = []
+        columns: list[int] = []
+        block_ids: list[int] = []
+        for request in scheduled:
+            if not request.new_block_ids:
+                continue
+            first = self._num_blocks[request.request_id]
+            last = self._num_blocks[request.request_id] = first + len(request.new_block_ids)
+            rows += [self._row_of[request.request_id]] * len(request.new_block_ids)
+            columns += range(first, last)
+            block_ids += request.new_block_ids
+        if rows:
+            where = to_device(np.array([rows, columns, block_ids], dtype=np.int64), self.device)
+            self.block_tables[where[0], where[1]] = where[2].to(torch.int32)

@@ -1,0 +1,59 @@
+"""Logits to tokens. Reproducible per request: a draw depends on the request's seed and the token's position only,
+never on what else is in the batch.
+"""
+
+import torch
+from torch import Tensor
+
+from descant_engine.runner.sampling_states import (
+    MinTokens,
+    Penalties,
+    SampleRows,
+    SamplingFeature,
+    Temperature,
+    Truncation,
+)
+from descant_engine.scheduler.plan import AdmittedRequest
+
+GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+MASK_64 = (1 << 64) - 1
+
+
+class Sampler:
+    def __init__(self) -> None:
+        self.features: tuple[SamplingFeature, ...] = (Penalties(), MinTokens(), Temperature(), Truncation())
+        self._seed_of_row: dict[int, int] = {}
+
+    def add(self, row: int, request: AdmittedRequest) -> None:
+        for feature in self.features:
+            feature.add(row, request)
+        if request.params.is_greedy:
+            self._seed_of_row.pop(row, None)
+        else:
+            self._seed_of_row[row] = request.seed
+
+    def sample(self, logits: Tensor, batch: SampleRows) -> Tensor:
+        """logits [num_samples, vocab] -> token ids [num_samples] int64."""
+        logits = logits.float()
+        for feature in self.features:
+            feature.apply(logits, batch)
+        # Gumbel-max: argmax(logits + Gumbel noise) is a draw from softmax(logits), without the softmax.
+        for index, row in enumerate(batch.row_ids):
+            if row in self._seed_of_row:
+                logits[index] += _gumbel(logits[index], self._seed_of_row[row], batch.positions[index])
+        return logits.argmax(dim=-1)
+
+
+def _gumbel(like: Tensor, seed: int, position: int) -> Tensor:
+    generator = torch.Generator(like.device).manual_seed(mix_seed(seed, position))
+    exponential = torch.empty_like(like).exponential_(generator=generator)
+    # A zero would make the noise infinite, and an impossible token (-inf) NaN.
+    return -exponential.clamp_min_(torch.finfo(like.dtype).tiny).log()
+
+
+def mix_seed(seed: int, position: int) -> int:
+    """SplitMix64 (Steele et al., OOPSLA 2014) of the pair: neighbouring positions give unrelated streams."""
+    z = (seed + (position + 1) * GOLDEN_GAMMA) & MASK_64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK_64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK_64
+    return (z ^ (z >> 31)) & (MASK_64 >> 1)

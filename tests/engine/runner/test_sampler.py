@@ -1,0 +1,143 @@
+"""The sampler against plain definitions of each option, and its promise that a draw depends on its own request only."""
+
+import math
+
+import pytest
+import torch
+
+from descant_engine.runner.request_states import RequestStates
+from descant_engine.runner.sampler import Sampler, mix_seed
+from descant_engine.runner.sampling_states import SampleRows
+from descant_engine.sampling_params import SamplingParams
+from descant_engine.scheduler.plan import AdmittedRequest, StepPlan
+
+VOCAB = 50
+
+
+def admit(request_id: str, tokens: list[int], num_prompt: int, *, seed: int = 0, stop: tuple[int, ...] = (), **options):
+    return AdmittedRequest(request_id, tuple(tokens), num_prompt, SamplingParams(**options), seed, stop, -1)
+
+
+def sample(requests: list[AdmittedRequest], logits: torch.Tensor) -> list[int]:
+    """One sample for each request, in the given order, in one batch."""
+    states = RequestStates(8, 64, 16, torch.device("cpu"))
+    sampler = Sampler()
+    states.apply(StepPlan(0, (), (), tuple(requests), ()))
+    for request in requests:
+        sampler.add(states.row(request.request_id), request)
+    rows = SampleRows(
+        tuple(states.row(r.request_id) for r in requests), tuple(len(r.token_ids) for r in requests), states
+    )
+    return sampler.sample(logits.clone(), rows).tolist()
+
+
+def draws(logits: torch.Tensor, num_draws: int = 400, **options) -> list[int]:
+    """Tokens drawn at `num_draws` different positions of one request."""
+    states = RequestStates(1, 4, 16, torch.device("cpu"))
+    sampler = Sampler()
+    request = admit("a", [1], 1, seed=7, **options)
+    states.apply(StepPlan(0, (), (), (request,), ()))
+    sampler.add(0, request)
+    return [
+        sampler.sample(logits[None].clone(), SampleRows((0,), (position,), states)).item()
+        for position in range(1, num_draws + 1)
+    ]
+
+
+@pytest.fixture
+def logits() -> torch.Tensor:
+    return torch.randn(VOCAB, generator=torch.Generator().manual_seed(0)) * 2
+
+
+def test_greedy_takes_the_largest(logits):
+    assert sample([admit("a", [1, 2], 2, temperature=0.0)], logits[None]) == [logits.argmax().item()]
+
+
+def test_frequencies_follow_the_softmax():
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.2]))
+    counts = torch.bincount(torch.tensor(draws(logits, 4000)), minlength=3) / 4000
+    assert torch.allclose(counts, torch.tensor([0.5, 0.3, 0.2]), atol=0.03)
+
+
+def test_temperature_sharpens():
+    logits = torch.log(torch.tensor([0.6, 0.4]))
+    share = draws(logits, 2000, temperature=0.5).count(0) / 2000
+    assert share == pytest.approx(0.36 / (0.36 + 0.16), abs=0.04)
+
+
+def test_top_k_keeps_the_k_likeliest(logits):
+    assert set(draws(logits, top_k=3)) <= set(logits.topk(3).indices.tolist())
+    assert set(draws(logits, top_k=1)) == {logits.argmax().item()}
+
+
+@pytest.mark.parametrize("top_p", [0.01, 0.3, 0.9])
+def test_top_p_keeps_the_nucleus(logits, top_p):
+    probabilities, order = logits.softmax(0).sort(descending=True)
+    size = int((probabilities.cumsum(0) < top_p).sum()) + 1
+    assert set(draws(logits, top_p=top_p)) <= set(order[:size].tolist())
+
+
+def test_top_p_reaches_beyond_its_fast_prefix():
+    flat = torch.zeros(5000)
+    flat[:100] = 0.01
+    assert max(draws(flat, 50, top_p=0.999)) >= 1024
+
+
+def test_min_p_is_relative_to_the_likeliest(logits):
+    allowed = (logits.softmax(0) >= 0.2 * logits.softmax(0).max()).nonzero().flatten().tolist()
+    assert set(draws(logits, min_p=0.2)) <= set(allowed)
+
+
+def test_repetition_penalty_covers_prompt_and_output():
+    logits = torch.tensor([[2.0, 1.9, -1.0, 1.8]])
+    request = admit("a", [0, 1], 1, temperature=0.0, repetition_penalty=1.5)
+    assert sample([request], logits) == [3]
+
+
+def test_presence_and_frequency_cover_the_output_only():
+    logits = torch.tensor([[2.0, 1.9, 1.0, 1.0]])
+    in_prompt = admit("a", [0, 0], 2, temperature=0.0, presence_penalty=2.0, frequency_penalty=2.0)
+    assert sample([in_prompt], logits) == [0]
+    in_output = admit("a", [3, 0], 1, temperature=0.0, presence_penalty=0.5)
+    assert sample([in_output], logits) == [1]
+    once = admit("a", [3, 0], 1, temperature=0.0, frequency_penalty=0.06)
+    twice = admit("a", [3, 0, 0], 1, temperature=0.0, frequency_penalty=0.06)
+    assert (sample([once], logits), sample([twice], logits)) == ([0], [1])
+
+
+def test_min_tokens_masks_every_stop_token():
+    logits = torch.tensor([[9.0, 8.0, 1.0]])
+    early = admit("a", [2, 2], 1, temperature=0.0, min_tokens=2, stop=(0, 1))
+    late = admit("a", [2, 2, 2], 1, temperature=0.0, min_tokens=2, stop=(0, 1))
+    assert sample([early], logits) == [2]
+    assert sample([late], logits) == [0]
+
+
+def test_a_draw_does_not_depend_on_the_batch(logits):
+    mine = admit("a", [1, 2, 3], 3, seed=42, temperature=0.9, top_p=0.95)
+    others = [
+        admit("b", [4], 1, seed=42),
+        admit("c", [5, 5], 2, temperature=0.0),
+        admit("d", [6], 1, seed=3, presence_penalty=1.0),
+    ]
+    alone = sample([mine], logits[None])
+    stacked = torch.stack([torch.randn(VOCAB), logits, torch.randn(VOCAB), torch.randn(VOCAB)])
+    assert sample([others[0], mine, *others[1:]], stacked)[1] == alone[0]
+
+
+def test_rows_are_reused_without_leaking_options(logits):
+    states = RequestStates(1, 64, 16, torch.device("cpu"))
+    sampler = Sampler()
+    first = admit("a", [1], 1, top_k=1, repetition_penalty=2.0, min_tokens=3, stop=(4,))
+    second = admit("b", [1], 1, temperature=0.0, stop=(4,))
+    for plan, request in [((), first), (("a",), second)]:
+        states.apply(StepPlan(0, (), tuple(plan), (request,), ()))
+        sampler.add(0, request)
+    assert sampler.sample(logits[None].clone(), SampleRows((0,), (1,), states)).item() == logits.argmax().item()
+
+
+def test_seeds_are_mixed_well():
+    seeds = {mix_seed(seed, position) for seed in (-1, 0, 1, 2**62) for position in range(100)}
+    assert len(seeds) == 400
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert math.isclose(sum(seeds) / 400 / 2**63, 0.5, abs_tol=0.05)
