@@ -37,6 +37,7 @@ class EngineRequest:
     tenant_salt: str = ""
     """Requests of different salts never share prefix blocks."""
     priority: int = 0
+    """Smaller is served earlier; first come, first served within one priority."""
     arrival_time: float = 0.0
 
 
@@ -54,6 +55,10 @@ class Request:
     max_tokens: int
     """Resolved: min(params.max_tokens, room in the context)."""
     seed: int
+    arrival_number: int = 0
+    """Counts up with every request added: the first come is the first served, among equals."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Every token that ends the request: eos unless ignored, and the client's own."""
     status: RequestStatus = RequestStatus.WAITING
     output_token_ids: list[int] = field(default_factory=list)
     block_ids: list[int] = field(default_factory=list)
@@ -62,6 +67,8 @@ class Request:
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache at first admission."""
     num_preemptions: int = 0
+    num_steps_without_room: int = 0
+    """Steps spent in the queue because nothing could be evicted for its adapter."""
     adapter_slot: int = -1
     finish_reason: FinishReason | None = None
 

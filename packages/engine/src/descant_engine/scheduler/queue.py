@@ -1,0 +1,51 @@
+"""Requests in the order in which they are served."""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+
+from descant_engine.request import Request
+
+
+class OrderedRequests:
+    """A list kept in the order (priority, arrival). Waiting and running requests are each one of these.
+
+    One order for both means that whoever came first is admitted first and preempted last, also after it was
+    preempted: the first in line always makes progress, so by induction everybody of its priority does.
+    """
+
+    def __init__(self) -> None:
+        self._requests: list[Request] = []
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._requests)
+
+    def __getitem__(self, index: int) -> Request:
+        return self._requests[index]
+
+    def first(self, count: int) -> list[Request]:
+        """The first `count`, or all if there are fewer."""
+        return self._requests[:count]
+
+    def add(self, request: Request) -> None:
+        self._requests.insert(self._position(request), request)
+
+    def remove(self, request: Request) -> None:
+        """Raises ValueError if the request is not here."""
+        position = self._position(request)
+        if position == len(self._requests) or self._requests[position] is not request:
+            raise ValueError(f"request {request.request_id} is not in this line")
+        del self._requests[position]
+
+    def check_integrity(self) -> None:
+        keys = [_order(request) for request in self._requests]
+        assert keys == sorted(set(keys)), "requests out of order, or one of them twice"
+
+    def _position(self, request: Request) -> int:
+        return bisect_left(self._requests, _order(request), key=_order)
+
+
+def _order(request: Request) -> tuple[int, int]:
+    return request.spec.priority, request.arrival_number

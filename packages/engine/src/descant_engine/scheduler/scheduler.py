@@ -1,0 +1,391 @@
+"""Decides each step: which requests run, how many of their tokens, in which blocks, with which adapters.
+
+There is no prefill and no decode phase. Every request has `num_computed_tokens`, which catches up with its tokens; a
+step is {request: how many}. Chunked prefill, prefix hits and preemption by recompute fall out of that one rule
+(the idea is vLLM V1's; continuous batching is Orca's, OSDI 2022).
+
+Plans may run ahead of results. `schedule` counts a sample on its way as a token that exists and may schedule it as
+the next step's input; `update` supplies its id later, to the very request that was scheduled, whatever became of it
+in the meantime.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import ceil
+from random import Random
+
+from descant_engine.adapter import AdapterManifest
+from descant_engine.cache.adapter_cache import AdapterCache, Readiness
+from descant_engine.cache.block_pool import BlockPool, count_holders
+from descant_engine.cache.kv_cache import KvCache
+from descant_engine.config import ResolvedConfig
+from descant_engine.request import EngineRequest, FinishReason, Request, RequestStatus, TokenDelta
+from descant_engine.scheduler.admission import QueueFull, RequestRefused, accept
+from descant_engine.scheduler.plan import AdapterEvent, AdmittedRequest, ScheduledRequest, StepPlan, StepResult
+from descant_engine.scheduler.queue import OrderedRequests
+from descant_engine.scheduler.stats import SchedulerStats
+
+__all__ = ["QueueFull", "RequestRefused", "Scheduler", "SchedulerStats"]
+
+ADAPTER_PATIENCE_STEPS = 32
+"""So many steps others may be admitted past a request whose adapter finds no room; then nobody behind it is, until
+enough has drained."""
+SPARE_BLOCK_SHARE = 0.01
+"""Kept free for the growth of running requests when something new comes in, so that it is not preempted at once."""
+
+
+@dataclass(slots=True)
+class _Step:
+    """The plan being made."""
+
+    num_tokens_left: int
+    admitted: list[AdmittedRequest] = field(default_factory=list)
+    scheduled: list[ScheduledRequest] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    """Those in `scheduled`."""
+
+
+class Scheduler:
+    """Owns every request's status. Not thread-safe.
+
+    Args:
+        num_blocks: size of the block pool.
+        num_adapter_slots: rows of the runner's adapter tables; how many adapters can be on the device at once.
+    """
+
+    def __init__(self, config: ResolvedConfig, num_blocks: int, num_adapter_slots: int) -> None:
+        self._config = config
+        self._pool = BlockPool(num_blocks)
+        self._kv = KvCache(
+            self._pool,
+            config.user.block_size,
+            config.user.model,
+            enable_prefix_caching=config.user.enable_prefix_caching,
+        )
+        self._adapters = AdapterCache(config, self._pool, num_adapter_slots if config.user.enable_lora else 0)
+        self._seeds = Random(config.user.seed)
+        self._requests: dict[str, Request] = {}
+        self._waiting = OrderedRequests()
+        self._running = OrderedRequests()
+        self._removed: list[str] = []
+        """Rows that the runner still has and should forget."""
+        self._sampling: dict[int, dict[str, Request]] = {}
+        """Step id -> who is being sampled in it, for steps whose results are due."""
+        self._num_steps = 0
+        self._num_arrivals = 0
+        self._num_preemptions = 0
+
+    def add(self, spec: EngineRequest) -> None:
+        """Queues a request.
+
+        Raises:
+            RequestRefused: it can never be served.
+            QueueFull: max_num_queued_requests wait already.
+        """
+        if spec.request_id in self._requests:
+            raise RequestRefused(f"a request with id {spec.request_id!r} is under way already")
+        limit = self._config.user.max_num_queued_requests
+        if len(self._waiting) >= limit:
+            raise QueueFull(f"{len(self._waiting)} requests wait already, and max_num_queued_requests={limit}")
+        request = accept(spec, self._config, self._pool_tokens(spec.adapter_digest), self._num_arrivals, self._seeds)
+        self._num_arrivals += 1
+        self._requests[spec.request_id] = request
+        self._waiting.add(request)
+        if spec.adapter_digest is not None:
+            self._adapters.add_user(spec.adapter_digest)
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request at any moment; its samples on their way are dropped. Unknown ids are ignored."""
+        if (request := self._requests.get(request_id)) is not None:
+            self._finish(request, FinishReason.ABORT)
+
+    def register_adapter(self, manifest: AdapterManifest) -> None:
+        """Raises ValueError, with the numbers, for an adapter that can never be served."""
+        self._adapters.register(manifest)
+
+    def remove_adapter(self, digest: str) -> None:
+        """Refuses new requests for it; those accepted finish, then its memory is freed."""
+        self._adapters.remove(digest)
+
+    def schedule(self) -> StepPlan:
+        """The next step, on the assumption that every step before it has run. May be empty."""
+        self._num_steps += 1
+        self._pool.clock += 1
+        step = _Step(self._config.max_num_batched_tokens)
+        self._schedule_running(step)
+        blocked = self._admit(step)
+        self._bring_adapters(blocked)
+        for request in step.requests:
+            self._kv.cache_full_blocks(request)
+        return self._finish_plan(step)
+
+    def update(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
+        """Applies a step's outcome; results come in the order of their plans. Returns what is new, per request."""
+        deltas = []
+        sampling = self._sampling.pop(plan.step_id, {})
+        for request_id, token_id in result.sampled:
+            request = sampling[request_id]
+            request.num_inflight_samples -= 1
+            if not request.is_finished:
+                deltas.append(self._append(request, token_id))
+        for event in result.adapter_events:
+            deltas += self._apply_adapter_event(event)
+        return deltas
+
+    @property
+    def has_unfinished_requests(self) -> bool:
+        return bool(self._requests)
+
+    @property
+    def has_schedulable_work(self) -> bool:
+        """False if, until another result is applied or a request arrives, `schedule` would return an empty plan."""
+        return (
+            bool(self._removed)
+            or self._adapters.has_moves
+            or any(_num_schedulable_tokens(request) for request in self._running)
+            or any(request.status is not RequestStatus.WAITING_FOR_ADAPTER for request in self._waiting)
+        )
+
+    def stats(self) -> SchedulerStats:
+        residency = self._adapters.residency()
+        return SchedulerStats(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            num_waiting_for_adapter=sum(r.status is RequestStatus.WAITING_FOR_ADAPTER for r in self._waiting),
+            block_usage=1 - self._pool.num_free_blocks / self._pool.num_blocks,
+            prefix_query_tokens=self._kv.num_query_tokens,
+            prefix_hit_tokens=self._kv.num_hit_tokens,
+            num_preemptions=self._num_preemptions,
+            num_adapter_loads=self._adapters.counts.num_loads,
+            num_adapter_evictions=self._adapters.counts.num_evictions,
+            adapters=residency,
+        )
+
+    def check_integrity(self) -> None:
+        """Asserts every invariant of requests, blocks and adapters. For tests, and for when nothing else is to do."""
+        for line in (self._waiting, self._running):
+            line.check_integrity()
+        assert {r.request_id for r in (*self._waiting, *self._running)} == self._requests.keys()
+        assert all(r.status is RequestStatus.RUNNING for r in self._running)
+        assert not any(r.status is RequestStatus.RUNNING or r.is_finished or r.block_ids for r in self._waiting)
+        assert len(self._running) <= self._config.max_num_seqs
+        self._check_samples_in_flight()
+        alive = list(self._requests.values())
+        self._kv.check_integrity(alive)
+        self._pool.check_integrity(count_holders([*(r.block_ids for r in alive), *self._adapters.held_blocks()]))
+        self._adapters.check_integrity(_count_adapters(alive), _count_adapters(self._running))
+
+    def _schedule_running(self, step: _Step) -> None:
+        index = 0
+        while index < len(self._running) and step.num_tokens_left > 0:
+            request = self._running[index]
+            num_tokens = min(_num_schedulable_tokens(request), step.num_tokens_left)
+            if num_tokens > 0:
+                new_block_ids = self._grow(request, request.num_computed_tokens + num_tokens)
+                if new_block_ids is None:
+                    return
+                self._schedule_tokens(step, request, num_tokens, new_block_ids)
+            index += 1
+
+    def _grow(self, request: Request, num_tokens: int) -> tuple[int, ...] | None:
+        """Blocks for a running request, at the cost of the last in line; None if that is itself."""
+        while not self._adapters.make_room(self._kv.num_new_blocks(request, num_tokens)):
+            last = self._running[-1]
+            self._preempt(last)
+            if last is request:
+                return None
+        return self._kv.grow(request, num_tokens)
+
+    def _preempt(self, request: Request) -> None:
+        self._leave_batch(request)
+        request.num_computed_tokens = 0
+        request.num_preemptions += 1
+        request.status = RequestStatus.PREEMPTED
+        self._waiting.add(request)
+        self._num_preemptions += 1
+
+    def _admit(self, step: _Step) -> Request | None:
+        """Lets waiting requests in, in order; those whose adapter is not there are passed over. Returns the first
+        that found no room: everybody behind it waits with it.
+        """
+        for request in list(self._waiting):
+            if step.num_tokens_left == 0 or len(self._running) == self._config.max_num_seqs:
+                return None
+            digest = request.spec.adapter_digest
+            if digest is not None and not self._adapters.is_usable(digest):
+                if self._closes_admission(request, digest):
+                    return request
+            elif not self._try_admit(step, request):
+                return request
+        return None
+
+    def _closes_admission(self, request: Request, digest: str) -> bool:
+        # While a file is read nobody else need wait: there is nothing that they could make room for.
+        is_out_of_patience = request.num_steps_without_room >= ADAPTER_PATIENCE_STEPS
+        return is_out_of_patience and not self._adapters.is_reading(digest)
+
+    def _try_admit(self, step: _Step, request: Request) -> bool:
+        """Admits a request with blocks for all its known tokens, or leaves it as it was."""
+        if request.num_inflight_samples > 0:
+            return False  # preempted a moment ago: its newest tokens are not known yet
+        digest = request.spec.adapter_digest
+        self._kv.acquire_prefix(request)
+        num_new_blocks = self._kv.num_new_blocks(request, request.num_known_tokens)
+        keep = () if digest is None else (digest,)
+        if not self._adapters.make_room(num_new_blocks + self._num_spare_blocks, keep):
+            self._kv.free(request)
+            return False
+        self._enter_batch(request)
+        self._kv.grow(request, request.num_known_tokens)
+        step.admitted.append(_describe(request))
+        num_tokens = min(_num_schedulable_tokens(request), step.num_tokens_left)
+        self._schedule_tokens(step, request, num_tokens, tuple(request.block_ids))
+        return True
+
+    def _enter_batch(self, request: Request) -> None:
+        self._waiting.remove(request)
+        self._running.add(request)
+        request.status = RequestStatus.RUNNING
+        if request.spec.adapter_digest is not None:
+            request.adapter_slot = self._adapters.pin(request.spec.adapter_digest)
+        request.num_computed_tokens = len(request.block_ids) * self._config.user.block_size
+        if request.num_preemptions == 0:
+            request.num_cached_tokens = request.num_computed_tokens
+        self._kv.count_prefix_query(request)
+
+    def _leave_batch(self, request: Request) -> None:
+        self._running.remove(request)
+        self._removed.append(request.request_id)
+        self._kv.cache_full_blocks(request)
+        self._kv.free(request)
+        if request.spec.adapter_digest is not None:
+            self._adapters.unpin(request.spec.adapter_digest)
+            request.adapter_slot = -1
+
+    def _schedule_tokens(self, step: _Step, request: Request, num_tokens: int, new_block_ids: tuple[int, ...]) -> None:
+        first = request.num_computed_tokens
+        samples = first + num_tokens == request.num_tokens
+        step.scheduled.append(ScheduledRequest(request.request_id, first, num_tokens, new_block_ids, samples))
+        step.requests.append(request)
+        step.num_tokens_left -= num_tokens
+        request.num_computed_tokens += num_tokens
+        request.num_inflight_samples += samples
+
+    def _bring_adapters(self, blocked: Request | None) -> None:
+        """Moves the adapters of waiting requests towards the device, in order; nothing goes into the pool past a
+        request that waits for room itself.
+        """
+        into_pool = True
+        readiness: dict[str, Readiness] = {}
+        for request in self._waiting.first(2 * self._config.max_num_seqs):
+            digest = request.spec.adapter_digest
+            if digest is not None:
+                if digest not in readiness:
+                    readiness[digest] = self._adapters.bring(
+                        digest, readiness.keys(), self._num_spare_blocks, into_pool=into_pool
+                    )
+                self._note_readiness(request, readiness[digest])
+                into_pool = into_pool and readiness[digest] is not Readiness.NO_ROOM
+            into_pool = into_pool and request is not blocked
+
+    def _note_readiness(self, request: Request, readiness: Readiness) -> None:
+        if readiness is Readiness.USABLE:
+            request.status = RequestStatus.PREEMPTED if request.num_preemptions else RequestStatus.WAITING
+        else:
+            request.status = RequestStatus.WAITING_FOR_ADAPTER
+            request.num_steps_without_room += readiness is Readiness.NO_ROOM
+
+    def _finish_plan(self, step: _Step) -> StepPlan:
+        plan = StepPlan(
+            step_id=self._num_steps,
+            adapter_moves=self._adapters.take_moves(),
+            removed=tuple(self._removed),
+            admitted=tuple(step.admitted),
+            scheduled=tuple(step.scheduled),
+        )
+        self._removed.clear()
+        sampling = {s.request_id: r for s, r in zip(step.scheduled, step.requests, strict=True) if s.samples}
+        if sampling:
+            self._sampling[plan.step_id] = sampling
+        return plan
+
+    def _append(self, request: Request, token_id: int) -> TokenDelta:
+        request.output_token_ids.append(token_id)
+        is_stop = token_id in request.stop_token_ids and len(request.output_token_ids) >= request.spec.params.min_tokens
+        if is_stop:
+            self._finish(request, FinishReason.STOP)
+        elif len(request.output_token_ids) >= request.max_tokens:
+            self._finish(request, FinishReason.LENGTH)
+        return TokenDelta(
+            request_id=request.request_id,
+            token_ids=(token_id,),
+            finish_reason=request.finish_reason,
+            stop_token_id=token_id if is_stop else None,
+            num_cached_tokens=request.num_cached_tokens,
+        )
+
+    def _apply_adapter_event(self, event: AdapterEvent) -> list[TokenDelta]:
+        """A failed load ends the requests that wait for it; a later request tries again."""
+        self._adapters.apply(event)
+        if event.error is None:
+            return []
+        failed = [request for request in self._waiting if request.spec.adapter_digest == event.digest]
+        for request in failed:
+            self._finish(request, FinishReason.ERROR)
+        return [TokenDelta(r.request_id, (), r.finish_reason, None, r.num_cached_tokens, event.error) for r in failed]
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        if request.status is RequestStatus.RUNNING:
+            self._leave_batch(request)
+        else:
+            self._waiting.remove(request)
+        request.status = RequestStatus.FINISHED
+        request.finish_reason = reason
+        self._kv.forget(request)
+        del self._requests[request.request_id]
+        if request.spec.adapter_digest is not None:
+            self._adapters.drop_user(request.spec.adapter_digest)
+
+    def _pool_tokens(self, adapter_digest: str | None) -> int:
+        """How many tokens' KV the pool holds beside an adapter."""
+        num_blocks = self._pool.num_blocks
+        if adapter_digest is not None:
+            if adapter_digest not in self._adapters:
+                raise RequestRefused(f"no adapter with digest {adapter_digest} is registered")
+            num_blocks -= self._adapters.num_blocks(adapter_digest)
+        return num_blocks * self._config.user.block_size
+
+    @property
+    def _num_spare_blocks(self) -> int:
+        return ceil(self._pool.num_blocks * SPARE_BLOCK_SHARE) if len(self._running) else 0
+
+    def _check_samples_in_flight(self) -> None:
+        in_flight = Counter(id(request) for sampling in self._sampling.values() for request in sampling.values())
+        for request in self._requests.values():
+            assert request.num_inflight_samples == in_flight[id(request)], f"samples of {request.request_id}"
+            assert 0 <= request.num_computed_tokens <= request.num_tokens
+            assert len(request.output_token_ids) + request.num_inflight_samples <= request.max_tokens
+
+
+def _num_schedulable_tokens(request: Request) -> int:
+    """Known tokens, and one on its way, that are not computed; none once the last output token is on its way."""
+    if len(request.output_token_ids) + request.num_inflight_samples >= request.max_tokens:
+        return 0
+    return request.num_tokens - request.num_computed_tokens
+
+
+def _describe(request: Request) -> AdmittedRequest:
+    return AdmittedRequest(
+        request_id=request.request_id,
+        token_ids=tuple(request.known_token_ids()),
+        num_prompt_tokens=len(request.spec.prompt_token_ids),
+        params=request.spec.params,
+        seed=request.seed,
+        stop_token_ids=request.stop_token_ids,
+        adapter_slot=request.adapter_slot,
+    )
+
+
+def _count_adapters(requests: Iterable[Request]) -> dict[str, int]:
+    return Counter(r.spec.adapter_digest for r in requests if r.spec.adapter_digest is not None)

@@ -1,0 +1,28 @@
+"""What the scheduler tells the metrics."""
+
+from dataclasses import dataclass
+
+from descant_engine.cache.adapter_cache import AdapterResidency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerStats:
+    """A snapshot; counts that start with `num_..s` of events, and token counts, are since start."""
+
+    num_running: int
+    num_waiting: int
+    """All that are not running, those waiting for an adapter included."""
+    num_waiting_for_adapter: int
+    block_usage: float
+    """Share of the pool that is held, 0 to 1; cached prefixes that nobody uses count as free."""
+    prefix_query_tokens: int
+    """Tokens of admitted requests."""
+    prefix_hit_tokens: int
+    """Those of them found in the prefix cache."""
+    num_preemptions: int
+    num_adapter_loads: int
+    """Into the pool."""
+    num_adapter_evictions: int
+    """From the pool."""
+    adapters: tuple[AdapterResidency, ...]
+    """Every registered adapter."""
