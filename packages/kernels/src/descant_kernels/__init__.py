@@ -1,1 +1,29 @@
+"""Triton kernels of the engine, each with a plain-torch reference of the same signature in `reference`.
 
+Importing compiles nothing and touches no device.
+"""
+
+from descant_kernels.activation import silu_mul
+from descant_kernels.attention import paged_attention
+from descant_kernels.kv_write import kv_write
+from descant_kernels.lora import LoraTables, ProjectionGroup, lora_expand, lora_shrink
+from descant_kernels.lora_segments import LoraSegments, segment_tokens
+from descant_kernels.norm import add_rms_norm, rms_norm
+from descant_kernels.rotary import rotary
+from descant_kernels.sample import sample
+
+__all__ = [
+    "LoraSegments",
+    "LoraTables",
+    "ProjectionGroup",
+    "add_rms_norm",
+    "kv_write",
+    "lora_expand",
+    "lora_shrink",
+    "paged_attention",
+    "rms_norm",
+    "rotary",
+    "sample",
+    "segment_tokens",
+    "silu_mul",
+]

@@ -1,0 +1,80 @@
+"""Rotary position embedding (Su et al., 2021) in the half-split layout of GPT-NeoX and transformers' Llama."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> None:
+    """In place, each head h of q and k: h = [h1 cos - h2 sin, h2 cos + h1 sin], (h1, h2) the halves of h, in float32.
+
+    Args:
+        q, k: [num_tokens, heads, head_dim], may be slices of a packed qkv tensor; last dimension contiguous.
+        positions: [num_tokens] int64.
+        cos_sin_cache: [max_position, head_dim] float32, cosines in the first half of a row, sines in the second.
+    """
+    num_tokens, num_q_heads, head_dim = q.shape
+    num_k_heads = k.shape[1]
+    if head_dim % 2 or k.shape[2] != head_dim or cos_sin_cache.shape[1] != head_dim:
+        raise ValueError(
+            f"head_dim must be even and the same for q ({head_dim}), k ({k.shape[2]})"
+            f" and the cos_sin_cache ({cos_sin_cache.shape[1]})"
+        )
+    if q.stride(-1) != 1 or k.stride(-1) != 1 or not cos_sin_cache.is_contiguous():
+        raise ValueError("q and k need a contiguous last dimension, cos_sin_cache must be contiguous")
+    _rotary_kernel[(num_tokens,)](
+        q,
+        k,
+        positions,
+        cos_sin_cache,
+        num_q_heads,
+        num_k_heads,
+        q.stride(0),
+        q.stride(1),
+        k.stride(0),
+        k.stride(1),
+        HALF=head_dim // 2,
+        BLOCK_HALF=triton.next_power_of_2(head_dim // 2),
+        BLOCK_Q_HEADS=triton.next_power_of_2(num_q_heads),
+        BLOCK_K_HEADS=triton.next_power_of_2(num_k_heads),
+    )
+
+
+@triton.jit
+def _rotate_heads(row, num_heads, stride_head, cos, sin, HALF: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr):
+    heads = tl.arange(0, HEADS)[:, None]
+    dims = tl.arange(0, BLOCK)[None, :]
+    mask = (heads < num_heads) & (dims < HALF)
+    first = row + heads * stride_head + dims
+    second = first + HALF
+    h1 = tl.load(first, mask=mask, other=0.0).to(tl.float32)
+    h2 = tl.load(second, mask=mask, other=0.0).to(tl.float32)
+    tl.store(first, (h1 * cos - h2 * sin).to(row.dtype.element_ty), mask=mask)
+    tl.store(second, (h2 * cos + h1 * sin).to(row.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _rotary_kernel(
+    q,
+    k,
+    positions,
+    cos_sin_cache,
+    num_q_heads,
+    num_k_heads,
+    q_stride_token,
+    q_stride_head,
+    k_stride_token,
+    k_stride_head,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_Q_HEADS: tl.constexpr,
+    BLOCK_K_HEADS: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    position = tl.load(positions + token).to(tl.int64)
+    dims = tl.arange(0, BLOCK_HALF)[None, :]
+    angles = cos_sin_cache + position * (2 * HALF) + dims
+    cos = tl.load(angles, mask=dims < HALF, other=0.0)
+    sin = tl.load(angles + HALF, mask=dims < HALF, other=0.0)
+    _rotate_heads(q + token * q_stride_token, num_q_heads, q_stride_head, cos, sin, HALF, BLOCK_HALF, BLOCK_Q_HEADS)
+    _rotate_heads(k + token * k_stride_token, num_k_heads, k_stride_head, cos, sin, HALF, BLOCK_HALF, BLOCK_K_HEADS)

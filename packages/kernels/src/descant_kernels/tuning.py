@@ -1,0 +1,66 @@
+"""Block sizes and split rules of every kernel in one place: what to change when tuning for a chip.
+
+Measured on nothing yet but chosen for Hopper: 132 multiprocessors, 227 KiB of shared memory each.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+MIN_DOT = 16
+"""`tl.dot` needs at least 16 rows, columns and terms."""
+
+LORA_BLOCK_RANK = 16
+"""Rank rows in one product."""
+LORA_RANK_LANES = 4
+"""Programs that share a segment's ranks in shrink; one lane walks them all where ranks are small."""
+SHRINK_BLOCK_IN = 128
+SHRINK_SPLIT_IN = 512
+"""Input features of one split for decode-sized segments. It depends on nothing else, so neither do a token's sums."""
+EXPAND_BLOCK_OUT = 128
+
+SAMPLE_LANE = 1024
+"""Tokens per Philox output; a program covers four lanes. Part of the random stream: changing it changes draws."""
+
+DECODE_PROGRAMS = 528
+"""Programs that fill the chip: four to a multiprocessor."""
+DECODE_MIN_SPLIT = 64
+"""Keys below which a split is not worth its share of the reduction."""
+DECODE_MAX_SPLITS = 64
+
+
+class AttentionTiles(NamedTuple):
+    block_rows: int
+    """Rows of a product: query tokens times the grouped heads."""
+    tile_keys: int
+    num_warps: int
+    num_stages: int
+
+
+def prefill_tiles(head_dim: int, dtype: torch.dtype) -> AttentionTiles:
+    if dtype == torch.float32:
+        return AttentionTiles(block_rows=16, tile_keys=16, num_warps=4, num_stages=2)
+    if head_dim > 128:
+        return AttentionTiles(block_rows=64, tile_keys=32, num_warps=4, num_stages=2)
+    return AttentionTiles(block_rows=128, tile_keys=64, num_warps=8, num_stages=3)
+
+
+def decode_tiles(head_dim: int, dtype: torch.dtype, group_size: int) -> AttentionTiles:
+    block_rows = max(MIN_DOT, triton.next_power_of_2(group_size))
+    if dtype == torch.float32:
+        return AttentionTiles(block_rows, tile_keys=16, num_warps=4, num_stages=2)
+    return AttentionTiles(block_rows, tile_keys=32 if head_dim > 128 else 64, num_warps=4, num_stages=3)
+
+
+def decode_splits(num_requests: int, num_kv_heads: int, max_seq_len: int) -> int:
+    """A power of two. Requests divide their own length by it, so a captured graph stays right as they grow."""
+    wanted = DECODE_PROGRAMS // max(1, num_requests * num_kv_heads)
+    useful = triton.cdiv(max_seq_len, DECODE_MIN_SPLIT)
+    splits = max(1, min(wanted, useful, DECODE_MAX_SPLITS))
+    return 1 << (splits.bit_length() - 1)
+
+
+def shrink_split(in_features: int, segment_size: int) -> int:
+    """Input features of one split: decode needs the parallelism, longer segments bring their own."""
+    return SHRINK_SPLIT_IN if segment_size == MIN_DOT else in_features
