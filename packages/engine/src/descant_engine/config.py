@@ -49,6 +49,10 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 1.0
     original_max_position: int = 0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+    """YaRN: multiplies cosines and sines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

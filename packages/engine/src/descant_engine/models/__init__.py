@@ -1,0 +1,55 @@
+"""`load_model` builds the architecture that the config names, with its weights, ready to run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from descant_engine.config import ResolvedConfig
+from descant_engine.layers.embedding import LmHead
+from descant_engine.layers.linear import Linear
+from descant_engine.layers.lora import wrap_linears
+from descant_engine.models.llama import LlamaForCausalLM
+from descant_engine.models.registry import MODELS
+from descant_engine.models.weights import checkpoint_tensors, fill, fill_with_random
+
+__all__ = ["attach_lora", "load_model"]
+
+
+def load_model(config: ResolvedConfig) -> LlamaForCausalLM:
+    """On its device, in its dtype, without gradients. See `models.llama` for what it takes and returns.
+
+    Raises:
+        UnsupportedModelError: no weights where the config points, or weights that do not fit; names file and tensor.
+    """
+    # The rotary table is the one tensor whose size is the context's: no longer than it will be used.
+    shape = replace(config.shape, max_position=config.max_model_len)
+    with _built_as(torch.device(config.device), getattr(torch, config.dtype)):
+        model = MODELS[shape.architecture](shape)
+    model.requires_grad_(False).eval()
+    if config.user.load_format == "dummy":
+        fill_with_random(model, config.user.seed)
+    else:
+        fill(model, checkpoint_tensors(config.user.model, config.dtype))
+    for module in model.modules():
+        if isinstance(module, Linear | LmHead):
+            module.finish_loading()
+    return model
+
+
+def attach_lora(model: nn.Module) -> None:
+    """From now on the model's linear layers heed `current_step().lora`."""
+    wrap_linears(model)
+
+
+@contextmanager
+def _built_as(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            yield
+    finally:
+        torch.set_default_dtype(before)

@@ -45,7 +45,7 @@ class ModelRunner:
         self._device = torch.device(config.device)
         self._model: nn.Module = load_model(config)
         if config.user.enable_lora:
-            attach_lora(self._model, config.shape)
+            attach_lora(self._model)
         self.num_blocks = profile_num_blocks(self._model, config, self._device)
         self.num_adapter_slots = min(self.num_blocks, MAX_ADAPTER_SLOTS)
         dtype = next(self._model.parameters()).dtype

@@ -1,0 +1,19 @@
+from torch import Tensor, nn
+
+from descant_engine.layers.ops import current_ops
+
+
+class Attention(nn.Module):
+    """Causal attention of one layer over its part of the block pool. Which tokens belong together, and where their
+    keys and values lie, is this step's affair (`current_step`), not the model's.
+    """
+
+    def __init__(self, layer: int, head_dim: int) -> None:
+        super().__init__()
+        self._layer = layer
+        self._scale = head_dim**-0.5
+        self._ops = current_ops()
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [T, q heads, d], k and v [T, KV heads, d] -> [T, q heads * d]. Writes k and v to the KV cache."""
+        return self._ops.attention(self._layer, q, k, v, self._scale)

@@ -1,0 +1,81 @@
+"""The operations in torch, for the CPU. Every dispatch costs microseconds, so they are few, and whatever is the same
+for all layers is computed once per step.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from descant_engine.adapter import TargetModule
+from descant_engine.forward_context import StepContext, current_step
+from descant_engine.layers.cpu_attention import AttentionPlan, LayerRows, attend
+from descant_engine.layers.cpu_lora import LoraPlanner
+from descant_engine.layers.ops import Product
+
+TYPICAL_NUM_TOKENS = 8
+"""oneDNN lays weights out for about so many rows; any number works."""
+
+
+class CpuOps:
+    """Keeps the plan of the step at hand. One thread, one step at a time."""
+
+    def __init__(self) -> None:
+        self._step: StepContext | None = None
+        self._attention: AttentionPlan | None = None
+        self._rows: tuple[LayerRows, ...] = ()
+        self._turns: tuple[Tensor, Tensor] | None = None
+        self._lora = LoraPlanner()
+
+    def product(self, weight: Tensor, bias: Tensor | None) -> Product:
+        if not torch.backends.mkldnn.is_available() or weight.dtype not in (torch.bfloat16, torch.float32):
+            return lambda x: F.linear(x, weight, bias)
+        # A layout made for the processor's vector units: 1.5 to 2 times faster than row-major for few tokens.
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_NUM_TOKENS)
+        linear: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
+        return lambda x: linear(x, packed, bias, "none", [], "")
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        residual = residual.add_(x)
+        return F.rms_norm(residual, weight.shape, weight, eps), residual
+
+    def rotary(self, q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
+        self._begin_step()
+        if self._turns is None:
+            cos, sin = cos_sin[positions].to(q.dtype).unsqueeze(1).chunk(2, dim=-1)
+            self._turns = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+        cos, sin = self._turns
+        for heads in (q, k):
+            swapped = heads.roll(heads.shape[-1] // 2, -1)
+            heads.mul_(cos).addcmul_(swapped, sin)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        step = self._begin_step()
+        if self._attention is None:
+            self._attention = AttentionPlan.of(step.attention, step.kv_caches[0], q.dtype)
+            self._attention.clear_fresh_blocks(step.kv_caches)
+        return attend(self._attention, self._rows[layer], q, k, v, scale)
+
+    def add_lora(
+        self, layer: int, modules: tuple[TargetModule, ...], widths: tuple[int, ...], x: Tensor, output: Tensor
+    ) -> Tensor:
+        lora = current_step().lora
+        assert lora is not None
+        return self._lora.plan(lora).add(layer, modules, widths, x, output)
+
+    def _begin_step(self) -> StepContext:
+        """Forgets the plan of the step before, if the layer calling is the first of a new one."""
+        step = current_step()
+        if step is not self._step:
+            if self._step is None or step.kv_caches is not self._step.kv_caches:
+                self._rows = tuple(LayerRows.of(cache) for cache in step.kv_caches)
+            self._step, self._attention, self._turns = step, None, None
+        return step

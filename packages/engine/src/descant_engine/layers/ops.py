@@ -1,0 +1,56 @@
+"""What layers ask of a device. One object per device, chosen when a layer is built; layers have no if/else on devices."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from descant_engine.adapter import TargetModule
+
+Product = Callable[[Tensor], Tensor]
+"""x [num_tokens, in_features] -> x @ weight.T + bias [num_tokens, out_features]."""
+
+
+class Ops(Protocol):
+    """Shapes: T tokens, d = head_dim, qh / kvh query and KV heads."""
+
+    def product(self, weight: Tensor, bias: Tensor | None) -> Product:
+        """Prepares weight [out, in] for use; the caller need not keep it."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / rms(x) * weight over the last dimension (arXiv 1910.07467); the mean is taken in float32."""
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """(rms_norm(x + residual), x + residual). Either input may be overwritten."""
+
+    def rotary(self, q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
+        """Turns q [T, qh, d] and k [T, kvh, d] in place. cos_sin [max_position, d]: cosines, then sines."""
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """[T, 2n] -> silu(first half) * second half, [T, n]."""
+
+    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Writes k and v [T, kvh, d] to the layer's KV cache, then attends: q [T, qh, d] -> [T, qh * d]."""
+
+    def add_lora(
+        self, layer: int, modules: tuple[TargetModule, ...], widths: tuple[int, ...], x: Tensor, output: Tensor
+    ) -> Tensor:
+        """output [T, sum(widths)] plus each token's adapter on x [T, in]; only called when the step has adapters."""
+
+
+def current_ops() -> Ops:
+    """The operations of torch's default device: the one that the layers being built will live on."""
+    return _ops_for(torch.get_default_device().type)
+
+
+@cache
+def _ops_for(device_type: str) -> Ops:
+    if device_type == "cuda":
+        from descant_engine.layers.cuda_ops import CudaOps
+
+        return CudaOps()
+    from descant_engine.layers.cpu_ops import CpuOps
+
+    return CpuOps()

@@ -1,0 +1,245 @@
+"""From what the user asked for to numbers: reads the model's own config and settles every "auto"."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from descant_engine.config import Device, Dtype, EngineConfig, ModelShape, ResolvedConfig, RopeScaling
+
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+"""transformers' model_type -> class name; `models.registry` has a line for each."""
+
+ROPE_KINDS = ("default", "linear", "llama3", "dynamic", "yarn")
+
+
+class UnsupportedModelError(ValueError):
+    """The model is not there, damaged, or of a kind that we would not compute exactly."""
+
+
+class ModelPlace(NamedTuple):
+    folder: Path
+    gguf_file: str | None
+
+
+class ModelConfig(NamedTuple):
+    source: Any
+    """transformers' config object"""
+    shape: ModelShape
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceDefaults:
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+DEFAULTS: dict[Device, DeviceDefaults] = {"cuda": DeviceDefaults(256, 8192), "cpu": DeviceDefaults(64, 512)}
+
+
+def resolve(user: EngineConfig) -> ResolvedConfig:
+    """Reads the model's config and fills in what the user left open.
+
+    Raises:
+        UnsupportedModelError: see `read_model_config`.
+        ValueError: a wish that cannot be met; the message has both numbers.
+    """
+    _, shape, eos_token_ids = read_model_config(user.model)
+    device = _device(user)
+    defaults = DEFAULTS[device]
+    max_num_seqs = defaults.max_num_seqs if user.max_num_seqs is None else user.max_num_seqs
+    budget = user.max_num_batched_tokens
+    return ResolvedConfig(
+        user=user,
+        shape=shape,
+        dtype=_dtype(user, device),
+        device=device,
+        max_model_len=_max_model_len(user, shape),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max(defaults.max_num_batched_tokens, max_num_seqs) if budget is None else budget,
+        eos_token_ids=eos_token_ids,
+    )
+
+
+def read_model_config(model: str) -> ModelConfig:
+    """The config of a folder, a .gguf file or a hub id.
+
+    Raises:
+        UnsupportedModelError: no such model, or one that cannot be computed exactly; says what is supported.
+    """
+    from transformers import AutoConfig
+
+    place = locate_model(model, with_weights=False)
+    try:
+        source = AutoConfig.from_pretrained(place.folder, **({"gguf_file": place.gguf_file} if place.gguf_file else {}))
+    except (ValueError, KeyError, OSError) as error:
+        raise UnsupportedModelError(
+            f"{model}: its config cannot be read ({error}); supported are {', '.join(ARCHITECTURES.values())}"
+        ) from error
+    return ModelConfig(source, model_shape(source), _eos_token_ids(source, place))
+
+
+def locate_model(model: str, *, with_weights: bool) -> ModelPlace:
+    """Where the model's files are; a hub id is downloaded (HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are heeded)."""
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return ModelPlace(path.parent, path.name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UnsupportedModelError(f"{path} has no config.json: not a model folder in Hugging Face's format")
+        return ModelPlace(path, None)
+    return ModelPlace(_download(model, with_weights), None)
+
+
+def _download(model: str, with_weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    patterns = ["*.json", "*.safetensors"] if with_weights else ["*.json"]
+    try:
+        return Path(snapshot_download(model, allow_patterns=patterns))
+    except HFValidationError:
+        tried = "no such folder or .gguf file, and not a hub id (organization/name)"
+    except (OSError, ValueError, RuntimeError) as error:
+        tried = f"no such folder or .gguf file, and the hub gave: {str(error).splitlines()[0]}"
+    raise UnsupportedModelError(f"model {model!r} not found: {tried}")
+
+
+def model_shape(source: Any) -> ModelShape:
+    """The numbers of a transformers config.
+
+    Raises:
+        UnsupportedModelError: an architecture, rotary embedding, quantization or activation we don't have.
+    """
+    if source.model_type not in ARCHITECTURES:
+        named = ", ".join(getattr(source, "architectures", None) or [source.model_type])
+        raise UnsupportedModelError(f"{named} is not supported; supported are {', '.join(ARCHITECTURES.values())}")
+    _refuse_variants(source)
+    bias = bool(getattr(source, "attention_bias", False))
+    rope = _rope(source)
+    return ModelShape(
+        architecture=ARCHITECTURES[source.model_type],
+        vocab_size=source.vocab_size,
+        hidden_size=source.hidden_size,
+        intermediate_size=source.intermediate_size,
+        num_layers=source.num_hidden_layers,
+        num_q_heads=source.num_attention_heads,
+        num_kv_heads=source.num_key_value_heads or source.num_attention_heads,
+        head_dim=getattr(source, "head_dim", None) or source.hidden_size // source.num_attention_heads,
+        rms_norm_eps=source.rms_norm_eps,
+        max_position=_max_position(source, rope),
+        rope=rope,
+        tie_word_embeddings=source.tie_word_embeddings,
+        attention_bias=bias or source.model_type == "qwen2",
+        output_bias=bias,
+        mlp_bias=bool(getattr(source, "mlp_bias", False)),
+    )
+
+
+def _refuse_variants(source: Any) -> None:
+    quantization = getattr(source, "quantization_config", None)
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+        raise UnsupportedModelError(f"quantization {method!r} is not supported; supported are none and GGUF files")
+    if source.hidden_act != "silu":
+        raise UnsupportedModelError(f"activation {source.hidden_act!r} is not supported; supported is silu")
+    if source.num_attention_heads % (source.num_key_value_heads or source.num_attention_heads):
+        raise UnsupportedModelError(
+            f"{source.num_attention_heads} query heads cannot share {source.num_key_value_heads} KV heads evenly"
+        )
+
+
+def _rope(source: Any) -> RopeScaling:
+    given = source.rope_parameters
+    kind = given.get("rope_type", "default")
+    if kind not in ROPE_KINDS:
+        raise UnsupportedModelError(f"rope type {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}")
+    if given.get("partial_rotary_factor", 1.0) != 1.0 or not given.get("truncate", True):
+        raise UnsupportedModelError("partial rotary embeddings and YaRN without truncation are not supported")
+    original = given.get("original_max_position_embeddings") or source.max_position_embeddings
+    factor = given.get("factor") or (source.max_position_embeddings / original if kind == "yarn" else 1.0)
+    return RopeScaling(
+        kind=kind,
+        theta=given["rope_theta"],
+        factor=factor,
+        low_freq_factor=given.get("low_freq_factor") or 1.0,
+        high_freq_factor=given.get("high_freq_factor") or 1.0,
+        original_max_position=original,
+        beta_fast=given.get("beta_fast") or 32.0,
+        beta_slow=given.get("beta_slow") or 1.0,
+        attention_factor=_yarn_attention_factor(given, factor) if kind == "yarn" else 1.0,
+    )
+
+
+def _yarn_attention_factor(given: dict[str, Any], factor: float) -> float:
+    """YaRN, arXiv 2309.00071, equation 22, with DeepSeek's two mscale numbers where given."""
+
+    def mscale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if given.get("attention_factor") is not None:
+        return float(given["attention_factor"])
+    if given.get("mscale") and given.get("mscale_all_dim"):
+        return mscale(given["mscale"]) / mscale(given["mscale_all_dim"])
+    return mscale(1.0)
+
+
+def _max_position(source: Any, rope: RopeScaling) -> int:
+    trained: int = source.max_position_embeddings
+    if rope.kind == "linear":
+        trained = int(trained * rope.factor)
+    if rope.kind == "yarn":
+        trained = max(trained, int(rope.original_max_position * rope.factor))
+    window = getattr(source, "sliding_window", None)
+    return min(trained, window) if window else trained
+
+
+def _eos_token_ids(source: Any, place: ModelPlace) -> tuple[int, ...]:
+    """Those of the config and of generation_config.json together."""
+    from transformers import GenerationConfig
+
+    given = [source.eos_token_id]
+    if place.gguf_file is None and (place.folder / "generation_config.json").is_file():
+        given.append(GenerationConfig.from_pretrained(place.folder).eos_token_id)
+    ids: set[int] = set()
+    for eos in given:
+        ids |= set(eos) if isinstance(eos, list | tuple) else {eos}
+    return tuple(sorted(ids - {None}))  # type: ignore[arg-type]
+
+
+def _max_model_len(user: EngineConfig, shape: ModelShape) -> int:
+    if user.max_model_len is None:
+        return shape.max_position
+    if not 1 <= user.max_model_len <= shape.max_position:
+        raise ValueError(
+            f"max_model_len={user.max_model_len} is outside what the model's config allows: 1 to {shape.max_position}"
+        )
+    return user.max_model_len
+
+
+def _device(user: EngineConfig) -> Device:
+    import torch
+
+    if user.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch sees no CUDA device; use device=cpu, or check the driver")
+    if user.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return user.device
+
+
+def _dtype(user: EngineConfig, device: Device) -> Dtype:
+    """bfloat16 wherever the hardware multiplies it fast."""
+    import torch
+
+    if user.dtype != "auto":
+        return user.dtype
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    fast: bool = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if fast else "float32"
