@@ -1,0 +1,231 @@
+"""The gateway's configuration: read once from the environment at start, frozen from then on."""
+
+import hmac
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self, TypeVar
+from urllib.parse import urlsplit
+
+MIN_PEPPER_LENGTH: Final = 32
+MIN_ADMIN_KEY_LENGTH: Final = 16
+KUBERNETES_SERVICE_LINK: Final = "tcp://"
+
+T = TypeVar("T")
+
+
+class ConfigError(Exception):
+    """The environment doesn't make a configuration. The message lists every problem, one a line."""
+
+
+class Secret:
+    """Text that must not be seen: `repr`, `str` and encoders show nothing of it; `reveal()` is the one way to it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def matches(self, candidate: str) -> bool:
+        """Compares in a time that doesn't depend on where the texts differ."""
+        return hmac.compare_digest(self._text.encode(), candidate.encode("utf-8", "surrogateescape"))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self.matches(other._text)
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayConfig:
+    """Each field is the environment variable DESCANT_<FIELD>, but for host and port: DESCANT_GATEWAY_HOST and _PORT.
+
+    The four secrets may instead be in files, named by DESCANT_<FIELD>_FILE.
+    """
+
+    database_url: Secret
+    """postgresql://user:password@host:port/database; a folder of unix sockets as ?host=/path."""
+    valkey_url: Secret
+    """redis:// (or rediss://, valkey://, unix://)."""
+    key_pepper: Secret
+    """Keys the HMAC of every key's secret: losing it makes all keys invalid. At least 32 characters."""
+    admin_key: Secret
+    """The bearer of /admin/v1. At least 16 characters."""
+    host: str = "127.0.0.1"
+    port: int = 8080
+    """0 takes a free port."""
+    max_body_bytes: int = 8 << 20
+    upstream_connect_timeout_s: float = 2.0
+    upstream_first_byte_timeout_s: float = 120.0
+    """From the request sent to the first byte of the reply; covers queueing and prefill in the engine."""
+    upstream_idle_timeout_s: float = 60.0
+    """Between two chunks of a stream."""
+    health_interval_s: float = 2.0
+    """Between two health probes of a backend."""
+    valkey_timeout_s: float = 0.25
+    """One operation; longer counts as an outage."""
+    database_pool_size: int = 4
+    """Connections per process; the request path uses none."""
+    catalogue_poll_s: float = 3.0
+    """Behind the notifications, in case one is lost."""
+    ledger_spool_dir: Path = Path("var/ledger-spool")
+    """Usage records go here while PostgreSQL is away. One folder per gateway process."""
+    shutdown_grace_s: float = 30.0
+    """How long running streams may take to end after SIGTERM."""
+    log_level: str = "info"
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str]) -> Self:
+        """Raises ConfigError with every missing or malformed variable, never a value that could be secret."""
+        read = _EnvironmentReader(env)
+        config = cls(
+            database_url=read.secret("DESCANT_DATABASE_URL", _postgres_url),
+            valkey_url=read.secret("DESCANT_VALKEY_URL", _valkey_url),
+            key_pepper=read.secret("DESCANT_KEY_PEPPER", _at_least(MIN_PEPPER_LENGTH)),
+            admin_key=read.secret("DESCANT_ADMIN_KEY", _at_least(MIN_ADMIN_KEY_LENGTH)),
+            host=read.value("DESCANT_GATEWAY_HOST", cls.host, _text),
+            port=read.value("DESCANT_GATEWAY_PORT", cls.port, _port),
+            max_body_bytes=read.value("DESCANT_MAX_BODY_BYTES", cls.max_body_bytes, _positive_int),
+            upstream_connect_timeout_s=read.value(
+                "DESCANT_UPSTREAM_CONNECT_TIMEOUT_S", cls.upstream_connect_timeout_s, _seconds
+            ),
+            upstream_first_byte_timeout_s=read.value(
+                "DESCANT_UPSTREAM_FIRST_BYTE_TIMEOUT_S", cls.upstream_first_byte_timeout_s, _seconds
+            ),
+            upstream_idle_timeout_s=read.value(
+                "DESCANT_UPSTREAM_IDLE_TIMEOUT_S", cls.upstream_idle_timeout_s, _seconds
+            ),
+            health_interval_s=read.value("DESCANT_HEALTH_INTERVAL_S", cls.health_interval_s, _seconds),
+            valkey_timeout_s=read.value("DESCANT_VALKEY_TIMEOUT_S", cls.valkey_timeout_s, _seconds),
+            database_pool_size=read.value("DESCANT_DATABASE_POOL_SIZE", cls.database_pool_size, _positive_int),
+            catalogue_poll_s=read.value("DESCANT_CATALOGUE_POLL_S", cls.catalogue_poll_s, _seconds),
+            ledger_spool_dir=read.value("DESCANT_LEDGER_SPOOL_DIR", cls.ledger_spool_dir, Path),
+            shutdown_grace_s=read.value("DESCANT_SHUTDOWN_GRACE_S", cls.shutdown_grace_s, _seconds),
+            log_level=read.value("DESCANT_LOG_LEVEL", cls.log_level, _log_level),
+        )
+        read.raise_problems()
+        return config
+
+
+class _EnvironmentReader:
+    """Reads variables, collecting what is wrong with them instead of stopping at the first."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = env
+        self._problems: list[str] = []
+
+    def value(self, name: str, default: T, parse: Callable[[str], T]) -> T:
+        text = self._env.get(name, "").strip()
+        if not text:
+            return default
+        try:
+            return parse(text)
+        except ValueError as error:
+            self._problems.append(f"{name}={text!r}: {error}")
+            return default
+
+    def secret(self, name: str, check: Callable[[str], str]) -> Secret:
+        """A secret of its own variable or of the file that NAME_FILE names. Problems never quote the text."""
+        try:
+            return Secret(check(self._secret_text(name)))
+        except ValueError as error:
+            self._problems.append(f"{name}: {error}")
+            return Secret("")
+
+    def _secret_text(self, name: str) -> str:
+        text, path = self._env.get(name, "").strip(), self._env.get(f"{name}_FILE", "").strip()
+        if text and path:
+            raise ValueError(f"set it or {name}_FILE, not both")
+        if path:
+            text = _read_secret_file(path)
+        if not text:
+            raise ValueError(f"missing; set it, or {name}_FILE to the path of a file that holds it")
+        return text
+
+    def raise_problems(self) -> None:
+        if self._problems:
+            raise ConfigError("The configuration is not usable:\n" + "\n".join(f"  {line}" for line in self._problems))
+
+
+def _read_secret_file(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ValueError(f"cannot read the file {path}: {reason}") from None
+
+
+def _postgres_url(text: str) -> str:
+    scheme, has_path = _scheme_and_path(text)
+    if scheme not in {"postgresql", "postgres", "postgresql+asyncpg"} or not has_path:
+        raise ValueError("must look like postgresql://user:password@host:5432/database")
+    return text
+
+
+def _valkey_url(text: str) -> str:
+    if _scheme_and_path(text)[0] not in {"redis", "rediss", "valkey", "valkeys", "unix"}:
+        raise ValueError("must look like redis://host:6379/0")
+    return text
+
+
+def _scheme_and_path(url: str) -> tuple[str, bool]:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("is not a URL; a password with special characters must be percent-encoded") from None
+    return parts.scheme, len(parts.path) > 1
+
+
+def _at_least(length: int) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if len(text) < length:
+            raise ValueError(f"has {len(text)} characters; at least {length} are needed (try: openssl rand -hex 32)")
+        return text
+
+    return check
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _port(text: str) -> int:
+    if text.startswith(KUBERNETES_SERVICE_LINK):
+        # Kubernetes sets <SERVICE>_PORT in every pod, so a service named descant-gateway collides with this name.
+        raise ValueError("this is a Kubernetes service link; set enableServiceLinks: false on the pod")
+    number = int(text) if text.isascii() and text.isdigit() else -1
+    if not 0 <= number <= 65535:
+        raise ValueError("must be a port number from 0 to 65535")
+    return number
+
+
+def _positive_int(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() else 0
+    if number < 1:
+        raise ValueError("must be a whole number above 0")
+    return number
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 86_400:
+        raise ValueError("must be a number of seconds above 0, at most a day")
+    return number
+
+
+def _log_level(text: str) -> str:
+    levels = ("debug", "info", "warning", "error")
+    if text.lower() not in levels:
+        raise ValueError(f"must be one of {', '.join(levels)}")
+    return text.lower()
