@@ -1,0 +1,165 @@
+"""POST /v1/chat/completions. Reference: https://platform.openai.com/docs/api-reference/chat"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from msgspec import Struct
+
+from descant_wire.sampling import FinishReason, SamplingFields
+from descant_wire.usage import Usage
+
+Role = Literal["system", "developer", "user", "assistant"]
+
+
+class TextPart(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A piece of a message; text is the only kind."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    role: Role
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    """Harmless: tells speakers of one role apart; the chat templates that we serve have no place for it."""
+
+    # A client sends an assistant's message back as it got it, with these empty.
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    audio: Any = None
+    function_call: Any = None
+    tool_calls: list[Any] | None = None
+
+    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "refusal": (),
+        "annotations": ([],),
+        "audio": (),
+        "function_call": (),
+        "tool_calls": ([],),
+    }
+
+    @property
+    def text(self) -> str:
+        """The content as one string; parts are joined as they are."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    messages: list[ChatMessage]
+    max_completion_tokens: int | None = None
+    """The current name of `max_tokens`; wins where both are given."""
+
+    # Accepted, without effect.
+    metadata: dict[str, str] | None = None
+    """Harmless: labels for stored completions, and none is stored."""
+    safety_identifier: str | None = None
+    """Harmless: see `user`."""
+    prompt_cache_key: str | None = None
+    """Harmless: a routing hint; prefix blocks are found by content."""
+    parallel_tool_calls: bool | None = None
+    """Harmless: says how tools are called, and `tools` is refused."""
+
+    # Refused unless they ask for what happens anyway.
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    functions: list[Any] | None = None
+    function_call: Any = None
+    response_format: dict[str, Any] | None = None
+    modalities: list[str] | None = None
+    audio: Any = None
+    prediction: Any = None
+    web_search_options: Any = None
+    moderation: Any = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    service_tier: str | None = None
+    store: bool | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: Any = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    echo: bool | None = None
+
+    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **SamplingFields.only,
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "web_search_options": (),
+        "moderation": (),
+        "reasoning_effort": ("none",),
+        "verbosity": ("medium",),
+        "service_tier": ("auto", "default"),
+        "store": (False,),
+        "prompt_cache_retention": ("in_memory",),
+        "prompt_cache_options": (),
+        "add_generation_prompt": (True,),
+        "continue_final_message": (False,),
+        "echo": (False,),
+    }
+
+    @property
+    def completion_limit(self) -> int | None:
+        """The most tokens to generate; None leaves it to the context."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+class ResponseMessage(Struct, frozen=True, kw_only=True):
+    content: str
+    role: Literal["assistant"] = "assistant"
+
+
+class ChatChoice(Struct, frozen=True, kw_only=True):
+    index: int
+    message: ResponseMessage
+    finish_reason: FinishReason
+    logprobs: None = None
+    stop_reason: int | str | None = None
+    """vLLM's: the stop string or the stop token that ended it."""
+
+
+class ChatCompletion(Struct, frozen=True, kw_only=True):
+    id: str
+    created: int
+    """Unix time, seconds."""
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    object: Literal["chat.completion"] = "chat.completion"
+    system_fingerprint: None = None
+
+
+class ChatDelta(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(Struct, frozen=True, kw_only=True):
+    delta: ChatDelta
+    index: int = 0
+    logprobs: None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatCompletionChunk(Struct, frozen=True, kw_only=True):
+    """One event of the stream. The usage chunk, when asked for, has no choices and comes last."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    system_fingerprint: None = None

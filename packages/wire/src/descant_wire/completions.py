@@ -1,0 +1,101 @@
+"""POST /v1/completions. Reference: https://platform.openai.com/docs/api-reference/completions"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from msgspec import Struct
+
+from descant_wire.errors import invalid_request
+from descant_wire.sampling import FinishReason, SamplingFields, TokenId
+from descant_wire.usage import Usage
+
+DEFAULT_MAX_TOKENS = 16
+MAX_PROMPTS = 256
+Prompt = str | list[int]
+"""Text, or token ids."""
+
+
+class CompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    prompt: str | list[str | TokenId | list[TokenId]]
+    add_special_tokens: bool | None = None
+    """vLLM's: whether the tokenizer adds its begin-of-sequence token to a text prompt; true unless said otherwise."""
+
+    # Refused unless they ask for what happens anyway.
+    logprobs: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **SamplingFields.only,
+        "logprobs": (),
+        "echo": (False,),
+        "suffix": ("",),
+        "best_of": (1,),
+    }
+
+    @property
+    def completion_limit(self) -> int:
+        """OpenAI's default for text completions is 16 tokens."""
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
+    def prompts(self) -> list[Prompt]:
+        """One prompt for each choice of the answer.
+
+        Raises:
+            ApiError: 400, for an empty list, a list of several kinds of thing, or more than MAX_PROMPTS prompts.
+        """
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        token_ids = [item for item in self.prompt if isinstance(item, int)]
+        if token_ids and len(token_ids) == len(self.prompt):
+            return [token_ids]
+        prompts = [item for item in self.prompt if not isinstance(item, int)]
+        if not prompts or token_ids or len({type(prompt) for prompt in prompts}) > 1:
+            raise invalid_request(
+                "`prompt` must be a string, a list of strings, a list of token ids or a list of token-id lists; not"
+                " empty, and not a mixture.",
+                param="prompt",
+            )
+        if len(prompts) > MAX_PROMPTS:
+            raise invalid_request(f"`prompt` has {len(prompts)} entries; at most {MAX_PROMPTS} fit.", param="prompt")
+        return prompts
+
+
+class CompletionChoice(Struct, frozen=True, kw_only=True):
+    index: int
+    text: str
+    finish_reason: FinishReason
+    logprobs: None = None
+    stop_reason: int | str | None = None
+    """vLLM's: the stop string or the stop token that ended it."""
+
+
+class Completion(Struct, frozen=True, kw_only=True):
+    id: str
+    created: int
+    """Unix time, seconds."""
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    object: Literal["text_completion"] = "text_completion"
+    system_fingerprint: None = None
+
+
+class CompletionChunkChoice(Struct, frozen=True, kw_only=True):
+    index: int
+    text: str
+    logprobs: None = None
+    finish_reason: FinishReason | None = None
+
+
+class CompletionChunk(Struct, frozen=True, kw_only=True):
+    """One event of the stream. The usage chunk, when asked for, has no choices and comes last."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[CompletionChunkChoice]
+    usage: Usage | None = None
+    object: Literal["text_completion"] = "text_completion"
+    system_fingerprint: None = None

@@ -1,0 +1,85 @@
+"""The sampling fields that chat and text completions share."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import Meta, Struct
+
+MAX_INT32 = 2**31 - 1
+TokenId = Annotated[int, Meta(ge=0, le=MAX_INT32)]
+Priority = Annotated[int, Meta(ge=-MAX_INT32 - 1, le=MAX_INT32)]
+
+
+class StreamOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+    """Harmless: padding against traffic analysis; false is what we do, true is refused by the requests below."""
+    continuous_usage_stats: bool = False
+    """vLLM's: usage in every chunk. Refused when true."""
+
+
+class SamplingFields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Ranges are checked by the engine's SamplingParams, the one place that knows them; types are checked here.
+
+    `only` names the fields that we know but don't honour in full, with the values that change nothing; null is always
+    one of them. Anything else is refused by name, never ignored.
+    """
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    max_tokens: int | None = None
+    stop: str | list[str] | None = None
+
+    # vLLM's additions.
+    top_k: int | None = None
+    """0 or -1 keeps all tokens."""
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[TokenId] | None = None
+    ignore_eos: bool | None = None
+    priority: Priority | None = None
+    """Lower runs earlier, as in vLLM."""
+    cache_salt: str | None = None
+    """Requests of different salts never share prefix blocks."""
+
+    user: str | None = None
+    """Harmless: an end user's name for the provider's abuse reports; there is no such provider here."""
+
+    # Refused unless they ask for what happens anyway.
+    n: int | None = None
+    logit_bias: dict[str, Any] | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+
+    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "n": (1,),
+        "logit_bias": ({},),
+        "skip_special_tokens": (True,),
+        "include_stop_str_in_output": (False,),
+        "stream_options": (
+            StreamOptions(),
+            StreamOptions(include_usage=True),
+        ),
+    }
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def wants_usage_chunk(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+FinishReason = Literal["stop", "length", "abort"]
+"""OpenAI's, and vLLM's "abort" for a request that the server ended early."""
