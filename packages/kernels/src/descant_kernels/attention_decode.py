@@ -140,7 +140,8 @@ def _decode_kernel(
             kv_stride_block, kv_stride_token, qk_scale, KV_BLOCK, HEAD_DIM, BLOCK_DIM, TILE, MASKED=True,
         )  # fmt: skip
     # Only a request of length 0 has an empty sum; its output is 0.
-    result = acc / tl.where(row_sum > 0, row_sum, 1.0)[:, None]
+    row_sum = tl.where(row_sum > 0, row_sum, 1.0)
+    result = acc / row_sum[:, None]
     if NUM_SPLITS == 1:
         place = out + token * out_stride_token + (head * HEAD_DIM)[:, None] + dims[None, :]
         tl.store(place, result.to(out.dtype.element_ty), mask=mask)
@@ -178,7 +179,7 @@ def _join_splits_kernel(
     mask = is_written[:, None] & (dims < HEAD_DIM)[None, :]
     results = tl.load(partial_out + (partial * HEAD_DIM)[:, None] + dims[None, :], mask=mask, other=0.0)
     highest = tl.max(lse, axis=0)
-    weights = tl.where(is_written, tl.exp2(lse - highest), 0.0)
+    weights = tl.exp2(lse - tl.where(seq_len > 0, highest, 0.0))
     total = tl.sum(weights, axis=0)
     joined = tl.sum(results * weights[:, None], axis=0) / tl.where(total > 0, total, 1.0)
     place = out + token * out_stride_token + head * HEAD_DIM + dims

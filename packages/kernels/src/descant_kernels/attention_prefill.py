@@ -113,9 +113,7 @@ def _prefill_kernel(
     dims = tl.arange(0, BLOCK_DIM)
     mask = ((rows < BLOCK_QUERIES * GROUP) & (query < query_len))[:, None] & (dims < HEAD_DIM)[None, :]
     token = (query_start + query).to(tl.int64)
-    q_tile = tl.load(
-        q + (token * q_stride_token + head * q_stride_head)[:, None] + dims[None, :], mask=mask, other=0.0
-    )
+    q_tile = tl.load(q + (token * q_stride_token + head * q_stride_head)[:, None] + dims[None, :], mask=mask, other=0.0)
 
     block_table = block_tables + request.to(tl.int64) * table_stride
     keys += kv_head * kv_stride_head

@@ -65,9 +65,7 @@ class ProjectionGroup(NamedTuple):
     """Width of each module's columns, left to right."""
 
 
-def lora_shrink(
-    x: Tensor, tables: LoraTables, layer: int, group: ProjectionGroup, segments: LoraSegments
-) -> Tensor:
+def lora_shrink(x: Tensor, tables: LoraTables, layer: int, group: ProjectionGroup, segments: LoraSegments) -> Tensor:
     """sum(partials, dim=0)[m, t, :rank] = x[t] @ A[slot(t), layer, first_module + m].T, for each adapted token t.
 
     Args:
@@ -227,7 +225,7 @@ def _shrink_kernel(
     member = tl.arange(0, SEGMENT)
     is_member = member < length
     token = tl.load(token_order + tl.load(starts + segment) + member, mask=is_member, other=0)
-    row_of_split = split.to(tl.int64) * tl.num_programs(1) // LANES + module
+    slab = split.to(tl.int64) * (tl.num_programs(1) // LANES) + module
     x_rows = x + token * x_stride
     first_in = split * split_in
     end_in = tl.minimum(first_in + split_in, in_features)
@@ -242,7 +240,7 @@ def _shrink_kernel(
             x_tile = tl.load(x_rows[:, None] + column[None, :], mask=is_member[:, None] & is_column, other=0.0)
             a_tile = tl.load(a_rows[:, None] + column[None, :], mask=is_row[:, None] & is_column, other=0.0)
             acc = tl.dot(x_tile, tl.trans(a_tile), acc, input_precision="ieee")
-        target = partials + ((row_of_split * num_tokens + token) * (MAX_TILES * RANK_TILE))[:, None] + row[None, :]
+        target = partials + ((slab * num_tokens + token) * (MAX_TILES * RANK_TILE))[:, None] + row[None, :]
         tl.store(target, acc, mask=is_member[:, None] & is_row[None, :])
 
 

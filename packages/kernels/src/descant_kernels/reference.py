@@ -88,9 +88,7 @@ def segment_tokens(
     return segments
 
 
-def lora_shrink(
-    x: Tensor, tables: LoraTables, layer: int, group: ProjectionGroup, segments: LoraSegments
-) -> Tensor:
+def lora_shrink(x: Tensor, tables: LoraTables, layer: int, group: ProjectionGroup, segments: LoraSegments) -> Tensor:
     max_rank = tables.a_offsets.shape[-1] * tables.rank_tile
     partials = x.new_zeros((1, len(group.out_features), x.shape[0], max_rank), dtype=torch.float32)
     for slot, tokens in _segment_list(segments):
