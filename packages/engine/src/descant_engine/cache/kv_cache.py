@@ -48,7 +48,7 @@ class KvCache:
         self._num_cached[request.request_id] = len(request.block_ids)
 
     def count_prefix_query(self, request: Request) -> None:
-        """For the metrics: the request was admitted with what `acquire_prefix` found."""
+        """For the metrics: the request was admitted, for the first time, with what `acquire_prefix` found."""
         if self._enable_prefix_caching:
             self.num_query_tokens += request.num_known_tokens
             self.num_hit_tokens += request.num_computed_tokens

@@ -252,7 +252,7 @@ class Scheduler:
         request.num_computed_tokens = len(request.block_ids) * self._config.user.block_size
         if request.num_preemptions == 0:
             request.num_cached_tokens = request.num_computed_tokens
-        self._kv.count_prefix_query(request)
+            self._kv.count_prefix_query(request)
 
     def _leave_batch(self, request: Request) -> None:
         self._running.remove(request)
