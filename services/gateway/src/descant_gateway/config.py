@@ -67,6 +67,8 @@ class GatewayConfig:
     """From the request sent to the first byte of the reply; covers queueing and prefill in the engine."""
     upstream_idle_timeout_s: float = 60.0
     """Between two chunks of a stream."""
+    upstream_deadline_s: float = 600.0
+    """The whole of any reply, streamed or not."""
     health_interval_s: float = 2.0
     """Between two health probes of a backend."""
     valkey_timeout_s: float = 0.25
@@ -102,6 +104,7 @@ class GatewayConfig:
             upstream_idle_timeout_s=read.value(
                 "DESCANT_UPSTREAM_IDLE_TIMEOUT_S", cls.upstream_idle_timeout_s, _seconds
             ),
+            upstream_deadline_s=read.value("DESCANT_UPSTREAM_DEADLINE_S", cls.upstream_deadline_s, _seconds),
             health_interval_s=read.value("DESCANT_HEALTH_INTERVAL_S", cls.health_interval_s, _seconds),
             valkey_timeout_s=read.value("DESCANT_VALKEY_TIMEOUT_S", cls.valkey_timeout_s, _seconds),
             database_pool_size=read.value("DESCANT_DATABASE_POOL_SIZE", cls.database_pool_size, _positive_int),

@@ -1,0 +1,102 @@
+"""Builds the Litestar application: opens what the pipeline needs, mounts the routes, shapes every error."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+
+import structlog
+from litestar import Litestar, Request, Response
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+from litestar.types import ControllerRouterHandler
+
+from descant_gateway.access import deny_by_default
+from descant_gateway.backends import Backends
+from descant_gateway.config import GatewayConfig
+from descant_gateway.errors import from_framework
+from descant_gateway.limiter import Limiter, limits_script
+from descant_gateway.metrics import Metrics
+from descant_gateway.pipeline import CatalogueSource, Gateway
+from descant_gateway.relay import Timeouts
+from descant_gateway.routes import health, inference, models
+from descant_gateway.script_queue import ScriptQueue, connect
+from descant_gateway.settle import UsageSink
+from descant_wire.errors import ApiError, server_error
+
+_log = structlog.get_logger("descant_gateway.app")
+
+OpenGateway = Callable[[], AbstractAsyncContextManager[Gateway]]
+
+DATA_ROUTES: Sequence[ControllerRouterHandler] = (
+    inference.inference,
+    models.list_models,
+    models.show_model,
+    health.health,
+    health.ready,
+    health.show_metrics,
+)
+
+
+def build_app(open_gateway: OpenGateway, routes: Sequence[ControllerRouterHandler] = DATA_ROUTES) -> Litestar:
+    """The application around a gateway that is opened when the server starts and closed when it has drained."""
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        async with open_gateway() as gateway:
+            app.state.gateway = gateway
+            yield
+
+    return Litestar(
+        route_handlers=list(routes),
+        guards=[deny_by_default],
+        lifespan=[lifespan],
+        exception_handlers={ApiError: _refuse, HTTPException: _refuse_by_framework, Exception: _fail},
+        openapi_config=None,
+        logging_config=None,
+    )
+
+
+@asynccontextmanager
+async def open_data_side(
+    config: GatewayConfig, feed: CatalogueSource, ledger: UsageSink, metrics: Metrics
+) -> AsyncIterator[Gateway]:
+    """Valkey and the backends, around a catalogue and a ledger that are open already."""
+    async with AsyncExitStack() as stack:
+        queue = ScriptQueue(connect(config.valkey_url.reveal()), limits_script(), config.valkey_timeout_s)
+        queue.start()
+        stack.push_async_callback(queue.close)
+        limiter = Limiter(queue)
+        stack.push_async_callback(limiter.drain, config.shutdown_grace_s)
+        backends = Backends(
+            lambda: feed.current,
+            connect_timeout_s=config.upstream_connect_timeout_s,
+            health_interval_s=config.health_interval_s,
+        )
+        stack.push_async_callback(backends.close)
+        await backends.start()
+        yield Gateway(
+            feed=feed,
+            limiter=limiter,
+            backends=backends,
+            ledger=ledger,
+            metrics=metrics,
+            pepper=config.key_pepper.reveal(),
+            max_body_bytes=config.max_body_bytes,
+            timeouts=Timeouts(
+                first_byte_s=config.upstream_first_byte_timeout_s,
+                idle_s=config.upstream_idle_timeout_s,
+                total_s=config.upstream_deadline_s,
+            ),
+        )
+
+
+def _refuse(_: Request[object, object, State], error: ApiError) -> Response[bytes]:
+    return Response(error.body, status_code=error.status, headers=error.headers, media_type="application/json")
+
+
+def _refuse_by_framework(request: Request[object, object, State], error: HTTPException) -> Response[bytes]:
+    return _refuse(request, from_framework(error, request.method, request.url.path))
+
+
+def _fail(request: Request[object, object, State], error: Exception) -> Response[bytes]:
+    _log.error("request failed", path=request.url.path, exc_info=error)
+    return _refuse(request, server_error())

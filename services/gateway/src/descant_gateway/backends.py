@@ -1,0 +1,120 @@
+"""The upstreams: one HTTP session to all of them, what they are busy with, and whether they are well."""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
+
+import aiohttp
+import structlog
+
+from descant_gateway.catalogue import Backend, Catalogue
+from descant_gateway.route import BackendState
+
+_PROBE_TIMEOUT_S: Final = 2.0
+_PROBE_PATHS: Final = ("/ready", "/health")
+"""The first one that the backend knows decides. A backend that knows neither is well if it answers at all."""
+
+
+class Backends:
+    """Owns the session and every `BackendState`. Follows the catalogue: a new backend is there with the next probe."""
+
+    def __init__(
+        self, catalogue: Callable[[], Catalogue], *, connect_timeout_s: float, health_interval_s: float
+    ) -> None:
+        self._catalogue = catalogue
+        self._connect_timeout_s = connect_timeout_s
+        self._health_interval_s = health_interval_s
+        self._states: dict[str, BackendState] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self._prober: asyncio.Task[None] | None = None
+        self._log = structlog.get_logger("descant_gateway.backends")
+
+    @property
+    def states(self) -> Mapping[str, BackendState]:
+        return self._states
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("Backends was not started")
+        return self._session
+
+    async def start(self) -> None:
+        self._session = aiohttp.ClientSession(
+            # No limit: admission decides how much is in flight, a hidden queue here would only add delay.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30, ttl_dns_cache=30),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            trust_env=False,
+        )
+        await self.probe_all()
+        self._prober = asyncio.get_running_loop().create_task(self._keep_probing(), name="health-probes")
+
+    async def close(self) -> None:
+        if self._prober is not None:
+            self._prober.cancel()
+            await asyncio.gather(self._prober, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    def state(self, name: str) -> BackendState:
+        state = self._states.get(name)
+        if state is None:
+            state = self._states[name] = BackendState()
+        return state
+
+    @contextmanager
+    def in_flight(self, backend: Backend) -> Iterator[None]:
+        state = self.state(backend.name)
+        state.num_in_flight += 1
+        state.num_sent += 1
+        try:
+            yield
+        finally:
+            state.num_in_flight -= 1
+
+    def mark(self, backend: Backend, *, is_healthy: bool, reason: str = "") -> None:
+        """What a probe or a request found out. One log line for each change."""
+        state = self.state(backend.name)
+        if state.is_healthy == is_healthy:
+            return
+        state.is_healthy = is_healthy
+        if is_healthy:
+            self._log.info("backend is healthy", backend=backend.name)
+        else:
+            self._log.warning("backend is not healthy", backend=backend.name, reason=reason)
+
+    async def probe_all(self) -> None:
+        backends = self._catalogue().backends
+        for name in self._states.keys() - backends.keys():
+            if not self._states[name].num_in_flight:
+                del self._states[name]
+        await asyncio.gather(*(self._probe(backend) for backend in backends.values()))
+
+    async def _keep_probing(self) -> None:
+        while True:
+            # Spread, so that replicas that started together don't probe together for ever.
+            await asyncio.sleep(self._health_interval_s * random.uniform(0.8, 1.2))
+            await self.probe_all()
+
+    async def _probe(self, backend: Backend) -> None:
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                status = await self._probe_status(backend)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            self.mark(backend, is_healthy=False, reason=f"no answer: {error!r}")
+        else:
+            self.mark(backend, is_healthy=status < 500, reason=f"status {status}")
+
+    async def _probe_status(self, backend: Backend) -> int:
+        status = 404
+        for path in _PROBE_PATHS:
+            async with self.session.get(backend.base_url + path, allow_redirects=False) as response:
+                status = response.status
+            if status != 404:
+                break
+        return status

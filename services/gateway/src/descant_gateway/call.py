@@ -1,0 +1,160 @@
+"""One HTTP request as ASGI delivers it, and the way to answer it.
+
+Raw ASGI because both directions matter: a stream must leave without buffering, and a client that goes away must be
+noticed at once, whether its reply streams or not (frameworks cancel the former only).
+"""
+
+import asyncio
+import time
+import uuid
+from types import TracebackType
+from typing import Self
+
+from litestar.types import HTTPScope, Receive, Send
+
+from descant_gateway.errors import ClientLeft, request_timeout
+from descant_wire.errors import ApiError, payload_too_large
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+_REQUEST_ID_MAX_LENGTH = 128
+_BODY_TIMEOUT_S = 30.0
+
+
+class Call:
+    """`headers` is by lower-case name; `reply_headers` go out with whatever answers this call, error or not."""
+
+    __slots__ = (
+        "_receive",
+        "_send",
+        "client_address",
+        "endpoint",
+        "headers",
+        "is_answered",
+        "is_started",
+        "method",
+        "reply_headers",
+        "request_id",
+        "started_at",
+    )
+
+    def __init__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self.started_at = time.perf_counter()
+        self.endpoint: str = scope["path"]
+        self.method: str = scope["method"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        client = scope["client"]
+        self.client_address: str | None = client[0] if client else None
+        self.request_id = request_id_of(self.headers)
+        self.reply_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", self.request_id.encode())]
+        self.is_started = False
+        self.is_answered = False
+
+    async def read_body(self, max_bytes: int) -> bytes:
+        """The whole body. 413 above `max_bytes`, 408 if it does not arrive in time, `ClientLeft` if it is cut off."""
+        declared = self.headers.get(b"content-length")
+        if declared is not None and int(declared) > max_bytes:
+            raise _too_large(max_bytes)
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body"):
+            body: bytes = message.get("body", b"")
+            if len(body) > max_bytes:
+                raise _too_large(max_bytes)
+            return body
+        try:
+            async with asyncio.timeout(_BODY_TIMEOUT_S):
+                return await self._read_parts(message, max_bytes)
+        except TimeoutError:
+            raise request_timeout(f"The request's body did not arrive within {_BODY_TIMEOUT_S:.0f} s.") from None
+
+    async def _read_parts(self, message: object, max_bytes: int) -> bytes:
+        parts = bytearray()
+        event = message
+        while True:
+            assert isinstance(event, dict)
+            if event["type"] == "http.disconnect":
+                raise ClientLeft
+            parts += event.get("body", b"")
+            if len(parts) > max_bytes:
+                raise _too_large(max_bytes)
+            if not event.get("more_body"):
+                return bytes(parts)
+            event = await self._receive()
+
+    def add_reply_headers(self, headers: dict[str, str]) -> None:
+        self.reply_headers += [(name.encode(), value.encode()) for name, value in headers.items()]
+
+    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """The whole reply at once."""
+        await self.start(status, (*headers, (b"content-length", str(len(body)).encode())))
+        await self.finish(body)
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self.is_started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": [*self.reply_headers, *headers]})
+
+    async def send(self, chunk: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def finish(self, chunk: bytes = b"") -> None:
+        self.is_answered = True
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
+
+    def cancelled_on_disconnect(self) -> "_DisconnectWatch":
+        """`async with`: the block is cancelled as soon as the client leaves, and `ClientLeft` is raised in its place.
+
+        Enter it after the body was read. Built like `asyncio.timeout`, with the disconnect as its clock.
+        """
+        return _DisconnectWatch(self)
+
+    async def wait_for_disconnect(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+class _DisconnectWatch:
+    __slots__ = ("_call", "_cancelling", "_has_left", "_task", "_watcher")
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._has_left = False
+
+    async def __aenter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        return self
+
+    async def _watch(self) -> None:
+        await self._call.wait_for_disconnect()
+        if not self._call.is_answered:  # servers report a finished reply as a disconnect too
+            self._has_left = True
+            self._task.cancel()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._watcher.cancel()
+        if not self._has_left:
+            return
+        # Somebody else may have cancelled the task too (shutdown): theirs must go on.
+        if self._task.uncancel() <= self._cancelling and exc_type is asyncio.CancelledError:
+            raise ClientLeft from exc
+
+
+def request_id_of(headers: dict[bytes, bytes]) -> str:
+    """The client's own x-request-id where it is short and plain, else a new one."""
+    given = headers.get(b"x-request-id", b"")
+    if 0 < len(given) <= _REQUEST_ID_MAX_LENGTH and given.isascii():
+        text = given.decode()
+        if text.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            return text
+    return f"req_{uuid.uuid4().hex}"
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return payload_too_large(f"The request's body is larger than {max_bytes} bytes.")

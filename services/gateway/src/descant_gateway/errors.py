@@ -1,0 +1,31 @@
+"""What ends a request early. Refusals are `descant_wire.errors.ApiError`; here is what only the gateway raises."""
+
+from litestar.exceptions import HTTPException
+
+from descant_wire.errors import ApiError, ErrorDetail, method_not_allowed, not_found, server_error
+
+
+class ClientLeft(Exception):
+    """The client closed its connection before its answer was complete: nobody is left to be told anything."""
+
+
+def request_timeout(message: str) -> ApiError:
+    """408."""
+    return ApiError(408, ErrorDetail(message=message, type="invalid_request_error", code="request_timeout"))
+
+
+def model_not_allowed(model: str, who: str) -> ApiError:
+    """403 for a model that exists and that this key or team may not use."""
+    message = f"This {who} may not use the model {model!r}. GET /v1/models lists those that it may."
+    return ApiError(403, ErrorDetail(message=message, type="permission_error", param="model", code="model_not_allowed"))
+
+
+def from_framework(error: HTTPException, method: str, path: str) -> ApiError:
+    """Litestar's own refusals (no such route, wrong method, unreadable body) in OpenAI's shape."""
+    if error.status_code == 404:
+        return not_found(f"There is no {method} {path} here.", code="unknown_url")
+    if error.status_code == 405:
+        return method_not_allowed(f"{path} does not take {method}.")
+    if error.status_code >= 500:
+        return server_error()
+    return ApiError(error.status_code, ErrorDetail(message=error.detail, type="invalid_request_error"))

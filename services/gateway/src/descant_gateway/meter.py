@@ -1,0 +1,97 @@
+"""What one request has had so far: written by the relay as it goes, read once at the end to charge for it."""
+
+import time
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from descant_gateway.request import InferenceRequest
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+class PromptTokensDetails(Struct, frozen=True):
+    cached_tokens: Count | None = None
+
+
+class Usage(Struct, frozen=True):
+    """OpenAI's `usage`, as far as we charge for it."""
+
+    prompt_tokens: Count = 0
+    completion_tokens: Count | None = 0
+    prompt_tokens_details: PromptTokensDetails | None = None
+
+
+class Charge(Struct, frozen=True):
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    is_estimated: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+NO_CHARGE = Charge(0, 0, 0, False)
+
+
+class Meter:
+    __slots__ = ("backend", "failure", "first_byte_at", "is_generating", "num_chunks", "status", "usage")
+
+    def __init__(self) -> None:
+        self.backend = ""
+        self.status = 0
+        """What the client was answered with; 0 until then."""
+        self.failure = ""
+        """Why a reply that had begun was broken off."""
+        self.is_generating = False
+        """A backend has the request and has not refused it: from here on it costs."""
+        self.first_byte_at: float | None = None
+        """time.perf_counter()."""
+        self.num_chunks = 0
+        """Events with content that were sent on, about one a token."""
+        self.usage: Usage | None = None
+
+    def mark_first_byte(self) -> None:
+        if self.first_byte_at is None:
+            self.first_byte_at = time.perf_counter()
+
+    def charge(self, request: InferenceRequest) -> Charge:
+        """The backend's own count where it gave one, else ours of what came through."""
+        if not self.is_generating:
+            return NO_CHARGE
+        if self.usage is None:
+            return Charge(request.estimated_prompt_tokens, 0, self.num_chunks, True)
+        details = self.usage.prompt_tokens_details
+        cached = details.cached_tokens if details is not None else None
+        return Charge(self.usage.prompt_tokens, cached or 0, self.usage.completion_tokens or 0, False)
+
+
+class _WholeReply(Struct, frozen=True):
+    usage: Usage | None = None
+
+
+class ChunkUsage(Struct, frozen=True):
+    usage: Usage | None = None
+    choices: list[msgspec.Raw] = []
+
+
+_whole_decoder = msgspec.json.Decoder(_WholeReply)
+_chunk_decoder = msgspec.json.Decoder(ChunkUsage)
+
+
+def usage_of_reply(body: bytes) -> Usage | None:
+    """The `usage` of a whole reply; None if the backend gave none that can be read."""
+    try:
+        return _whole_decoder.decode(body).usage
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def usage_of_chunk(data: bytes) -> ChunkUsage:
+    try:
+        return _chunk_decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError):
+        return ChunkUsage(choices=[msgspec.Raw(b"{}")])

@@ -1,0 +1,54 @@
+"""Every metric of the gateway, named once. Labels come from the catalogue only, so their number is bounded by it."""
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from descant_gateway.ledger import UsageRecord
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """One registry an app, so that several can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "descant_gateway_requests", "Admitted requests.", ("model", "outcome"), registry=self.registry
+        )
+        self._refused = Counter(
+            "descant_gateway_refused", "Requests answered with an error before admission.", ("status", "code"),
+            registry=self.registry,
+        )  # fmt: skip
+        self._tokens = Counter("descant_gateway_tokens", "Tokens charged.", ("model", "kind"), registry=self.registry)
+        self._duration = Histogram(
+            "descant_gateway_request_duration_seconds", "From the first byte in to the last byte out.", ("model",),
+            buckets=_SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self._ttft = Histogram(
+            "descant_gateway_time_to_first_token_seconds", "From the first byte in to the first byte of the reply.",
+            ("model",), buckets=_SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self._in_flight = Gauge(
+            "descant_gateway_requests_in_flight", "Requests that are being relayed.", registry=self.registry
+        )
+
+    def admitted(self) -> None:
+        self._in_flight.inc()
+
+    def refused(self, status: int, code: str | None) -> None:
+        self._refused.labels(str(status), code or "none").inc()
+
+    def settled(self, record: UsageRecord) -> None:
+        self._in_flight.dec()
+        self._requests.labels(record.model, record.outcome.value).inc()
+        self._tokens.labels(record.model, "prompt").inc(record.prompt_tokens)
+        self._tokens.labels(record.model, "completion").inc(record.completion_tokens)
+        self._duration.labels(record.model).observe(record.duration_ms / 1000)
+        if record.ttft_ms is not None:
+            self._ttft.labels(record.model).observe(record.ttft_ms / 1000)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,55 @@
+"""The path of a request, in five verbs: authenticate, admit, route, relay, settle. Read this file first."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from descant_gateway.admit import admit
+from descant_gateway.authenticate import authenticate, permitted_model
+from descant_gateway.backends import Backends
+from descant_gateway.call import Call
+from descant_gateway.catalogue import Catalogue
+from descant_gateway.limiter import Limiter
+from descant_gateway.meter import Meter
+from descant_gateway.metrics import Metrics
+from descant_gateway.relay import Timeouts, relay
+from descant_gateway.request import read_request
+from descant_gateway.route import route
+from descant_gateway.settle import Settlement, UsageSink
+
+
+class CatalogueSource(Protocol):
+    @property
+    def current(self) -> Catalogue:
+        """The newest snapshot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """What the path needs, made once in `app`."""
+
+    feed: CatalogueSource
+    limiter: Limiter
+    backends: Backends
+    ledger: UsageSink
+    metrics: Metrics
+    pepper: str
+    max_body_bytes: int
+    timeouts: Timeouts
+
+
+async def serve(call: Call, gateway: Gateway) -> None:
+    """Answers the call. Raises ApiError for a refusal that is still to be written, ClientLeft if nobody waits for it.
+
+    One snapshot of the catalogue serves the whole request. Once there is a ticket, leaving the two `with` blocks, for
+    whatever reason, settles it and books the request, exactly once.
+    """
+    catalogue = gateway.feed.current
+    caller = authenticate(call.headers.get(b"authorization"), call.client_address, catalogue, gateway.pepper)
+    request = read_request(call.endpoint, await call.read_body(gateway.max_body_bytes))
+    model = permitted_model(caller, request.model, catalogue)
+    with await admit(caller, request, model, gateway.limiter) as ticket:
+        meter = Meter()
+        call.add_reply_headers(ticket.headers)
+        with Settlement(call, caller, request, model, ticket, meter, gateway.ledger, gateway.metrics):
+            candidates = route(model, catalogue, gateway.backends.states)
+            await relay(call, request, model, candidates, gateway.backends, meter, gateway.timeouts)

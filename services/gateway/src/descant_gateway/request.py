@@ -1,0 +1,95 @@
+"""The few fields that the gateway decides on, decoded from a body that otherwise stays bytes."""
+
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta, Raw, Struct, field
+
+from descant_wire.errors import invalid_request
+
+BYTES_PER_TOKEN: Final = 4
+"""English text in today's vocabularies. For reservations only: the settlement takes the true count."""
+
+TokenCount = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
+
+class StreamOptions(Struct, frozen=True):
+    include_usage: bool | None = None
+
+
+class _Decided(Struct, frozen=True):
+    model: str
+    stream: bool | None = None
+    max_tokens: TokenCount | None = None
+    max_completion_tokens: TokenCount | None = None
+    stream_options: StreamOptions | None = None
+    messages: Raw = field(default_factory=Raw)
+    prompt: Raw = field(default_factory=Raw)
+
+
+class InferenceRequest(Struct, frozen=True):
+    """One request of a client, as far as the gateway understands it."""
+
+    endpoint: str
+    """The path: /v1/chat/completions or /v1/completions."""
+    body: bytes
+    model: str
+    stream: bool
+    max_tokens: int | None
+    include_usage: bool
+    """The client wants the usage chunk at the end of its stream."""
+    estimated_prompt_tokens: int
+
+
+_decoder = msgspec.json.Decoder(_Decided)
+
+
+def read_request(endpoint: str, body: bytes) -> InferenceRequest:
+    """400 in OpenAI's shape, naming the field, for anything that is not a request; unknown fields are the backend's."""
+    decided = _decode(body)
+    limit = decided.max_completion_tokens
+    return InferenceRequest(
+        endpoint=endpoint,
+        body=body,
+        model=decided.model,
+        stream=bool(decided.stream),
+        max_tokens=decided.max_tokens if limit is None else limit,
+        include_usage=decided.stream_options is not None and bool(decided.stream_options.include_usage),
+        estimated_prompt_tokens=_estimate_tokens(decided.messages) + _estimate_tokens(decided.prompt),
+    )
+
+
+def _decode(body: bytes) -> _Decided:
+    try:
+        return _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        message, param = _locate(str(error))
+        raise invalid_request(message, param=param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise invalid_request(f"The request's body is not valid JSON: {error}.", code="invalid_json") from None
+    except RecursionError:
+        raise invalid_request("The request's JSON is nested too deeply.", code="invalid_json") from None
+
+
+def _locate(message: str) -> tuple[str, str | None]:
+    """msgspec says "Expected `int`, got `str` - at `$.max_tokens`": what is wrong and where."""
+    problem, _, path = message.partition(" - at `$.")
+    if path:
+        param = path.rstrip("`")
+        return f"{problem} in the field '{param}'.", param
+    if "missing required field" in message:
+        param = message.rpartition("field `")[2].rstrip("`")
+        return f"The field '{param}' is required.", param
+    return f"{message}.", None
+
+
+def _estimate_tokens(text: Raw) -> int:
+    """A prompt of token ids has one a comma; everything else is text, JSON's own signs standing for the template's."""
+    view = memoryview(text)
+    if _starts_token_ids(bytes(view[:2])):
+        return bytes(text).count(b",") + 1
+    return -(-view.nbytes // BYTES_PER_TOKEN)
+
+
+def _starts_token_ids(start: bytes) -> bool:
+    return start[:1] == b"[" and start[1:].isdigit()

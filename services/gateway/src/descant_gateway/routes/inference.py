@@ -1,0 +1,44 @@
+"""The routes that reach a model. Raw ASGI handlers: `pipeline.serve` answers by itself, streaming or not."""
+
+import structlog
+from litestar import asgi
+from litestar.enums import ScopeType
+from litestar.types import Receive, Scope, Send
+
+from descant_gateway.access import OPT, Access
+from descant_gateway.call import Call
+from descant_gateway.errors import ClientLeft
+from descant_gateway.pipeline import Gateway, serve
+from descant_wire.errors import ApiError, method_not_allowed, server_error
+
+PATHS = ["/v1/chat/completions", "/v1/completions"]
+
+_log = structlog.get_logger("descant_gateway.inference")
+
+
+@asgi(PATHS, opt={OPT: Access.PIPELINE}, copy_scope=False)
+async def inference(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] != ScopeType.HTTP:
+        await send({"type": "websocket.close", "code": 1008, "reason": "no websockets here"})
+        return
+    call = Call(scope, receive, send)
+    gateway: Gateway = scope["litestar_app"].state.gateway
+    try:
+        if call.method != "POST":
+            raise method_not_allowed(f"{call.endpoint} takes POST, not {call.method}.")
+        await serve(call, gateway)
+    except ClientLeft:
+        pass
+    except ApiError as error:
+        await _refuse(call, gateway, error)
+    except Exception:
+        _log.exception("request failed", request_id=call.request_id)
+        await _refuse(call, gateway, server_error())
+
+
+async def _refuse(call: Call, gateway: Gateway, error: ApiError) -> None:
+    gateway.metrics.refused(error.status, error.detail.code)
+    if call.is_started:  # a bug struck in the middle of a reply, which can only be cut off
+        raise error
+    headers = ((name.encode(), value.encode()) for name, value in error.headers.items())
+    await call.answer(error.status, ((b"content-type", b"application/json"), *headers), error.body)

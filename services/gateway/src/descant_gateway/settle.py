@@ -1,0 +1,153 @@
+"""The end of every admitted request, whatever it was: the ticket settled, one ledger row, the metrics, one log line."""
+
+import time
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+import structlog
+
+from descant_gateway.admit import Ticket
+from descant_gateway.authenticate import Caller
+from descant_gateway.call import Call
+from descant_gateway.catalogue import ModelRoute
+from descant_gateway.errors import ClientLeft
+from descant_gateway.ledger import Outcome, UsageRecord
+from descant_gateway.limits import NOTHING, Amounts
+from descant_gateway.meter import NO_CHARGE, Charge, Meter
+from descant_gateway.metrics import Metrics
+from descant_gateway.request import InferenceRequest
+from descant_wire.errors import ApiError
+
+CLIENT_LEFT_STATUS: Final = 499
+
+_log = structlog.get_logger("descant_gateway.request")
+
+
+class UsageSink(Protocol):
+    def append(self, record: UsageRecord) -> None:
+        """Takes the record at once; writes it later. Never raises."""
+
+
+class Settlement:
+    """`with` it around all that follows admission. Nothing in it waits, so no cancellation can cut it short."""
+
+    __slots__ = ("_call", "_caller", "_ledger", "_meter", "_metrics", "_model", "_request", "_ticket")
+
+    def __init__(
+        self,
+        call: Call,
+        caller: Caller,
+        request: InferenceRequest,
+        model: ModelRoute,
+        ticket: Ticket,
+        meter: Meter,
+        ledger: UsageSink,
+        metrics: Metrics,
+    ) -> None:
+        self._call = call
+        self._caller = caller
+        self._request = request
+        self._model = model
+        self._ticket = ticket
+        self._meter = meter
+        self._ledger = ledger
+        self._metrics = metrics
+
+    def __enter__(self) -> Self:
+        self._metrics.admitted()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        outcome = outcome_of(exc, self._meter)
+        charge = charge_of(outcome, self._meter, self._request)
+        self._ticket.settle(amounts_of(outcome, charge))
+        record = self._record(outcome, charge, exc)
+        self._ledger.append(record)
+        self._metrics.settled(record)
+        _log_request(record, self._meter)
+
+    def _record(self, outcome: Outcome, charge: Charge, exc: BaseException | None) -> UsageRecord:
+        team, meter = self._caller.team, self._meter
+        return UsageRecord(
+            charge_id=self._ticket.charge_id,
+            created_at=datetime.now(UTC),
+            organization_id=team.organization_id,
+            team_id=team.id,
+            key_id=self._caller.key.id,
+            request_id=self._call.request_id,
+            model=self._model.name,
+            parent=self._model.parent,
+            backend=meter.backend,
+            endpoint=self._request.endpoint,
+            stream=self._request.stream,
+            outcome=outcome,
+            status=status_of(exc, meter),
+            prompt_tokens=charge.prompt_tokens,
+            cached_tokens=charge.cached_tokens,
+            completion_tokens=charge.completion_tokens,
+            estimated=charge.is_estimated,
+            ttft_ms=None if meter.first_byte_at is None else _ms(meter.first_byte_at - self._call.started_at),
+            duration_ms=_ms(time.perf_counter() - self._call.started_at),
+        )
+
+
+def outcome_of(exc: BaseException | None, meter: Meter) -> Outcome:
+    if isinstance(exc, ClientLeft):
+        return Outcome.CLIENT_LEFT
+    if isinstance(exc, ApiError):
+        return Outcome.REFUSED if exc.status < 500 else Outcome.UPSTREAM_FAILED
+    if exc is not None or meter.failure:
+        return Outcome.UPSTREAM_FAILED
+    return Outcome.REFUSED if meter.status >= 400 else Outcome.COMPLETED
+
+
+def charge_of(outcome: Outcome, meter: Meter, request: InferenceRequest) -> Charge:
+    """A failure before the first byte is free; after it, what came through is paid for."""
+    if outcome is Outcome.UPSTREAM_FAILED and meter.first_byte_at is None:
+        return NO_CHARGE
+    return meter.charge(request)
+
+
+def amounts_of(outcome: Outcome, charge: Charge) -> Amounts:
+    """What the limits keep: a backend's failure does not count as a request either."""
+    if outcome is Outcome.UPSTREAM_FAILED and charge is NO_CHARGE:
+        return NOTHING
+    return Amounts(1, charge.tokens)
+
+
+def status_of(exc: BaseException | None, meter: Meter) -> int:
+    if isinstance(exc, ClientLeft):
+        return CLIENT_LEFT_STATUS
+    if isinstance(exc, ApiError):
+        return exc.status
+    return meter.status or 500
+
+
+def _log_request(record: UsageRecord, meter: Meter) -> None:
+    _log.info(
+        "request",
+        request_id=record.request_id,
+        key_id=record.key_id.hex,
+        team_id=record.team_id.hex,
+        model=record.model,
+        parent=record.parent,
+        backend=record.backend,
+        endpoint=record.endpoint,
+        stream=record.stream,
+        outcome=record.outcome.value,
+        status=record.status,
+        prompt_tokens=record.prompt_tokens,
+        cached_tokens=record.cached_tokens,
+        completion_tokens=record.completion_tokens,
+        estimated=record.estimated,
+        ttft_ms=record.ttft_ms,
+        duration_ms=record.duration_ms,
+        failure=meter.failure or None,
+    )
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,135 @@
+"""A gateway on a real socket for the tests of the data side: catalogue in memory, real Valkey, usage kept in a list."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from uuid import UUID, uuid4
+
+import httpx
+import uvicorn
+
+from descant_gateway import keys
+from descant_gateway.app import build_app, open_data_side
+from descant_gateway.catalogue import Backend, Catalogue, Key, ModelRoute, RateLimits, Team
+from descant_gateway.config import GatewayConfig, Secret
+from descant_gateway.ledger import UsageRecord
+from descant_gateway.metrics import Metrics
+from descant_gateway.pipeline import Gateway
+
+PEPPER = "p" * 32
+NO_LIMITS = RateLimits()
+UNUSED_DATABASE = Secret("postgresql://nobody@127.0.0.1:1/none")
+
+
+@dataclass
+class World:
+    """The catalogue that a gateway serves from, and the ledger it writes to; both in memory."""
+
+    backends: list[Backend] = field(default_factory=list)
+    models: list[ModelRoute] = field(default_factory=list)
+    teams: dict[UUID, Team] = field(default_factory=dict)
+    keys: dict[str, Key] = field(default_factory=dict)
+    records: list[UsageRecord] = field(default_factory=list)
+    organization_id: UUID = field(default_factory=uuid4)
+    is_connected: bool = True
+
+    @property
+    def current(self) -> Catalogue:
+        return Catalogue(
+            version=1,
+            teams=self.teams,
+            keys=self.keys,
+            models={model.name: model for model in self.models},
+            backends={backend.name: backend for backend in self.backends},
+        )
+
+    def append(self, record: UsageRecord) -> None:
+        self.records.append(record)
+
+    def add_team(self, limits: RateLimits = NO_LIMITS, allowed_models: frozenset[str] | None = None) -> Team:
+        team = Team(
+            id=uuid4(), organization_id=self.organization_id, name="team", limits=limits, allowed_models=allowed_models
+        )
+        self.teams[team.id] = team
+        return team
+
+    def add_key(self, team: Team | None = None, **fields: object) -> str:
+        """The text that its holder sends."""
+        team = team or self.add_team()
+        parsed = keys.generate()
+        self.keys[parsed.public_id] = Key(
+            id=uuid4(),
+            public_id=parsed.public_id,
+            team_id=team.id,
+            name="key",
+            secret_hmacs=(keys.hmac_secret(PEPPER, parsed.secret),),
+            **fields,
+        )
+        return parsed.text
+
+    def add_model(self, name: str, *backends: Backend, upstream_name: str | None = None, **fields: object) -> None:
+        self.backends += [backend for backend in backends if backend not in self.backends]
+        names = tuple(backend.name for backend in backends)
+        self.models.append(ModelRoute(name=name, upstream_name=upstream_name or name, backends=names, **fields))
+
+
+@dataclass
+class Running:
+    url: str
+    gateway: Gateway
+    client: httpx.AsyncClient
+
+
+def config_for_tests(valkey_url: str, **fields: object) -> GatewayConfig:
+    defaults: dict = {
+        "database_url": UNUSED_DATABASE,
+        "valkey_url": Secret(valkey_url),
+        "key_pepper": Secret(PEPPER),
+        "admin_key": Secret("a" * 32),
+        "health_interval_s": 0.1,
+        "valkey_timeout_s": 2.0,
+        "shutdown_grace_s": 2.0,
+        "upstream_connect_timeout_s": 1.0,
+    }
+    return GatewayConfig(**(defaults | fields))
+
+
+@asynccontextmanager
+async def running_gateway(world: World, valkey_url: str, **fields: object) -> AsyncIterator[Running]:
+    config = config_for_tests(valkey_url, **fields)
+    app = build_app(lambda: open_data_side(config, world, world, Metrics()))
+    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=20) as client:
+        yield Running(url, app.state.gateway, client)
+
+
+@asynccontextmanager
+async def serving(app: object) -> AsyncIterator[str]:
+    """The app on a free port, in this event loop."""
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, lifespan="on", log_config=None, timeout_graceful_shutdown=2)
+    )
+    task = asyncio.create_task(server._serve())  # serve() would take the signal handlers
+    try:
+        while not server.started:
+            if task.done():
+                await task
+                raise RuntimeError("the gateway did not start")
+            await asyncio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        async with asyncio.timeout(10):
+            await task
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+async def eventually(condition: object, timeout_s: float = 5.0) -> None:
+    """Waits until condition() is true."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
