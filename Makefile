@@ -1,0 +1,29 @@
+# `make test` and `make up` do everything on a fresh machine; ARGS passes options on: make test ARGS="-k limits -x".
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup up test lint types bench
+
+BIN := .venv/bin
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+setup: ## Make .venv and install everything into it
+	@PYTHON="$(PYTHON)" scripts/setup.sh
+
+up: setup ## Start everything on this machine
+	@exec $(BIN)/descant up $(ARGS)
+
+test: setup ## Run the tests
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## Check style, format and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: setup ## Check the types
+	$(BIN)/mypy
+
+bench: setup ## Measure; ARGS="--help" shows what
+	@exec $(BIN)/descant bench $(ARGS)
