@@ -1,0 +1,153 @@
+"""The catalogue, read in one consistent look at the database."""
+
+import asyncio
+from collections import defaultdict
+from datetime import UTC, datetime
+from ipaddress import ip_network
+from uuid import UUID
+
+from msgspec import Struct
+from sqlalchemy import Row, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from descant_gateway.catalogue import Backend, Catalogue, Key, ModelRoute, RateLimits, Team
+from descant_gateway.sealing import Sealer
+from descant_gateway.store import tables
+
+
+class SecretExpiry(Struct, frozen=True, order=True):
+    """From `not_after` on, this secret of the key is no longer valid."""
+
+    not_after: datetime
+    public_id: str
+    secret_hmac: bytes
+
+
+class Snapshot(Struct, frozen=True):
+    """A catalogue and what time alone will change in it, soonest first."""
+
+    catalogue: Catalogue
+    expiries: tuple[SecretExpiry, ...]
+
+
+async def version(connection: AsyncConnection) -> int:
+    """Rises with every change to the catalogue."""
+    return (await connection.execute(select(tables.catalogue_version.c.version))).scalar_one()
+
+
+async def load(engine: AsyncEngine, sealer: Sealer) -> Snapshot:
+    """The catalogue of one moment. Raises sealing.UnsealError, and the driver's errors."""
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        loaded_version = await version(connection)
+        keys, expiries = await _keys(connection)
+        catalogue = Catalogue(
+            version=loaded_version,
+            teams=await _teams(connection),
+            keys=keys,
+            models=await _models(connection),
+            backends=await _backends(connection, sealer),
+        )
+    return Snapshot(catalogue, expiries)
+
+
+async def _teams(connection: AsyncConnection) -> dict[UUID, Team]:
+    rows = await connection.execute(select(tables.teams))
+    return {
+        row.id: Team(
+            id=row.id,
+            organization_id=row.organization_id,
+            name=row.name,
+            limits=_limits(row),
+            allowed_models=_allowed_models(row),
+        )
+        for row in rows
+    }
+
+
+async def _keys(connection: AsyncConnection) -> tuple[dict[str, Key], tuple[SecretExpiry, ...]]:
+    """Keys by public id, revoked and expired ones too: their holders are told so."""
+    secrets, expiries = await _secrets(connection)
+    rows = (await connection.execute(select(tables.keys))).all()
+    keys = {}
+    for count, row in enumerate(rows):
+        keys[row.public_id] = _key(row, secrets.get(row.id, ()))
+        if count % 1000 == 999:  # Ten thousands of keys must not hold up the requests on this event loop.
+            await asyncio.sleep(0)
+    return keys, expiries
+
+
+async def _secrets(connection: AsyncConnection) -> tuple[dict[UUID, tuple[bytes, ...]], tuple[SecretExpiry, ...]]:
+    """The secrets valid now, by key id."""
+    now = datetime.now(UTC)
+    columns = (tables.key_secrets.c.key_id, tables.key_secrets.c.secret_hmac, tables.key_secrets.c.not_after)
+    rows = await connection.execute(
+        select(*columns, tables.keys.c.public_id)
+        .join(tables.keys)
+        .where((tables.key_secrets.c.not_after.is_(None)) | (tables.key_secrets.c.not_after > now))
+        .order_by(tables.key_secrets.c.created_at)
+    )
+    secrets: defaultdict[UUID, tuple[bytes, ...]] = defaultdict(tuple)
+    expiries = []
+    for row in rows:
+        secrets[row.key_id] += (row.secret_hmac,)
+        if row.not_after is not None:
+            expiries.append(SecretExpiry(row.not_after, row.public_id, row.secret_hmac))
+    return dict(secrets), tuple(sorted(expiries))
+
+
+async def _models(connection: AsyncConnection) -> dict[str, ModelRoute]:
+    """Aliases resolved; an adapter without backends of its own has its base model's."""
+    backends: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
+    links = tables.model_backends
+    for link in await connection.execute(select(links.c.model, links.c.backend).order_by(links.c.position)):
+        backends[link.model] += (link.backend,)
+    rows = {row.name: row for row in await connection.execute(select(tables.models))}
+    return {
+        name: _model_route(name, rows[row.alias_of] if row.alias_of else row, backends) for name, row in rows.items()
+    }
+
+
+def _model_route(name: str, row: Row, backends: dict[str, tuple[str, ...]]) -> ModelRoute:  # type: ignore[type-arg]
+    return ModelRoute(
+        name=name,
+        upstream_name=row.upstream_name,
+        parent=row.parent,
+        backends=backends.get(row.name) or backends.get(row.parent or "", ()),
+        max_output_tokens=row.max_output_tokens,
+    )
+
+
+async def _backends(connection: AsyncConnection, sealer: Sealer) -> dict[str, Backend]:
+    rows = await connection.execute(select(tables.backends))
+    return {
+        row.name: Backend(
+            name=row.name,
+            base_url=row.base_url,
+            api_key=sealer.unseal(row.sealed_api_key, name=row.name) if row.sealed_api_key else None,
+        )
+        for row in rows
+    }
+
+
+def _key(row: Row, secret_hmacs: tuple[bytes, ...]) -> Key:  # type: ignore[type-arg]
+    return Key(
+        id=row.id,
+        public_id=row.public_id,
+        team_id=row.team_id,
+        name=row.name,
+        secret_hmacs=secret_hmacs,
+        limits=_limits(row),
+        allowed_models=_allowed_models(row),
+        ip_ranges=tuple(ip_network(text) for text in row.ip_ranges),
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+    )
+
+
+def _limits(row: Row) -> RateLimits:  # type: ignore[type-arg]
+    return RateLimits(requests_per_minute=row.requests_per_minute, tokens_per_minute=row.tokens_per_minute)
+
+
+def _allowed_models(row: Row) -> frozenset[str] | None:  # type: ignore[type-arg]
+    return None if row.allowed_models is None else frozenset(row.allowed_models)

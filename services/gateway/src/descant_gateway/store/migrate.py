@@ -1,0 +1,94 @@
+"""Bring the database to the schema that this gateway needs, or refuse to start on another.
+
+`python -m descant_gateway.store.migrate` upgrades the database of DESCANT_DATABASE_URL.
+"""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from descant_gateway.config import Secret
+from descant_gateway.store.session import create_engine, is_outage
+
+COMMAND: Final = "python -m descant_gateway.store.migrate"
+
+
+class SchemaMismatch(Exception):
+    """The database is not at the revision that this gateway was written for."""
+
+
+def upgrade(database_url: str) -> None:
+    """To the newest revision; does nothing if it is there. Runs may overlap: an advisory lock orders them."""
+    asyncio.run(upgrade_database(Secret(database_url)))
+
+
+async def upgrade_database(database_url: Secret) -> None:
+    """`upgrade` for a caller that has an event loop."""
+    engine = create_engine(database_url, pool_size=1)
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(_upgrade_to_head)
+            await connection.commit()
+    finally:
+        await engine.dispose()
+
+
+async def check_schema(engine: AsyncEngine) -> None:
+    """Raises SchemaMismatch with one line that says what to do."""
+    needed = ScriptDirectory.from_config(_config()).get_current_head()
+    async with engine.connect() as connection:
+        found = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
+    if found == needed:
+        return
+    if found is None:
+        raise SchemaMismatch(f"The database has no Descant schema yet: run `{COMMAND}` first.")
+    raise SchemaMismatch(
+        f"The database is at schema revision {found}, this gateway needs {needed}: "
+        f"run `{COMMAND}` of the newer of the two releases, and use that release's gateway."
+    )
+
+
+def scripts_folder() -> Path:
+    """The migrations, inside an installed wheel or in a source checkout."""
+    installed = Path(__file__).parents[1] / "_migrations"
+    return installed if installed.is_dir() else Path(__file__).parents[5] / "migrations"
+
+
+def _upgrade_to_head(connection: Connection) -> None:
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(scripts_folder()).replace("%", "%%"))
+    return config
+
+
+def main() -> int:
+    try:
+        upgrade(os.environ["DESCANT_DATABASE_URL"])
+    except KeyError:
+        print("DESCANT_DATABASE_URL is missing.", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        print(f"PostgreSQL cannot be reached: {error}", file=sys.stderr)
+        return 1
+    print("The database is up to date.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""Connections to PostgreSQL."""
+
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from descant_gateway.config import Secret
+
+CONNECT_TIMEOUT_S: Final = 5.0
+COMMAND_TIMEOUT_S: Final = 30.0
+
+
+def create_engine(database_url: Secret, *, pool_size: int = 4) -> AsyncEngine:
+    """An engine with a small pool. It connects on first use, and again after PostgreSQL was away."""
+    dsn = postgres_dsn(database_url.reveal())
+
+    async def connect() -> asyncpg.Connection:
+        # asyncpg reads the URL itself, so libpq's parameters (sslmode, host=/socket/folder, ...) mean what they should.
+        return await asyncpg.connect(
+            dsn,
+            timeout=CONNECT_TIMEOUT_S,
+            command_timeout=COMMAND_TIMEOUT_S,
+            server_settings={"application_name": "descant-gateway"},
+        )
+
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=CONNECT_TIMEOUT_S,
+        pool_pre_ping=True,
+        hide_parameters=True,
+    )
+
+
+def postgres_dsn(url: str) -> str:
+    """The URL without SQLAlchemy's driver suffix."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(scheme="postgresql"))
+
+
+def is_outage(error: BaseException) -> bool:
+    """True if the error says that PostgreSQL can't be reached now, so that the same statement may work later."""
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or isinstance(error, (InterfaceError, OperationalError))
+    return isinstance(
+        error, (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
+    )

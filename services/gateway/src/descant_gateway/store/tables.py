@@ -1,0 +1,165 @@
+"""The tables, as SQLAlchemy metadata. The migrations make them; queries in this folder are written against them.
+
+Whatever changes a table of the catalogue also raises `catalogue_version` and notifies CATALOGUE_CHANNEL in the same
+transaction: triggers of the first migration see to it, so no query can forget, not even one typed into psql.
+"""
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Date,
+    DateTime,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    true,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+
+CATALOGUE_CHANNEL: Final = "descant_catalogue"
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+    }
+)
+
+
+def _id() -> Column:  # type: ignore[type-arg]
+    return Column("id", Uuid, primary_key=True, server_default=func.gen_random_uuid())
+
+
+def _created_at() -> Column:  # type: ignore[type-arg]
+    return Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+organizations = Table(
+    "organizations",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    _created_at(),
+)
+
+teams = Table(
+    "teams",
+    metadata,
+    _id(),
+    Column("organization_id", ForeignKey("organizations.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("requests_per_minute", BigInteger, CheckConstraint("requests_per_minute > 0", name="requests_per_minute")),
+    Column("tokens_per_minute", BigInteger, CheckConstraint("tokens_per_minute > 0", name="tokens_per_minute")),
+    Column("allowed_models", ARRAY(Text), comment="null allows every model"),
+    _created_at(),
+    UniqueConstraint("organization_id", "name"),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    _id(),
+    Column("public_id", Text, nullable=False, unique=True),
+    Column("team_id", ForeignKey("teams.id"), nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    Column("requests_per_minute", BigInteger, CheckConstraint("requests_per_minute > 0", name="requests_per_minute")),
+    Column("tokens_per_minute", BigInteger, CheckConstraint("tokens_per_minute > 0", name="tokens_per_minute")),
+    Column("allowed_models", ARRAY(Text), comment="null inherits the team's list"),
+    Column("ip_ranges", ARRAY(Text), nullable=False, server_default="{}", comment="CIDR; empty allows every address"),
+    Column("expires_at", DateTime(timezone=True)),
+    Column("revoked_at", DateTime(timezone=True)),
+    _created_at(),
+)
+
+key_secrets = Table(
+    "key_secrets",
+    metadata,
+    _id(),
+    Column("key_id", ForeignKey("keys.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("secret_hmac", LargeBinary, nullable=False, unique=True, comment="HMAC-SHA-256(pepper, secret)"),
+    Column("not_after", DateTime(timezone=True), comment="null: valid as long as the key"),
+    _created_at(),
+)
+
+backends = Table(
+    "backends",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("base_url", Text, nullable=False),
+    Column("sealed_api_key", LargeBinary, comment="encrypted, see sealing.py"),
+    _created_at(),
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("name", Text, primary_key=True, comment="what clients say"),
+    Column("upstream_name", Text, comment="what the backends call it; null for an alias"),
+    Column("parent", ForeignKey("models.name"), index=True, comment="the base model, if this is an adapter"),
+    Column("alias_of", ForeignKey("models.name"), index=True),
+    Column("max_output_tokens", Integer, CheckConstraint("max_output_tokens > 0", name="max_output_tokens")),
+    _created_at(),
+    CheckConstraint(
+        "(alias_of IS NULL AND upstream_name IS NOT NULL AND max_output_tokens IS NOT NULL)"
+        " OR (alias_of IS NOT NULL AND upstream_name IS NULL AND parent IS NULL AND max_output_tokens IS NULL)",
+        name="alias",
+    ),
+)
+
+model_backends = Table(
+    "model_backends",
+    metadata,
+    Column("model", ForeignKey("models.name", ondelete="CASCADE"), primary_key=True),
+    Column("backend", ForeignKey("backends.name"), primary_key=True, index=True),
+    Column("position", SmallInteger, nullable=False),
+)
+
+catalogue_version = Table(
+    "catalogue_version",
+    metadata,
+    Column("only_row", Boolean, CheckConstraint("only_row", name="only_row"), primary_key=True, server_default=true()),
+    Column("version", BigInteger, nullable=False),
+)
+
+usage_ledger = Table(
+    "usage_ledger",
+    metadata,
+    Column("charge_id", Uuid, primary_key=True),
+    Column("day", Date, primary_key=True, comment="of created_at in UTC"),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("organization_id", Uuid, nullable=False),
+    Column("team_id", Uuid, nullable=False),
+    Column("key_id", Uuid, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("parent", Text),
+    Column("backend", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("stream", Boolean, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("status", SmallInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("estimated", Boolean, nullable=False),
+    Column("ttft_ms", BigInteger),
+    Column("duration_ms", BigInteger, nullable=False),
+    # The day follows from created_at, so that one charge id always meets the same primary key.
+    CheckConstraint("day = (created_at AT TIME ZONE 'UTC')::date", name="day"),
+    comment="append-only; no foreign keys: a charge outlives what it names",
+    postgresql_partition_by="RANGE (day)",
+)

@@ -1,0 +1,52 @@
+import asyncio
+import os
+import sys
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from descant_gateway.config import Secret
+from descant_gateway.store import migrate, tables
+from descant_gateway.store.session import create_engine
+
+
+def differences(connection: Connection) -> list[object]:
+    def is_ours(name: str | None, kind: str, parents: object) -> bool:
+        return not (kind == "table" and str(name).startswith("usage_ledger_"))
+
+    context = MigrationContext.configure(connection, opts={"include_name": is_ours, "compare_server_default": False})
+    return list(compare_metadata(context, tables.metadata))
+
+
+async def test_migrations_make_the_tables_that_the_metadata_describes(engine: AsyncEngine) -> None:
+    async with engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_two_upgrades_at_once_make_one_schema(empty_postgres_url: str) -> None:
+    environment = {**os.environ, "DESCANT_DATABASE_URL": empty_postgres_url}
+    command = (sys.executable, "-m", "descant_gateway.store.migrate")
+    started = [await asyncio.create_subprocess_exec(*command, env=environment) for _ in range(2)]
+    async with asyncio.timeout(60):
+        assert [await process.wait() for process in started] == [0, 0]
+    engine = create_engine(Secret(empty_postgres_url))
+    await migrate.check_schema(engine)
+    async with engine.connect() as connection:
+        assert (await connection.execute(text("SELECT count(*) FROM organizations"))).scalar_one() == 1
+    await engine.dispose()
+
+
+async def test_check_schema_says_what_to_do(empty_postgres_url: str) -> None:
+    engine = create_engine(Secret(empty_postgres_url))
+    with pytest.raises(migrate.SchemaMismatch, match=r"no Descant schema yet: run `python -m .*migrate` first"):
+        await migrate.check_schema(engine)
+    await migrate.upgrade_database(Secret(empty_postgres_url))
+    await migrate.check_schema(engine)
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(migrate.SchemaMismatch, match="at schema revision 9999, this gateway needs 0001"):
+        await migrate.check_schema(engine)
+    await engine.dispose()
