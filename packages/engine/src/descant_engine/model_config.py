@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from descant_engine.config import Device, Dtype, EngineConfig, ModelShape, ResolvedConfig, RopeScaling
+from descant_engine.gguf_cache import config_folder
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -77,7 +78,8 @@ def read_model_config(model: str) -> ModelConfig:
 
     place = locate_model(model, with_weights=False)
     try:
-        source = AutoConfig.from_pretrained(place.folder, **({"gguf_file": place.gguf_file} if place.gguf_file else {}))
+        folder = config_folder(place.folder / place.gguf_file) if place.gguf_file is not None else place.folder
+        source = AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError) as error:
         raise UnsupportedModelError(
             f"{model}: its config cannot be read ({error}); supported are {', '.join(ARCHITECTURES.values())}"

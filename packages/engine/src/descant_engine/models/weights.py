@@ -9,9 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from descant_engine.gguf_cache import weights_folder
 from descant_engine.layers.linear import Linear
 from descant_engine.model_config import UnsupportedModelError, locate_model
-from descant_engine.models.gguf_cache import dequantised_folder
 
 RANDOM_STD = 0.02
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
@@ -31,7 +31,7 @@ def checkpoint_tensors(model: str, dtype: str) -> Iterator[CheckpointTensor]:
         UnsupportedModelError: no such model, or a file that is damaged; names the file.
     """
     place = locate_model(model, with_weights=True)
-    folder = place.folder if place.gguf_file is None else dequantised_folder(place.folder / place.gguf_file, dtype)
+    folder = place.folder if place.gguf_file is None else weights_folder(place.folder / place.gguf_file, dtype)
     for file in _safetensors_files(folder):
         try:
             with safe_open(file, framework="pt") as opened:
