@@ -63,5 +63,9 @@ class Engine:
     def stats(self) -> SchedulerStats:
         return self._scheduler.stats()
 
+    def check_integrity(self) -> None:
+        """Asserts the bookkeeping's invariants."""
+        self._scheduler.check_integrity()
+
     def close(self) -> None:
         self._runner.close()

@@ -21,7 +21,7 @@ class Linear(nn.Module):
         self.shards = shards
         self.weight: nn.Parameter | None = nn.Parameter(torch.empty(sum(shards.values()), in_features))
         self.bias = nn.Parameter(torch.empty(sum(shards.values()))) if bias else None
-        self._ops = current_ops()
+        self.ops = current_ops()
         self._product: Product | None = None
 
     @property
@@ -44,7 +44,7 @@ class Linear(nn.Module):
     def finish_loading(self) -> None:
         """Hands the loaded weight to the device's product, which may keep it in a layout of its own."""
         assert self.weight is not None
-        self._product = self._ops.product(self.weight.data, None if self.bias is None else self.bias.data)
+        self._product = self.ops.product(self.weight.data, None if self.bias is None else self.bias.data)
         self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:

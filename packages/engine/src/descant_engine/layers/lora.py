@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from descant_engine.forward_context import current_step
 from descant_engine.layers.linear import Linear
-from descant_engine.layers.ops import current_ops
 
 
 class LoraLinear(nn.Module):
@@ -17,7 +16,7 @@ class LoraLinear(nn.Module):
         self.base = base
         self._layer = layer
         self._targets, self._widths = base.targets, base.widths
-        self._ops = current_ops()
+        self._ops = base.ops
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.base(x)
