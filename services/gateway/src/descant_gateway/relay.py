@@ -41,7 +41,7 @@ DROPPED_REPLY_HEADERS: Final = frozenset(
 )  # fmt: skip
 
 _log = structlog.get_logger("descant_gateway.relay")
-_members_decoder = msgspec.json.Decoder(dict[str, Raw])
+_options_decoder = msgspec.json.Decoder(dict[str, Raw])
 
 
 class Timeouts(Struct, frozen=True, kw_only=True):
@@ -219,11 +219,11 @@ def rewrite_body(request: InferenceRequest, upstream_name: str) -> bytes:
     changes, so that a field that is given twice reaches the backend once, with the value that was decided on; a compact
     body, as clients write it, comes out the same.
     """
-    members = _members_decoder.decode(request.body)
+    members = dict(request.members)
     if request.model != upstream_name:
         members["model"] = Raw(msgspec.json.encode(upstream_name))
     if request.stream and not request.include_usage:
-        options = _members_decoder.decode(members["stream_options"]) if _has_options(members) else {}
+        options = _options_decoder.decode(members["stream_options"]) if _has_options(members) else {}
         options["include_usage"] = Raw(b"true")
         members["stream_options"] = Raw(msgspec.json.encode(options))
     return msgspec.json.encode(members)

@@ -32,7 +32,8 @@ class InferenceRequest(Struct, frozen=True):
 
     endpoint: str
     """The path: /v1/chat/completions or /v1/completions."""
-    body: bytes
+    members: dict[str, Raw]
+    """The top level of the body. The values are the client's bytes."""
     model: str
     stream: bool
     max_tokens: int | None
@@ -41,16 +42,17 @@ class InferenceRequest(Struct, frozen=True):
     estimated_prompt_tokens: int
 
 
-_decoder = msgspec.json.Decoder(_Decided)
+_members_decoder = msgspec.json.Decoder(dict[str, Raw])
+_decided_decoder = msgspec.json.Decoder(_Decided)
 
 
 def read_request(endpoint: str, body: bytes) -> InferenceRequest:
     """400 in OpenAI's shape, naming the field, for anything that is not a request; unknown fields are the backend's."""
-    decided = _decode(body)
+    members, decided = _decode(body)
     limit = decided.max_completion_tokens
     return InferenceRequest(
         endpoint=endpoint,
-        body=body,
+        members=members,
         model=decided.model,
         stream=bool(decided.stream),
         max_tokens=decided.max_tokens if limit is None else limit,
@@ -59,9 +61,9 @@ def read_request(endpoint: str, body: bytes) -> InferenceRequest:
     )
 
 
-def _decode(body: bytes) -> _Decided:
+def _decode(body: bytes) -> tuple[dict[str, Raw], _Decided]:
     try:
-        return _decoder.decode(body)
+        return _members_decoder.decode(body), _decided_decoder.decode(body)
     except msgspec.ValidationError as error:
         message, param = _locate(str(error))
         raise invalid_request(message, param=param) from None

@@ -1,0 +1,68 @@
+"""What the gateway reads of a body."""
+
+import json
+
+import pytest
+from descant_gateway.request import read_request
+from descant_wire.errors import ApiError
+
+CHAT = "/v1/chat/completions"
+
+
+def read(**fields: object):
+    return read_request(CHAT, json.dumps({"model": "m", **fields}).encode())
+
+
+def test_reads_only_what_it_decides_on() -> None:
+    request = read(stream=True, max_tokens=9, stream_options={"include_usage": True, "x": 1}, temperature="hot", tools=[{}])
+    assert (request.model, request.stream, request.max_tokens, request.include_usage) == ("m", True, 9, True)
+
+
+def test_max_completion_tokens_is_the_newer_name() -> None:
+    assert read(max_tokens=9, max_completion_tokens=3).max_tokens == 3
+    assert read().max_tokens is None
+
+
+def test_nulls_mean_absent() -> None:
+    request = read(stream=None, max_tokens=None, stream_options=None, messages=None)
+    assert (request.stream, request.max_tokens, request.include_usage) == (False, None, False)
+
+
+def test_the_estimate_grows_with_the_text_and_counts_token_ids() -> None:
+    assert read(prompt=[5, 6, 7]).estimated_prompt_tokens == 3
+    assert read(prompt="x" * 400).estimated_prompt_tokens == pytest.approx(100, abs=2)
+    messages = [{"role": "user", "content": "x" * 400}]
+    assert 100 <= read(messages=messages).estimated_prompt_tokens <= 115
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"model":1}', "model"),
+        (b'{"messages":[]}', "model"),
+        (b'{"model":"m","stream":"yes"}', "stream"),
+        (b'{"model":"m","max_tokens":"9"}', "max_tokens"),
+        (b'{"model":"m","max_tokens":-1}', "max_tokens"),
+        (b'{"model":"m","max_tokens":1e99}', "max_tokens"),
+        (b'{"model":"m","max_tokens":99999999999999999999999}', "max_tokens"),
+        (b'{"model":"m","stream_options":{"include_usage":3}}', "stream_options.include_usage"),
+        (b'{"model":"m","stream_options":[]}', "stream_options"),
+        (b"[" * 100_000, None),
+        (b"[]", None),
+        (b"null", None),
+        (b'"m"', None),
+    ],
+)
+def test_a_wrong_field_is_named(body: bytes, param: str | None) -> None:
+    with pytest.raises(ApiError) as caught:
+        read_request(CHAT, body)
+    assert caught.value.status == 400
+    assert caught.value.detail.param == param
+    assert caught.value.detail.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"{'model':'m'}", b'{"model":"m"} x', b"\xff\xfe", b'{"a":' * 100_000, b'{"model":"m","\xff":1}'])
+def test_what_is_not_json_is_refused(body: bytes) -> None:
+    with pytest.raises(ApiError) as caught:
+        read_request(CHAT, body)
+    assert (caught.value.status, caught.value.detail.code) == (400, "invalid_json")
