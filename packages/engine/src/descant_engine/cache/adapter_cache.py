@@ -137,6 +137,11 @@ class AdapterCache:
     def is_usable(self, digest: str) -> bool:
         return self._adapters[digest].device is Copy.READY
 
+    def is_loading(self, digest: str) -> bool:
+        """Whether a move of it is under way."""
+        adapter = self._adapters[digest]
+        return Copy.LOADING in (adapter.host, adapter.device)
+
     def is_reading(self, digest: str) -> bool:
         return self._adapters[digest].host is Copy.LOADING
 
@@ -346,8 +351,7 @@ class AdapterCache:
         adapter.host = Copy.ABSENT
 
     def _forget_if_unused(self, adapter: _Adapter) -> None:
-        is_moving = Copy.LOADING in (adapter.host, adapter.device)
-        if not adapter.is_removed or adapter.num_users or is_moving:
+        if not adapter.is_removed or adapter.num_users or self.is_loading(adapter.digest):
             return
         if adapter.device is Copy.READY:
             self._drop_device(adapter)

@@ -144,7 +144,7 @@ class Scheduler:
             bool(self._removed)
             or self._adapters.has_moves
             or any(_num_schedulable_tokens(request) for request in self._running)
-            or any(request.status is not RequestStatus.WAITING_FOR_ADAPTER for request in self._waiting)
+            or any(not self._waits_for_load(request) for request in self._waiting)
         )
 
     def stats(self) -> SchedulerStats:
@@ -346,6 +346,10 @@ class Scheduler:
         del self._requests[request.request_id]
         if request.spec.adapter_digest is not None:
             self._adapters.drop_user(request.spec.adapter_digest)
+
+    def _waits_for_load(self, request: Request) -> bool:
+        digest = request.spec.adapter_digest
+        return digest is not None and self._adapters.is_loading(digest)
 
     def _pool_tokens(self, adapter_digest: str | None) -> int:
         """How many tokens' KV the pool holds beside an adapter."""
