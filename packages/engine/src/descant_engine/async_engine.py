@@ -1,0 +1,314 @@
+"""The engine for servers: text in, streams of text out, on an event loop that never waits.
+
+    engine = await AsyncEngine.start(EngineConfig(model="HuggingFaceTB/SmolLM2-135M-Instruct"))
+    async for output in await engine.submit("Once upon a time", SamplingParams(max_tokens=32)):
+        print(output.text, end="")
+    await engine.close()
+
+The model runs in a process of its own (`engine_process`). What takes long here, encoding a long prompt or reading an
+adapter's files, runs in threads and without the interpreter lock.
+"""
+
+import asyncio
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from descant_engine.adapter import AdapterManifest
+from descant_engine.config import EngineConfig, ResolvedConfig
+from descant_engine.engine_client import EngineClient, EngineDead
+from descant_engine.frontend import Chat, Frontend, Prompt
+from descant_engine.messages import (
+    Abort,
+    AdapterAnswer,
+    Deltas,
+    Ready,
+    Refusal,
+    RegisterAdapter,
+    RemoveAdapter,
+    Stats,
+    Submit,
+    SubmitRefused,
+    ToFront,
+)
+from descant_engine.outputs import OutputText
+from descant_engine.request import EngineRequest, TokenDelta
+from descant_engine.request_stream import OutputBuffer, RequestStream
+from descant_engine.sampling_params import SamplingParams
+from descant_engine.scheduler.admission import QueueFull, RequestRefused
+from descant_engine.scheduler.stats import SchedulerStats
+from descant_engine.text.chat_template import num_characters
+from descant_engine.text.tokenizer import Tokenizer
+
+INLINE_CHARACTERS = 2048
+"""A prompt up to this long is encoded on the event loop: that takes a millisecond or two, hardly more than a thread
+costs."""
+INLINE_MESSAGES = 32
+INLINE_TOKENS = 65_536
+"""Token ids are only copied and checked."""
+ENCODING_THREADS = 2
+
+REFUSALS: dict[Refusal, type[ValueError]] = {Refusal.QUEUE_FULL: QueueFull, Refusal.NEVER_FITS: RequestRefused}
+
+
+class EngineDraining(RuntimeError):
+    """No new requests: the engine is about to close."""
+
+
+class AdapterRefused(ValueError):
+    """The engine cannot serve this adapter; the message says why."""
+
+
+class _Active(NamedTuple):
+    text: OutputText
+    buffer: OutputBuffer
+
+
+class AsyncEngine:
+    """Made by `start`, used on one event loop."""
+
+    def __init__(self, client: EngineClient, frontend: Frontend, ready: Ready) -> None:
+        self.num_blocks = ready.num_blocks
+        """Size of the engine's pool."""
+        self._client = client
+        self._frontend = frontend
+        self._stats = ready.stats
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._encoders = ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="encode")
+        self._active: dict[str, _Active] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_draining = False
+        self._adapter_lock = asyncio.Lock()
+        self._adapter_answer: asyncio.Future[AdapterAnswer] | None = None
+        client.listen(self._on_message, self._on_death)
+
+    @classmethod
+    async def start(cls, config: EngineConfig) -> "AsyncEngine":
+        """Loads the model in a new process, and its tokenizer here meanwhile.
+
+        Raises:
+            EngineStartError: the engine's reason, for example an unsupported model or too little memory.
+            TokenizerError: the tokenizer cannot be loaded.
+        """
+        tokenizer = asyncio.create_task(asyncio.to_thread(Tokenizer.load, config.tokenizer or config.model))
+        tokenizer.add_done_callback(_retrieve)
+        client, ready = await EngineClient.start(config)
+        try:
+            return cls(client, Frontend(ready.config, await tokenizer), ready)
+        except BaseException:
+            await client.close()
+            raise
+
+    # Requests
+
+    async def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        adapter: str | None = None,
+        request_id: str | None = None,
+        tenant_salt: str = "",
+        priority: int = 0,
+    ) -> RequestStream:
+        """Hands a request to the engine; its output comes as the stream. `adapter` is a loaded adapter's name, None
+        the base model. `request_id` must not be in use; one is made up if there is none.
+
+        Raises:
+            PromptTooLong, InvalidPrompt, ChatTemplateError, TextNotUnicode, UnknownModel: the request is at fault.
+            EngineDraining, EngineDead: nothing can be served (any more).
+        """
+        if adapter is not None:
+            self._frontend.adapter(adapter)
+        arrival_time = time.time()
+        prompt_token_ids = await self.encode(prompt)
+        self._check_open()
+        request = self._frontend.request(
+            prompt_token_ids,
+            params,
+            request_id=request_id or uuid.uuid4().hex,
+            adapter=adapter,
+            tenant_salt=tenant_salt,
+            priority=priority,
+            arrival_time=arrival_time,
+        )
+        return self._send(request, self._frontend.output_text(request, prompt))
+
+    async def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """The prompt's token ids, with `submit`'s errors."""
+        if _is_quickly_encoded(prompt):
+            return self._frontend.encode(prompt)
+        return await self._loop.run_in_executor(self._encoders, self._frontend.encode, prompt)
+
+    def _send(self, request: EngineRequest, text: OutputText) -> RequestStream:
+        if request.request_id in self._active:
+            raise ValueError(f"request_id {request.request_id!r} is in use by an unfinished request")
+        buffer = OutputBuffer()
+        self._active[request.request_id] = _Active(text, buffer)
+        self._idle.clear()
+        self._client.send(Submit(request))
+        return RequestStream(request.request_id, buffer, self._abandon)
+
+    def _abandon(self, request_id: str) -> None:
+        """The stream's reader has left. From any thread, since a stream may be collected as garbage in any."""
+        if threading.get_ident() == self._thread:
+            self._abort(request_id)
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._abort, request_id)
+
+    def _abort(self, request_id: str) -> None:
+        if self._forget(request_id) is not None:
+            self._client.send(Abort(request_id))
+
+    def _forget(self, request_id: str) -> _Active | None:
+        active = self._active.pop(request_id, None)
+        if not self._active:
+            self._idle.set()
+        return active
+
+    # What the engine sends
+
+    def _on_message(self, message: ToFront) -> None:
+        match message:
+            case Deltas(deltas):
+                for delta in deltas:
+                    self._deliver(delta)
+            case SubmitRefused(request_id, refusal, text):
+                if (active := self._forget(request_id)) is not None:
+                    active.buffer.fail(REFUSALS[refusal](text))
+            case AdapterAnswer():
+                if self._adapter_answer is not None and not self._adapter_answer.done():
+                    self._adapter_answer.set_result(message)
+            case Stats(stats):
+                self._stats = stats
+
+    def _deliver(self, delta: TokenDelta) -> None:
+        active = self._active.get(delta.request_id)
+        if active is None:
+            return  # aborted, or ended by a stop string, while this was on its way
+        if (output := active.text.apply(delta)) is None:
+            return
+        if output.finish_reason is not None:
+            self._forget(delta.request_id)
+            if delta.finish_reason is None:
+                self._client.send(Abort(delta.request_id))
+        active.buffer.put(output)
+
+    def _on_death(self, reason: EngineDead) -> None:
+        for request_id in list(self._active):
+            if (active := self._forget(request_id)) is not None:
+                active.buffer.fail(reason)
+        if self._adapter_answer is not None and not self._adapter_answer.done():
+            self._adapter_answer.set_exception(reason)
+
+    # Adapters
+
+    @property
+    def adapters(self) -> dict[str, AdapterManifest]:
+        """Name -> manifest of every loaded adapter."""
+        return self._frontend.adapters
+
+    async def load_adapter(self, name: str, folder: str | Path) -> AdapterManifest:
+        """Reads a PEFT folder and lets `name` mean its adapter from now on; requests under way keep what they began
+        with.
+
+        Raises:
+            ValueError: not an adapter that this engine can serve exactly; the message says why. `name` is as before.
+            EngineDead: nothing can be served any more.
+        """
+        manifest = await asyncio.to_thread(self._frontend.read_adapter, folder)
+        async with self._adapter_lock:
+            await self._register(manifest)
+            self._remove(self._frontend.name_adapter(name, manifest))
+        return manifest
+
+    async def unload_adapter(self, name: str) -> None:
+        """Lets `name` mean nothing; requests under way finish. Raises UnknownModel."""
+        async with self._adapter_lock:
+            self._remove(self._frontend.forget_adapter(name))
+
+    async def _register(self, manifest: AdapterManifest) -> None:
+        self._check_alive()
+        self._adapter_answer = self._loop.create_future()
+        self._client.send(RegisterAdapter(manifest))
+        answer = await self._adapter_answer
+        if answer.refusal is not None:
+            raise AdapterRefused(answer.refusal)
+
+    def _remove(self, digest: str | None) -> None:
+        if digest is not None:
+            self._client.send(RemoveAdapter(digest))
+
+    # State
+
+    @property
+    def config(self) -> ResolvedConfig:
+        return self._frontend.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._frontend.tokenizer
+
+    @property
+    def engine_pid(self) -> int:
+        """Process id of the engine."""
+        return self._client.pid
+
+    @property
+    def is_healthy(self) -> bool:
+        """False once the engine process is gone; it does not come back."""
+        return self._client.death is None
+
+    @property
+    def num_unfinished_requests(self) -> int:
+        return len(self._active)
+
+    def stats(self) -> SchedulerStats:
+        """The engine's latest report, at most about a quarter of a second old between steps."""
+        return self._stats
+
+    async def drain(self, timeout: float) -> bool:
+        """Takes no new requests, and waits up to `timeout` seconds for the others. True if all have ended."""
+        self._is_draining = True
+        try:
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Ends the engine process. Streams that are unfinished raise EngineDead."""
+        self._is_draining = True
+        await self._client.close()
+        self._encoders.shutdown(wait=False, cancel_futures=True)
+
+    def _check_open(self) -> None:
+        self._check_alive()
+        if self._is_draining:
+            raise EngineDraining("the engine is about to close and takes no new requests")
+
+    def _check_alive(self) -> None:
+        if self._client.death is not None:
+            raise EngineDead(str(self._client.death))
+
+
+def _is_quickly_encoded(prompt: Prompt) -> bool:
+    match prompt:
+        case str():
+            return len(prompt) <= INLINE_CHARACTERS
+        case Chat(messages):
+            return len(messages) <= INLINE_MESSAGES and num_characters(messages) <= INLINE_CHARACTERS
+        case _:
+            return len(prompt) <= INLINE_TOKENS
+
+
+def _retrieve(task: asyncio.Task[Tokenizer]) -> None:
+    """Where the engine does not start, nobody else asks for the tokenizer's error."""
+    if not task.cancelled():
+        task.exception()

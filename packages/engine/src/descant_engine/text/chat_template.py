@@ -1,0 +1,94 @@
+"""Chat messages to the prompt text that the model was trained on, by the template its tokenizer carries.
+
+The template is the model's own Jinja text; transformers renders it in a sandbox.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NotRequired, TypedDict
+
+from jinja2 import TemplateError
+
+from descant_engine.text.tokenizer import Tokenizer
+
+
+class TextPart(TypedDict):
+    """A part of a message's content, in OpenAI's form."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(TypedDict):
+    """A message in OpenAI's form."""
+
+    role: str
+    content: str | Sequence[TextPart]
+    name: NotRequired[str]
+
+
+class ChatTemplateError(ValueError):
+    """The messages cannot be made into a prompt: wrong in form, or refused by the model's template."""
+
+
+def render_chat(tokenizer: Tokenizer, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True) -> str:
+    """The prompt's text. It carries its special tokens: encode it with `add_special_tokens=False`.
+
+    Raises:
+        ChatTemplateError: no template, no messages, a message of the wrong form (named by its index), or the
+            template's own complaint, for example that roles must alternate.
+    """
+    if tokenizer.pretrained.chat_template is None:
+        raise ChatTemplateError(
+            "this model has no chat template; send its prompt as text (completions), or serve a chat model"
+        )
+    if not messages:
+        raise ChatTemplateError("messages is empty; at least one message is needed")
+    plain = [_with_plain_content(index, message) for index, message in enumerate(messages)]
+    try:
+        text = tokenizer.pretrained.apply_chat_template(
+            plain, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        raise ChatTemplateError(f"the model's chat template refused the messages: {error}") from error
+    return str(text)
+
+
+def num_characters(messages: Sequence[ChatMessage]) -> int:
+    """The length of the messages' content; what is malformed counts nothing."""
+    total = 0
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str):
+            total += len(content)
+        elif isinstance(content, Sequence):
+            total += sum(len(part["text"]) for part in content if _is_text_part(part))
+    return total
+
+
+def _with_plain_content(index: int, message: ChatMessage) -> dict[str, str]:
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str):
+        raise ChatTemplateError(f"messages[{index}].role must be a string; got {role!r}")
+    plain = {"role": role, "content": _plain_content(index, content)}
+    return plain | {"name": message["name"]} if "name" in message else plain
+
+
+def _plain_content(index: int, content: object) -> str:
+    """Text parts are joined by line breaks."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence):
+        raise ChatTemplateError(
+            f"messages[{index}].content must be a string or a list of text parts; got {type(content).__name__}"
+        )
+    for position, part in enumerate(content):
+        if not _is_text_part(part):
+            raise ChatTemplateError(
+                f"messages[{index}].content[{position}] must be {{'type': 'text', 'text': ...}}: "
+                "this engine reads text only"
+            )
+    return "\n".join(part["text"] for part in content)
+
+
+def _is_text_part(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)

@@ -1,0 +1,62 @@
+"""Token ids to text as they arrive: whole characters only, and nothing of a stop string or what follows it."""
+
+import codecs
+from collections.abc import Sequence
+
+from descant_engine.sampling_params import SamplingParams
+from descant_engine.text.stop_strings import StopStrings
+from descant_engine.text.tokenizer import Tokenizer
+
+_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class Detokenizer:
+    """The text of one output. Joined, what `feed` and `finish` return is the decoded output up to the first stop
+    string. Each token costs its own length; no token is decoded twice.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, *, continues_text: bool) -> None:
+        """`continues_text`: the output goes on where the prompt's text ended; otherwise it is a text of its own, and
+        the space that some tokenizers put before a text's first word is not part of it."""
+        self.num_tokens = 0
+        """Tokens taken; when a stop string ended the text, up to and with the one that completed it."""
+        self.stop_string: str | None = None
+        self._tokenizer = tokenizer
+        self._utf8 = _Utf8Decoder(errors="replace")
+        self._stop_strings = StopStrings(params.stop)
+        self._min_tokens = params.min_tokens
+        self._spaces_to_strip = 0 if continues_text else tokenizer.strips_leading_spaces
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        """The text that these tokens make certain. Tokens after a stop string are not taken."""
+        shown = []
+        for token_id in token_ids:
+            if self.stop_string is not None:
+                break
+            self.num_tokens += 1
+            shown.append(self._show(self._utf8.decode(self._visible_bytes(token_id))))
+        return "".join(shown)
+
+    def finish(self) -> str:
+        """The text held back until now; a character cut short becomes U+FFFD. Call it once, after the last token."""
+        if self.stop_string is not None:
+            return ""
+        shown = self._show(self._utf8.decode(b"", final=True))
+        return shown + self._stop_strings.flush()
+
+    def _show(self, text: str) -> str:
+        # `num_tokens` counts the current token: the first `min_tokens` are exempt.
+        if not text or self.num_tokens <= self._min_tokens:
+            return text
+        text, self.stop_string = self._stop_strings.scan(text)
+        return text
+
+    def _visible_bytes(self, token_id: int) -> bytes:
+        data = self._tokenizer.token_bytes(token_id)
+        while self._spaces_to_strip and data:
+            if not data.startswith(b" "):
+                self._spaces_to_strip = 0
+                break
+            data = data[1:]
+            self._spaces_to_strip -= 1
+        return data

@@ -1,0 +1,120 @@
+"""The model's own tokenizer: text to token ids, and the exact bytes that each token id stands for.
+
+Encoding goes to the `tokenizers` library by its batch call, which releases the interpreter lock: a thread that encodes
+a long prompt does not hold up the event loop. Nothing here changes after loading, so any number of threads may share a
+Tokenizer.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from descant_engine.text.token_bytes import TokenBytes
+
+
+class TokenizerError(ValueError):
+    """The model's tokenizer cannot be loaded; the message says why and what would help."""
+
+
+class TextTooLong(ValueError):
+    """A text that holds more tokens than allowed, whatever they turn out to be: it was not encoded."""
+
+    def __init__(self, min_tokens: int) -> None:
+        super().__init__(f"the text holds at least {min_tokens} tokens")
+        self.min_tokens = min_tokens
+
+
+class TextNotUnicode(ValueError):
+    """A str that is no text, as JSON's \\ud800 gives."""
+
+
+class Tokenizer:
+    def __init__(self, pretrained: PreTrainedTokenizerFast) -> None:
+        self.pretrained = pretrained
+        self._backend = pretrained.backend_tokenizer
+        # Some tokenizer files carry the truncation of their training run.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._bytes = TokenBytes.of(self._backend)
+
+    @classmethod
+    def load(cls, path: str) -> "Tokenizer":
+        """From a folder, a .gguf file or a hub id.
+
+        Raises:
+            TokenizerError: nothing there, or a kind of tokenizer whose tokens have no bytes of their own.
+        """
+        file = Path(path)
+        if file.suffix == ".gguf" and not file.is_file():
+            raise TokenizerError(f"there is no file {path!r}")
+        try:
+            if file.suffix == ".gguf":
+                pretrained = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            else:
+                pretrained = AutoTokenizer.from_pretrained(path)
+        except Exception as error:  # transformers lets through whatever the files provoke
+            raise TokenizerError(
+                f"no tokenizer at {path!r}, which should be a folder, a .gguf file or a hub id: {_first_line(error)}"
+            ) from error
+        if not getattr(pretrained, "is_fast", False):
+            raise TokenizerError(f"{path!r} has no tokenizer.json; {type(pretrained).__name__} is not supported")
+        try:
+            return cls(pretrained)
+        except ValueError as error:
+            raise TokenizerError(f"cannot use the tokenizer of {path!r}: {error}") from error
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id."""
+        return len(self._bytes.of_token)
+
+    @property
+    def strips_leading_spaces(self) -> int:
+        """How many spaces at the start of a text are the tokenizer's own and not the text's."""
+        return self._bytes.strips_leading_spaces
+
+    def encode(self, text: str, *, add_special_tokens: bool, max_tokens: int | None = None) -> list[int]:
+        """The token ids of `text`; with `add_special_tokens`, what the model wants at a text's start is put there.
+
+        Raises:
+            TextTooLong: so many characters that more than `max_tokens` tokens are certain; nothing was encoded.
+            TextNotUnicode: a lone surrogate.
+        """
+        if max_tokens is not None:
+            self.check_length(len(text), max_tokens)
+        try:
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        except TypeError as error:
+            raise TextNotUnicode("the text holds half of a surrogate pair, which is no Unicode character") from error
+        ids: list[int] = encoding.ids
+        return ids
+
+    def check_length(self, num_characters: int, max_tokens: int) -> None:
+        """Raises TextTooLong if so many characters are certain to be more than `max_tokens` tokens."""
+        min_tokens = -(-num_characters // self._bytes.max_characters)
+        if min_tokens > max_tokens:
+            raise TextTooLong(min_tokens)
+
+    def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of `token_ids` from a text's start; bytes that are no UTF-8 become U+FFFD."""
+        data = b"".join(self.token_bytes(token, skip_special_tokens=skip_special_tokens) for token in token_ids)
+        for _ in range(self.strips_leading_spaces):
+            data = data.removeprefix(b" ")
+        return data.decode("utf-8", errors="replace")
+
+    def token_bytes(self, token_id: int, *, skip_special_tokens: bool = True) -> bytes:
+        """The bytes that one token adds to a text; none for a special token, or an id that no token has."""
+        table = self._bytes.of_visible_token if skip_special_tokens else self._bytes.of_token
+        return table[token_id] if 0 <= token_id < len(table) else b""
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._bytes.special_token_ids
+
+    def token_text(self, token_id: int) -> str:
+        """One token alone, for people to read."""
+        return self.token_bytes(token_id, skip_special_tokens=False).decode("utf-8", errors="replace")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
