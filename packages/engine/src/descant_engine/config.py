@@ -1,7 +1,7 @@
 """What the user asked for (EngineConfig) and what it comes to (ModelShape, ResolvedConfig). All frozen; no torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from descant_engine.adapter import TargetModule
 
@@ -37,6 +37,28 @@ class EngineConfig:
     max_lora_rank: int = 64
     adapter_host_bytes: int = 4 << 30
     """Host memory for adapters that are not in the pool."""
+
+
+class EngineOptions(TypedDict, total=False):
+    """EngineConfig's fields but for the model, for callers that pass them on by name."""
+
+    tokenizer: str | None
+    dtype: Dtype | Literal["auto"]
+    device: Device | Literal["auto"]
+    load_format: Literal["auto", "dummy"]
+    seed: int
+    max_model_len: int | None
+    block_size: int
+    num_blocks: int | None
+    gpu_memory_utilization: float
+    cpu_pool_bytes: int
+    max_num_seqs: int | None
+    max_num_batched_tokens: int | None
+    max_num_queued_requests: int
+    enable_prefix_caching: bool
+    enable_lora: bool
+    max_lora_rank: int
+    adapter_host_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,151 @@
 """The library's front door for scripts: prompts in, texts out, in this process.
 
 from descant_engine import LLM, SamplingParams
-LLM("HuggingFaceTB/SmolLM2-135M-Instruct").generate(["Once upon a time"], SamplingParams(max_tokens=32))
+outputs = LLM("HuggingFaceTB/SmolLM2-135M-Instruct").generate(["Once upon a time"], SamplingParams(max_tokens=32))
+print(outputs[0].text)
 """
+
+import sys
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Unpack
+
+from tqdm import tqdm
+
+from descant_engine.config import EngineConfig, EngineOptions
+from descant_engine.engine import Engine
+from descant_engine.frontend import Chat, Frontend, Prompt
+from descant_engine.model_config import resolve
+from descant_engine.outputs import OutputText, RequestOutput
+from descant_engine.sampling_params import SamplingParams
+from descant_engine.scheduler.stats import SchedulerStats
+from descant_engine.text.chat_template import ChatMessage
+
+UNLIMITED = sys.maxsize
+"""A script's list of prompts is a queue of any length; a limit is for servers."""
+
+Conversation = Sequence[ChatMessage]
+
+
+class LLM:
+    """A model ready to answer. Not thread-safe; `AsyncEngine` is for servers.
+
+    Args:
+        model: a folder with safetensors, a .gguf file, or a hub id.
+        options: any other field of `EngineConfig`, by name.
+
+    Raises:
+        ValueError: the model or an option cannot be served; the message says why.
+    """
+
+    def __init__(self, model: str | Path, **options: Unpack[EngineOptions]) -> None:
+        options.setdefault("max_num_queued_requests", UNLIMITED)
+        config = resolve(EngineConfig(model=str(model), **options))
+        self._frontend = Frontend(config)
+        self._engine = Engine(config)
+        self._request_numbers = count()
+
+    def generate(
+        self,
+        prompts: str | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        adapter: str | None | Sequence[str | None] = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Continues every prompt (text, or token ids); outputs come back in the prompts' order.
+
+        `params` and `adapter` (a name given to `load_adapter`; None is the base model) are one for all prompts, or one
+        for each.
+
+        Raises:
+            ValueError: a prompt, its params or its adapter is at fault; nothing has been generated then.
+        """
+        batch = [prompts] if isinstance(prompts, str) else list(prompts)
+        all_params = [params or SamplingParams()] * len(batch) if isinstance(params, SamplingParams | None) else params
+        adapters: Sequence[str | None] = [adapter] * len(batch) if isinstance(adapter, str | None) else adapter
+        for name, given in (("params", all_params), ("adapter", adapters)):
+            if len(given) != len(batch):
+                raise ValueError(
+                    f"{name}: {len(given)} given for {len(batch)} prompts; give one for all, or one for each"
+                )
+        texts = self._submit_all(batch, all_params, adapters)
+        return self._run(texts, use_tqdm)
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        adapter: str | None | Sequence[str | None] = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answers one conversation, or a list of them, through the model's chat template; see `generate`."""
+        is_one = bool(messages) and isinstance(messages[0], dict)
+        conversations = [messages] if is_one else messages
+        chats = [Chat(conversation) for conversation in conversations]  # type: ignore[arg-type]
+        return self.generate(chats, params, adapter=adapter, use_tqdm=use_tqdm)
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Serves the PEFT adapter in `folder` as `name` from now on. Raises ValueError if that is impossible."""
+        manifest = self._frontend.read_adapter(folder)
+        self._engine.register_adapter(manifest)
+        self._forget(self._frontend.name_adapter(name, manifest))
+
+    def unload_adapter(self, name: str) -> None:
+        self._forget(self._frontend.forget_adapter(name))
+
+    def stats(self) -> SchedulerStats:
+        return self._engine.stats()
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _forget(self, digest: str | None) -> None:
+        if digest is not None:
+            self._engine.remove_adapter(digest)
+
+    def _submit_all(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], adapters: Sequence[str | None]
+    ) -> dict[str, OutputText]:
+        """All prompts or none."""
+        texts: dict[str, OutputText] = {}
+        try:
+            for prompt, one, adapter in zip(prompts, params, adapters, strict=True):
+                request_id = str(next(self._request_numbers))
+                token_ids = self._frontend.encode(prompt)
+                request = self._frontend.request(token_ids, one, request_id=request_id, adapter=adapter)
+                self._engine.submit(request)
+                texts[request_id] = self._frontend.output_text(request, prompt)
+        except ValueError:
+            for request_id in texts:
+                self._engine.abort(request_id)
+            raise
+        return texts
+
+    def _run(self, texts: dict[str, OutputText], use_tqdm: bool) -> list[RequestOutput]:
+        outputs: dict[str, RequestOutput] = {}
+        with tqdm(total=len(texts), desc="Requests", unit="req", disable=not use_tqdm) as bar:
+            try:
+                self._step_until_done(texts, outputs, bar.update)
+            except KeyboardInterrupt:
+                for request_id in texts:
+                    self._engine.abort(request_id)
+                raise
+        return [outputs[request_id] for request_id in texts]
+
+    def _step_until_done(
+        self, texts: dict[str, OutputText], outputs: dict[str, RequestOutput], count_finished: Callable[[int], object]
+    ) -> None:
+        while self._engine.has_work:
+            for delta in self._engine.step():
+                output = texts[delta.request_id].apply(delta)
+                if output is None:
+                    continue
+                before = outputs.get(delta.request_id)
+                outputs[delta.request_id] = output if before is None else before.followed_by(output)
+                if output.finish_reason is not None:
+                    count_finished(1)
+                    # A stop string is found here, before the engine knows of it; after any other end this is a no-op.
+                    self._engine.abort(delta.request_id)

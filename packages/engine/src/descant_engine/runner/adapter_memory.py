@@ -7,8 +7,10 @@ read learn of the slot only when the copy is over.
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -177,8 +179,8 @@ def slot_rows(
     block_ids: tuple[int, ...],
     block_elements: int,
     tables: LoraTables,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
-    """One slot's rows of the four tables, for an adapter that lies in `block_ids`."""
+) -> tuple[npt.NDArray[Any], ...]:
+    """One slot's rows of a_offsets, b_offsets, lora_ranks and scalings, for an adapter that lies in `block_ids`."""
     a_offsets = np.zeros(tables.a_offsets.shape[1:], dtype=np.int64)
     b_offsets = np.zeros_like(a_offsets)
     ranks = np.zeros(tables.lora_ranks.shape[1:], dtype=np.int32)

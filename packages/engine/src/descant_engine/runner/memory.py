@@ -1,17 +1,18 @@
 """How many blocks fit, and the one tensor that holds them: KV cache and adapters alike."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from descant_engine.config import ModelShape, ResolvedConfig
 from descant_engine.forward_context import AttentionInputs, KvCache, StepContext, step_context
+from descant_engine.models.llama import LlamaForCausalLM
 
 
 class OutOfMemory(ValueError):
     """The pool would be too small to serve one request of the promised length."""
 
 
-def profile_num_blocks(model: nn.Module, config: ResolvedConfig, device: torch.device) -> int:
+def profile_num_blocks(model: LlamaForCausalLM, config: ResolvedConfig, device: torch.device) -> int:
     """The number of blocks that fit beside the weights and the activations of the largest step.
 
     Raises:
@@ -41,7 +42,7 @@ def kv_caches(pool: Tensor, shape: ModelShape, block_size: int) -> tuple[KvCache
     return tuple(KvCache(view[:, layer, 0], view[:, layer, 1]) for layer in range(shape.num_layers))
 
 
-def _bytes_for_pool(model: nn.Module, config: ResolvedConfig, device: torch.device) -> int:
+def _bytes_for_pool(model: LlamaForCausalLM, config: ResolvedConfig, device: torch.device) -> int:
     if device.type == "cpu":
         return config.user.cpu_pool_bytes
     torch.cuda.reset_peak_memory_stats(device)
@@ -55,7 +56,7 @@ def _bytes_for_pool(model: nn.Module, config: ResolvedConfig, device: torch.devi
 
 
 @torch.inference_mode()
-def _run_largest_step(model: nn.Module, config: ResolvedConfig, device: torch.device) -> None:
+def _run_largest_step(model: LlamaForCausalLM, config: ResolvedConfig, device: torch.device) -> None:
     num_tokens = min(config.max_num_batched_tokens, config.max_model_len)
     dtype = next(model.parameters()).dtype
     pool = allocate_pool(config, 1, dtype, device)

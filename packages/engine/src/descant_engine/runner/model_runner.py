@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from descant_engine.config import ResolvedConfig
 from descant_engine.forward_context import LoraInputs, StepContext, step_context
@@ -43,7 +43,7 @@ class ModelRunner:
     def __init__(self, config: ResolvedConfig) -> None:
         self._config = config
         self._device = torch.device(config.device)
-        self._model: nn.Module = load_model(config)
+        self._model = load_model(config)
         if config.user.enable_lora:
             attach_lora(self._model)
         self.num_blocks = profile_num_blocks(self._model, config, self._device)
@@ -95,7 +95,7 @@ class ModelRunner:
     def _sample(self, hidden: Tensor, batch: InputBatch) -> Tensor:
         if not batch.sample_row_ids:
             return torch.empty(0, dtype=torch.int64, device=self._device)
-        logits: Tensor = self._model.compute_logits(hidden[batch.logits_indices])  # type: ignore[operator]
+        logits: Tensor = self._model.compute_logits(hidden[batch.logits_indices])
         rows = SampleRows(batch.sample_row_ids, batch.host_positions, self._states)
         token_ids = self._sampler.sample(logits, rows)
         self._states.append_sampled(batch.sample_rows, batch.sample_positions, token_ids)
