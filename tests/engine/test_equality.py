@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from descant_engine import LLM, SamplingParams
+from descant_engine.adapter_files import read_adapter
 from descant_engine.config import EngineConfig
 from descant_engine.engine import Engine
 from descant_engine.model_config import resolve
@@ -47,13 +48,13 @@ class SteppedEngine:
     def __init__(self, model: Path, device: str, adapters: dict[str, Path]) -> None:
         config = resolve(EngineConfig(model=str(model), device=device, enable_lora=True, **OPTIONS))
         self.engine = Engine(config)
-        self.digests = {name: read_adapter(path, config.shape, 64) for name, path in adapters.items()}
-        for manifest in self.digests.values():
+        self.manifests = {name: read_adapter(path, config.shape, 64) for name, path in adapters.items()}
+        for manifest in self.manifests.values():
             self.engine.register_adapter(manifest)
         self.outputs: dict[str, list[int]] = defaultdict(list)
 
     def submit(self, request_id: str, prompt: list[int], adapter: str | None) -> None:
-        digest = None if adapter is None else self.digests[adapter].digest
+        digest = None if adapter is None else self.manifests[adapter].digest
         self.engine.submit(
             EngineRequest(request_id=request_id, prompt_token_ids=tuple(prompt), params=GREEDY, adapter_digest=digest)
         )

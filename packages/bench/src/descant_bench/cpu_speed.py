@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from descant_engine import LLM, SamplingParams
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from descant_engine import LLM, SamplingParams
 
 NUM_TOKENS = 64
 QUESTIONS = (
