@@ -1,6 +1,6 @@
 """How Alembic reaches the gateway's database: every upgrade is one transaction under an advisory lock.
 
-The connection comes from `descant_gateway.store.migrate`; started by the alembic command, DESCANT_DATABASE_URL says where.
+The connection comes from `descant_gateway.store.migrate`; with the alembic command, DESCANT_DATABASE_URL says where.
 """
 
 import asyncio

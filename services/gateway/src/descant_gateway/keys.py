@@ -17,6 +17,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from descant_gateway.config import Secret
+
 PREFIX: Final = "dsc_"
 PUBLIC_ID_LENGTH: Final = 12
 SECRET_LENGTH: Final = 40
@@ -47,12 +49,27 @@ class ParsedKey(Struct, frozen=True):
 
 
 def generate() -> ParsedKey:
-    return ParsedKey(public_id=_random_text(PUBLIC_ID_LENGTH), secret=generate_secret())
+    return ParsedKey(public_id=_random_text(PUBLIC_ID_LENGTH), secret=_random_text(SECRET_LENGTH))
 
 
-def generate_secret() -> str:
-    """A further secret for an existing public id: rotation."""
-    return _random_text(SECRET_LENGTH)
+class IssuedSecret(Struct, frozen=True):
+    """A new key's text, for its holder, and what is stored of it."""
+
+    key: ParsedKey
+    secret_hmac: bytes
+
+
+class KeyIssuer:
+    """Makes keys whose secrets are stored under the gateway's pepper."""
+
+    def __init__(self, pepper: Secret) -> None:
+        self._pepper = pepper
+
+    def issue(self, public_id: str | None = None) -> IssuedSecret:
+        """A new key, or a further secret for the key with this public id."""
+        new = generate()
+        key = new if public_id is None else ParsedKey(public_id, new.secret)
+        return IssuedSecret(key, hmac_secret(self._pepper.reveal(), key.secret))
 
 
 def parse(text: str) -> ParsedKey:

@@ -34,5 +34,5 @@ class Sealer:
             return self._cipher.decrypt(sealed[:NONCE_LENGTH], sealed[NONCE_LENGTH:], name.encode()).decode()
         except InvalidTag:
             raise UnsealError(
-                f"The stored API key of backend {name!r} doesn't open. If DESCANT_KEY_PEPPER changed, set the key again."
+                f"The stored API key of backend {name!r} doesn't open: has DESCANT_KEY_PEPPER changed?"
             ) from None

@@ -4,13 +4,20 @@ from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from descant_gateway.config import Secret
 
 CONNECT_TIMEOUT_S: Final = 5.0
 COMMAND_TIMEOUT_S: Final = 30.0
+
+# Classes of SQLSTATE, https://www.postgresql.org/docs/current/errcodes-appendix.html
+OUTAGE_CLASSES: Final = frozenset({"08", "53", "57", "58"})
+"""Connection, resources, shutdown or start-up, input and output."""
+REJECTION_CLASSES: Final = frozenset({"22", "23"})
+"""Data, constraints."""
 
 
 def create_engine(database_url: Secret, *, pool_size: int = 4) -> AsyncEngine:
@@ -44,9 +51,21 @@ def postgres_dsn(url: str) -> str:
 
 
 def is_outage(error: BaseException) -> bool:
-    """True if the error says that PostgreSQL can't be reached now, so that the same statement may work later."""
+    """True if PostgreSQL can't be reached or can't serve now, so that the same statement may work later."""
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated or isinstance(error, (InterfaceError, OperationalError))
-    return isinstance(
-        error, (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
-    )
+        return error.connection_invalidated or _sqlstate(error)[:2] in OUTAGE_CLASSES
+    return isinstance(error, (OSError, TimeoutError, PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError))
+
+
+def is_rejection(error: DBAPIError) -> bool:
+    """True if PostgreSQL, or the driver for it, refuses the values themselves: they will never be taken."""
+    return _sqlstate(error)[:2] in REJECTION_CLASSES or isinstance(_cause(error), ValueError)
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    return getattr(_cause(error), "sqlstate", None) or ""
+
+
+def _cause(error: DBAPIError) -> BaseException | None:
+    """The driver's own error, which SQLAlchemy wraps twice."""
+    return error.orig.__cause__ if error.orig is not None else None

@@ -1,0 +1,235 @@
+"""Writes usage records to the ledger, off the request path: in batches, and through any outage exactly once."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from descant_gateway.ledger import UsageRecord
+from descant_gateway.ledger_spool import LedgerSpool
+from descant_gateway.store import ledger
+from descant_gateway.store.session import is_outage, is_rejection
+
+BATCH_SIZE: Final = 1000
+BATCH_DELAY_S: Final = 0.25
+RETRY_S: Final = 1.0
+MAX_PENDING: Final = 100_000
+"""Reached only if neither PostgreSQL nor the disk takes anything."""
+
+log = structlog.get_logger(__name__)
+
+
+class LedgerWriter:
+    """A record is in memory for a quarter of a second, then in PostgreSQL, or in the spool until it can be there.
+
+    Writing is at least once, and the ledger's unique charge id makes that exactly once.
+    """
+
+    def __init__(self, engine: AsyncEngine, spool_folder: Path, *, retry_s: float = RETRY_S) -> None:
+        self.num_lost = 0
+        """Records that nothing could take; each was logged in full."""
+        self._engine = engine
+        self._spool = LedgerSpool(spool_folder)
+        self._retry_s = retry_s
+        self._pending: deque[UsageRecord] = deque()
+        self._num_appended = 0
+        self._num_stored = 0
+        self._stored = asyncio.Condition()
+        self._wake = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._spool_is_empty = True
+        self._is_away = False
+        self._retry_at = 0.0
+        self._partitioned_on: date | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def num_pending(self) -> int:
+        return len(self._pending)
+
+    @property
+    def is_spooling(self) -> bool:
+        """True while records wait on disk for PostgreSQL."""
+        return not self._spool_is_empty
+
+    async def start(self) -> None:
+        """Begins to write, with what an earlier run left in the spool first. Raises OSError for an unusable folder."""
+        self._spool_is_empty = not await asyncio.to_thread(self._spool.segments)
+        self._task = asyncio.create_task(self._run(), name="ledger writer")
+
+    def append(self, record: UsageRecord) -> None:
+        """Takes the record at once; never waits and never raises."""
+        if len(self._pending) >= MAX_PENDING:
+            self._lose(record)
+            return
+        self._num_appended += 1
+        self._pending.append(record)
+        self._wake.set()
+        if len(self._pending) >= BATCH_SIZE:
+            self._hurry.set()
+
+    async def flush(self) -> None:
+        """Returns when all that was appended is in PostgreSQL, or in the spool if PostgreSQL is away."""
+        target = self._num_appended
+        self._wake.set()
+        self._hurry.set()
+        async with self._stored:
+            await self._stored.wait_for(lambda: self._num_stored >= target)
+
+    async def close(self, *, timeout_s: float = 30.0) -> None:
+        """Flushes and stops. What no place takes within the time is logged in full."""
+        if self._task is None:
+            return
+        try:
+            await asyncio.wait_for(self.flush(), timeout_s)
+        except TimeoutError:
+            log.error("neither PostgreSQL nor the spool takes usage records", num_records=len(self._pending))
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+        while self._pending:
+            self._lose(self._pending.popleft())
+
+    async def _run(self) -> None:
+        while True:
+            await self._wait_for_batch()
+            if time.monotonic() >= self._retry_at:
+                await self._replay_spool()
+            while self._pending:
+                await self._store_batch()
+            self._hurry.clear()
+
+    async def _wait_for_batch(self) -> None:
+        """Until there is something to write: a full batch, or a part of one after the delay."""
+        if self._spool_is_empty:
+            await self._wake.wait()
+        else:
+            await _wait_at_most(self._wake, max(0.0, self._retry_at - time.monotonic()))
+        await _wait_at_most(self._hurry, BATCH_DELAY_S)
+        self._wake.clear()
+
+    async def _store_batch(self) -> None:
+        """Moves up to BATCH_SIZE records out of memory; the deque lets go of them only when they are safe."""
+        batch = list(islice(self._pending, BATCH_SIZE))
+        if not (await self._insert(batch) or await self._write_to_spool(batch)):
+            await asyncio.sleep(self._retry_s)
+            return
+        for _ in batch:
+            self._pending.popleft()
+        async with self._stored:
+            self._num_stored += len(batch)
+            self._stored.notify_all()
+
+    async def _insert(self, records: Sequence[UsageRecord]) -> bool:
+        """False if PostgreSQL is away: it is asked again after `retry_s`."""
+        if time.monotonic() < self._retry_at:
+            return False
+        try:
+            await self._insert_all(records)
+        except Exception as error:  # Whatever it is, it must cost no record: they go to the spool.
+            self._report_outage(error)
+            self._retry_at = time.monotonic() + self._retry_s
+            return False
+        self._report_recovery()
+        return True
+
+    async def _insert_all(self, records: Sequence[UsageRecord]) -> None:
+        """Sets aside each record that PostgreSQL refuses for what it holds, so that it can't block the others."""
+        try:
+            async with self._engine.begin() as connection:
+                await self._ensure_partitions(connection)
+                await ledger.insert_records(connection, records)
+        except DBAPIError as error:
+            if not is_rejection(error):
+                raise
+            if len(records) == 1:
+                log.error("PostgreSQL refuses a usage record", error=str(error.orig), record=_as_json(records[0]))
+                await asyncio.to_thread(self._spool.reject, records[0])
+                return
+            middle = len(records) // 2
+            await self._insert_all(records[:middle])
+            await self._insert_all(records[middle:])
+
+    async def _ensure_partitions(self, connection: AsyncConnection) -> None:
+        """Once a day, a week ahead. A day without a partition is not an error: the default one takes its rows."""
+        today = ledger.utc_day(datetime.now(UTC))
+        if self._partitioned_on == today:
+            return
+        self._partitioned_on = today
+        try:
+            async with connection.begin_nested():
+                await ledger.ensure_partitions(connection, today)
+        except DBAPIError as error:
+            if is_outage(error):
+                self._partitioned_on = None
+                raise
+            log.error("cannot make the ledger's next partitions; the default one takes its rows", error=str(error))
+
+    async def _write_to_spool(self, records: Sequence[UsageRecord]) -> bool:
+        try:
+            await asyncio.to_thread(self._spool.write, records)
+        except OSError as error:
+            log.error("cannot write to the ledger spool; usage records stay in memory", error=str(error))
+            return False
+        self._spool_is_empty = False
+        return True
+
+    async def _replay_spool(self) -> None:
+        """Oldest first, until PostgreSQL fails again."""
+        if self._spool_is_empty:
+            return
+        try:
+            for segment in await asyncio.to_thread(self._spool.segments):
+                if not await self._replay_segment(segment):
+                    return
+        except OSError as error:
+            log.error("cannot read the ledger spool; trying again", error=str(error))
+            self._retry_at = time.monotonic() + self._retry_s
+            return
+        self._spool_is_empty = True
+
+    async def _replay_segment(self, segment: Path) -> bool:
+        try:
+            records = await asyncio.to_thread(self._spool.read, segment)
+        except msgspec.DecodeError as error:
+            log.error("a segment of the ledger spool is damaged; set aside", segment=str(segment), error=str(error))
+            await asyncio.to_thread(self._spool.set_aside, segment)
+            return True
+        if records and not await self._insert(records):
+            return False
+        await asyncio.to_thread(self._spool.remove, segment)
+        return True
+
+    def _lose(self, record: UsageRecord) -> None:
+        self.num_lost += 1
+        log.error("a usage record could not be stored", record=_as_json(record))
+
+    def _report_outage(self, error: Exception) -> None:
+        if not self._is_away:
+            log.warning("the ledger cannot be written; usage records go to the spool", error=str(error))
+        self._is_away = True
+
+    def _report_recovery(self) -> None:
+        if self._is_away:
+            log.info("the ledger can be written again")
+        self._is_away = False
+
+
+async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return
+
+
+def _as_json(record: UsageRecord) -> str:
+    return msgspec.json.encode(record).decode()

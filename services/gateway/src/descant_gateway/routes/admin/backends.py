@@ -1,0 +1,79 @@
+"""/admin/v1/backends: the only place upstream addresses come from."""
+
+from ipaddress import ip_address
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from litestar import delete, get, put
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody
+from msgspec import UNSET, Meta, Struct, UnsetType
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from descant_gateway.routes.admin.fields import Listing, Name
+from descant_gateway.sealing import Sealer
+from descant_gateway.store import backends as store
+from descant_gateway.store.backends import BackendRow
+from descant_wire.errors import ApiError, invalid_request
+
+HeaderText = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[\x21-\x7e]+$")]
+
+
+class BackendSetting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: Name
+    base_url: Annotated[str, Meta(min_length=1, max_length=2000)]
+    """http://host:port, without /v1."""
+    api_key: HeaderText | UnsetType | None = UNSET
+    """Sent to the backend as its bearer; not given keeps the one that is stored, null removes it."""
+
+
+@put("/backends")
+async def put_backend(
+    data: JSONBody[BackendSetting], engine: NamedDependency[AsyncEngine], sealer: NamedDependency[Sealer]
+) -> BackendRow:
+    sealed = sealer.seal(data.api_key, name=data.name) if isinstance(data.api_key, str) else data.api_key
+    base_url = checked_base_url(data.base_url)
+    async with engine.begin() as connection:
+        return await store.put(connection, data.name, base_url=base_url, sealed_api_key=sealed)
+
+
+@get("/backends")
+async def list_backends(engine: NamedDependency[AsyncEngine]) -> Listing[BackendRow]:
+    async with engine.begin() as connection:
+        return Listing(await store.list_all(connection))
+
+
+@delete("/backends/{name:path}")
+async def delete_backend(name: FromPath[str], engine: NamedDependency[AsyncEngine]) -> None:
+    async with engine.begin() as connection:
+        await store.remove(connection, name.removeprefix("/"))
+
+
+def checked_base_url(text: str) -> str:
+    """The URL up to and without /v1. Raises ApiError for what is no plain http address."""
+    try:
+        url = urlsplit(text)
+        host, _ = url.hostname, url.port
+    except ValueError:
+        raise _bad_url("is not a URL") from None
+    if url.scheme not in {"http", "https"} or not host:
+        raise _bad_url("must look like http://host:port")
+    if url.username is not None or url.query or url.fragment or any(char.isspace() for char in text):
+        raise _bad_url("must hold no user, query, fragment or blank; give a credential as api_key")
+    if _is_link_local(host):
+        raise _bad_url("is a link-local address, where clouds keep their credentials")
+    return text.rstrip("/").removesuffix("/v1")
+
+
+def _is_link_local(host: str) -> bool:
+    try:
+        return ip_address(host).is_link_local
+    except ValueError:
+        return False
+
+
+def _bad_url(reason: str) -> ApiError:
+    return invalid_request(f"base_url {reason}.", param="base_url")
+
+
+ROUTES = (put_backend, list_backends, delete_backend)

@@ -1,0 +1,71 @@
+"""The admin API's refusals, in the one error shape: `{"error": {message, type, param, code}}`."""
+
+import re
+from typing import Any, Final
+
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import ValidationException
+
+from descant_gateway.store.errors import AlreadyExists, InUse, Invalid, NotFound, StoreError
+from descant_gateway.store.session import is_outage
+from descant_wire.errors import ApiError, ErrorDetail, invalid_request, not_found, server_error, service_unavailable
+
+RETRY_AFTER_S: Final = 2.0
+_QUOTED: Final = re.compile("`([^`]+)`")
+
+log = structlog.get_logger(__name__)
+
+AnyRequest = Request[Any, Any, Any]
+
+
+def refuse(_: AnyRequest, error: StoreError) -> Response[bytes]:
+    return _response(_from_store(error))
+
+
+def refuse_input(_: AnyRequest, error: ValidationException) -> Response[bytes]:
+    """Names the first field that is wrong, and what it should be."""
+    problems: list[dict[str, str]] = error.extra if isinstance(error.extra, list) else []
+    if not problems:
+        return _response(invalid_request(error.detail))
+    message, key = problems[0].get("message", error.detail), problems[0].get("key", "")
+    if key != "data":
+        return _response(invalid_request(f"{key}: {message}", param=key))
+    if message == "'data'":
+        return _response(invalid_request("The request needs a JSON body."))
+    field = _QUOTED.search(message)
+    is_about_field = field is not None and "field" in message
+    return _response(invalid_request(message, param=field[1] if field and is_about_field else None))
+
+
+def refuse_depth(_: AnyRequest, error: RecursionError) -> Response[bytes]:
+    return _response(invalid_request("The JSON body is nested too deeply."))
+
+
+def fail_database(request: AnyRequest, error: Exception) -> Response[bytes]:
+    if is_outage(error):
+        return _response(service_unavailable("The database is away; nothing was changed.", retry_after_s=RETRY_AFTER_S))
+    log.error("an admin request failed", path=request.url.path, exc_info=error)
+    return _response(server_error())
+
+
+def _from_store(error: StoreError) -> ApiError:
+    message = str(error)
+    match error:
+        case NotFound():
+            return not_found(message)
+        case Invalid():
+            return invalid_request(message, param=error.field)
+        case AlreadyExists():
+            return _conflict(message, "already_exists")
+        case InUse():
+            return _conflict(message, "in_use")
+    return invalid_request(message)
+
+
+def _conflict(message: str, code: str) -> ApiError:
+    return ApiError(409, ErrorDetail(message=message, type="invalid_request_error", code=code))
+
+
+def _response(error: ApiError) -> Response[bytes]:
+    return Response(error.body, status_code=error.status, headers=error.headers, media_type="application/json")

@@ -1,0 +1,80 @@
+"""/admin/v1/teams: their limits and the models that they may use."""
+
+from uuid import UUID
+
+from litestar import get, patch, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody
+from msgspec import UNSET, Struct, UnsetType
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from descant_gateway.routes.admin.fields import Limit, Listing, Name, Names, listing, page_of
+from descant_gateway.store import teams as store
+from descant_gateway.store.pages import Cursor
+from descant_gateway.store.teams import NewTeam, TeamChange, TeamRow
+
+
+class TeamCreation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A limit or list that is null, or not given, does not limit."""
+
+    name: Name
+    organization: Name = "default"
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    allowed_models: Names | None = None
+
+
+class TeamPatch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is not given stays; null lifts the limit."""
+
+    requests_per_minute: Limit | UnsetType | None = UNSET
+    tokens_per_minute: Limit | UnsetType | None = UNSET
+    allowed_models: Names | UnsetType | None = UNSET
+
+
+@post("/teams")
+async def create_team(data: JSONBody[TeamCreation], engine: NamedDependency[AsyncEngine]) -> TeamRow:
+    team = NewTeam(
+        name=data.name,
+        organization=data.organization,
+        requests_per_minute=data.requests_per_minute,
+        tokens_per_minute=data.tokens_per_minute,
+        allowed_models=data.allowed_models,
+    )
+    async with engine.begin() as connection:
+        return await store.create(connection, team)
+
+
+@get("/teams")
+async def list_teams(
+    engine: NamedDependency[AsyncEngine],
+    name: FromQuery[str | None] = None,
+    limit: FromQuery[int | None] = None,
+    after: FromQuery[str | None] = None,
+) -> Listing[TeamRow]:
+    page = page_of(limit, after)
+    async with engine.begin() as connection:
+        rows = await store.find(connection, page, name=name)
+    return listing(rows, page, lambda row: Cursor(row.created_at, row.id))
+
+
+@get("/teams/{team_id:uuid}")
+async def show_team(team_id: FromPath[UUID], engine: NamedDependency[AsyncEngine]) -> TeamRow:
+    async with engine.begin() as connection:
+        return await store.get(connection, team_id)
+
+
+@patch("/teams/{team_id:uuid}")
+async def change_team(
+    team_id: FromPath[UUID], data: JSONBody[TeamPatch], engine: NamedDependency[AsyncEngine]
+) -> TeamRow:
+    change = TeamChange(
+        requests_per_minute=data.requests_per_minute,
+        tokens_per_minute=data.tokens_per_minute,
+        allowed_models=data.allowed_models,
+    )
+    async with engine.begin() as connection:
+        return await store.change(connection, team_id, change)
+
+
+ROUTES = (create_team, list_teams, show_team, change_team)
