@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from descant_engine.runner.input_batch import gather
+from descant_engine.runner.input_batch import StepRows, gather
 from descant_engine.runner.request_states import RequestStates
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.scheduler.plan import AdmittedRequest, ScheduledRequest, StepPlan
@@ -34,7 +34,8 @@ def test_a_prefill_chunk_and_a_decode_share_a_batch(states):
     step = (ScheduledRequest("a", 4, 6, (9, 1), True), ScheduledRequest("b", 3, 1, (), True))
     states.append_sampled(torch.tensor([states.row("b")]), torch.tensor([3]), torch.tensor([77]))
     states.apply(plan(scheduled=step))
-    batch = gather(step, states, BLOCK)
+    rows = StepRows.of(step, states)
+    batch = gather(rows, states, BLOCK)
 
     assert batch.input_ids.tolist() == [*range(104, 110), 77]
     assert batch.positions.tolist() == [4, 5, 6, 7, 8, 9, 3]
@@ -45,18 +46,19 @@ def test_a_prefill_chunk_and_a_decode_share_a_batch(states):
     assert batch.attention.slot_mapping.tolist() == [36, 37, 38, 39, 4, 5, 11]
     assert (batch.attention.max_query_len, batch.attention.max_seq_len) == (6, 10)
     assert batch.token_adapter_slot.tolist() == [-1] * 6 + [5]
-    assert batch.slots_in_batch == (5,)
+    assert rows.slots_in_batch == (5,)
     assert batch.logits_indices.tolist() == [5, 6]
-    assert batch.sample_request_ids == ("a", "b")
-    assert batch.sample_positions.tolist() == list(batch.host_positions) == [10, 4]
+    assert rows.sampled_request_ids == ("a", "b")
+    assert batch.sample_positions.tolist() == rows.seq_lens.tolist() == [10, 4]
+    assert not rows.is_decode
 
 
 def test_a_chunk_that_ends_before_the_last_token_gives_no_sample(states):
     step = (ScheduledRequest("a", 0, 4, (0,), False),)
     states.apply(plan(admitted=[admitted("a", range(9))], scheduled=step))
-    batch = gather(step, states, BLOCK)
-    assert batch.logits_indices.numel() == 0
-    assert batch.sample_request_ids == ()
+    rows = StepRows.of(step, states)
+    assert gather(rows, states, BLOCK).logits_indices.numel() == 0
+    assert rows.sampled_request_ids == ()
 
 
 def test_rows_come_back_and_start_empty(states):
@@ -65,5 +67,6 @@ def test_rows_come_back_and_start_empty(states):
     assert len({states.row(name) for name in "acd"}) == 3
     step = (ScheduledRequest("d", 0, 5, (8, 6), True),)
     states.apply(plan(scheduled=step))
-    assert gather(step, states, BLOCK).attention.block_tables.tolist() == [[8, 6]]
-    assert gather(step, states, BLOCK).input_ids.tolist() == list(range(50, 55))
+    batch = gather(StepRows.of(step, states), states, BLOCK)
+    assert batch.attention.block_tables.tolist() == [[8, 6]]
+    assert batch.input_ids.tolist() == list(range(50, 55))

@@ -1,8 +1,11 @@
-"""The tensors of one step, gathered from the request rows. Dies with the step."""
+"""The inputs of one step: first its lengths as host arrays, then the tensors gathered from the request rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -10,6 +13,48 @@ from descant_engine.forward_context import AttentionInputs
 from descant_engine.runner.request_states import RequestStates
 from descant_engine.runner.transfer import to_device
 from descant_engine.scheduler.plan import ScheduledRequest
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """Who takes part in a step and how much, in batch order, on the host."""
+
+    rows: IntArray
+    """[num_requests]"""
+    num_computed: IntArray
+    """[num_requests]: tokens before this step's"""
+    query_lens: IntArray
+    """[num_requests]: tokens in this step"""
+    samples: npt.NDArray[np.bool_]
+    """[num_requests]: whether the last of them gives a sample"""
+    request_ids: tuple[str, ...]
+    slots_in_batch: tuple[int, ...]
+
+    @classmethod
+    def of(cls, scheduled: Sequence[ScheduledRequest], states: RequestStates) -> "StepRows":
+        return cls(
+            rows=np.array([states.row(r.request_id) for r in scheduled], dtype=np.int64),
+            num_computed=np.array([r.num_computed_tokens for r in scheduled], dtype=np.int64),
+            query_lens=np.array([r.num_scheduled_tokens for r in scheduled], dtype=np.int64),
+            samples=np.array([r.samples for r in scheduled], dtype=np.bool_),
+            request_ids=tuple(r.request_id for r in scheduled),
+            slots_in_batch=tuple(sorted({states.adapter_slot(r.request_id) for r in scheduled} - {-1})),
+        )
+
+    @cached_property
+    def seq_lens(self) -> IntArray:
+        return self.num_computed + self.query_lens
+
+    @cached_property
+    def is_decode(self) -> bool:
+        """One token a request, and a sample from each."""
+        return bool((self.query_lens == 1).all() and self.samples.all())
+
+    @cached_property
+    def sampled_request_ids(self) -> tuple[str, ...]:
+        return tuple(name for name, samples in zip(self.request_ids, self.samples, strict=True) if samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +65,6 @@ class InputBatch:
     """[num_tokens] int64"""
     token_adapter_slot: Tensor
     """[num_tokens] int32; -1 = base"""
-    slots_in_batch: tuple[int, ...]
     attention: AttentionInputs
     logits_indices: Tensor
     """[num_samples] int64: the tokens whose logits give a sample"""
@@ -28,48 +72,34 @@ class InputBatch:
     """[num_samples] int64: batch order -> request row"""
     sample_positions: Tensor
     """[num_samples] int64: the position that the sampled token will have"""
-    sample_request_ids: tuple[str, ...]
-    sample_row_ids: tuple[int, ...]
-    """`sample_rows` on the host"""
-    host_positions: tuple[int, ...]
-    """`sample_positions` on the host"""
 
 
-def gather(scheduled: tuple[ScheduledRequest, ...], states: RequestStates, block_size: int) -> InputBatch:
+def gather(step: StepRows, states: RequestStates, block_size: int) -> InputBatch:
     """Only lengths and row numbers travel from the host; the tokens and block tables are on the device already."""
-    rows, computed, query_lens = (
-        np.array([states.row(r.request_id) for r in scheduled], dtype=np.int64),
-        np.array([r.num_computed_tokens for r in scheduled], dtype=np.int64),
-        np.array([r.num_scheduled_tokens for r in scheduled], dtype=np.int64),
-    )
-    query_start = np.concatenate([[0], np.cumsum(query_lens)])
-    token_request = np.repeat(np.arange(len(scheduled)), query_lens)
-    positions_np = np.arange(query_start[-1]) - query_start[token_request] + computed[token_request]
-    samples = np.array([r.samples for r in scheduled])
-    seq_lens = computed + query_lens
+    query_start = np.concatenate([[0], np.cumsum(step.query_lens)])
+    token_request = np.repeat(np.arange(len(step.rows)), step.query_lens)
+    positions_np = np.arange(query_start[-1]) - query_start[token_request] + step.num_computed[token_request]
+    sample_ends = query_start[1:][step.samples] - 1
 
-    on_device = to_device(np.concatenate([rows[token_request], positions_np]), states.device)
-    token_rows, positions = on_device.split(len(positions_np))
+    per_token = to_device(np.stack([step.rows[token_request], positions_np]), states.device)
+    per_request = to_device(np.stack([step.rows, step.seq_lens]), states.device)
+    per_sample = to_device(np.stack([sample_ends, step.rows[step.samples], step.seq_lens[step.samples]]), states.device)
+    token_rows, positions = per_token
     blocks = states.block_tables[token_rows, positions // block_size].to(torch.int64)
-    per_request = to_device(np.stack([rows, seq_lens]), states.device)
-    per_sample = to_device(np.stack([query_start[1:][samples] - 1, rows[samples], seq_lens[samples]]), states.device)
+    max_seq_len = int(step.seq_lens.max())
     return InputBatch(
         input_ids=states.token_ids[token_rows, positions],
         positions=positions,
         token_adapter_slot=states.adapter_slots[token_rows],
-        slots_in_batch=tuple(sorted({states.adapter_slot(r.request_id) for r in scheduled} - {-1})),
         attention=AttentionInputs(
             query_start_loc=to_device(query_start.astype(np.int32), states.device),
             seq_lens=per_request[1].to(torch.int32),
-            block_tables=states.block_tables[per_request[0], : -(-int(seq_lens.max()) // block_size)],
+            block_tables=states.block_tables[per_request[0], : -(-max_seq_len // block_size)],
             slot_mapping=blocks * block_size + positions % block_size,
-            max_query_len=int(query_lens.max()),
-            max_seq_len=int(seq_lens.max()),
+            max_query_len=int(step.query_lens.max()),
+            max_seq_len=max_seq_len,
         ),
         logits_indices=per_sample[0],
         sample_rows=per_sample[1],
         sample_positions=per_sample[2],
-        sample_request_ids=tuple(r.request_id for r in scheduled if r.samples),
-        sample_row_ids=tuple(rows[samples].tolist()),
-        host_positions=tuple(seq_lens[samples].tolist()),
     )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,11 +10,13 @@ from descant_engine.config import ResolvedConfig
 from descant_engine.forward_context import LoraInputs, StepContext, step_context
 from descant_engine.models import attach_lora, load_model
 from descant_engine.runner.adapter_memory import AdapterMemory
-from descant_engine.runner.input_batch import InputBatch, gather
+from descant_engine.runner.cuda_graphs import DecodeGraphs
+from descant_engine.runner.input_batch import StepRows, gather
 from descant_engine.runner.memory import allocate_pool, kv_caches, profile_num_blocks
 from descant_engine.runner.request_states import RequestStates
 from descant_engine.runner.sampler import Sampler
 from descant_engine.runner.sampling_states import SampleRows
+from descant_engine.runner.transfer import to_device
 from descant_engine.scheduler.plan import AdapterEvent, StepPlan, StepResult
 
 MAX_ADAPTER_SLOTS = 4096
@@ -54,6 +57,7 @@ class ModelRunner:
         self._states = RequestStates(config.max_num_seqs, config.max_model_len, config.user.block_size, self._device)
         self._sampler = Sampler()
         self._adapters = AdapterMemory(config, pool, self.num_adapter_slots) if config.user.enable_lora else None
+        self._graphs = self._decode_graphs() if config.device == "cuda" else None
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> PendingStep:
@@ -64,11 +68,10 @@ class ModelRunner:
             self._sampler.add(self._states.row(admitted.request_id), admitted)
         if not plan.scheduled:
             return PendingStep(plan.step_id, (), torch.empty(0, dtype=torch.int64), None, events)
-        batch = gather(plan.scheduled, self._states, self._config.user.block_size)
-        hidden = self._forward(batch)
-        token_ids = self._sample(hidden, batch)
+        step = StepRows.of(plan.scheduled, self._states)
+        token_ids = self._decode(step, self._graphs) if self._graphs and step.is_decode else self._forward(step)
         host_ids, arrived = _to_host(token_ids)
-        return PendingStep(plan.step_id, batch.sample_request_ids, host_ids, arrived, events)
+        return PendingStep(plan.step_id, step.sampled_request_ids, host_ids, arrived, events)
 
     def wait_for_adapters(self, timeout: float) -> None:
         if self._adapters is not None:
@@ -84,22 +87,33 @@ class ModelRunner:
         self._adapters.start(plan.adapter_moves)
         return self._adapters.finished()
 
-    def _forward(self, batch: InputBatch) -> Tensor:
-        lora = None
-        if self._adapters is not None and batch.slots_in_batch:
-            lora = LoraInputs(self._adapters.tables, batch.token_adapter_slot, batch.slots_in_batch)
-        with step_context(StepContext(self._kv_caches, batch.attention, lora)):
-            hidden: Tensor = self._model(batch.input_ids, batch.positions)
-        return hidden
+    def _decode(self, step: StepRows, graphs: DecodeGraphs) -> Tensor:
+        rows, positions = to_device(np.stack([step.rows, step.num_computed]), self._device)
+        logits = graphs.replay(rows, positions, with_lora=bool(step.slots_in_batch))
+        return self._sample(logits, step, rows, positions + 1)
 
-    def _sample(self, hidden: Tensor, batch: InputBatch) -> Tensor:
-        if not batch.sample_row_ids:
+    def _forward(self, step: StepRows) -> Tensor:
+        batch = gather(step, self._states, self._config.user.block_size)
+        lora = None
+        if self._adapters is not None and step.slots_in_batch:
+            lora = LoraInputs(self._adapters.tables, batch.token_adapter_slot, step.slots_in_batch)
+        with step_context(StepContext(self._kv_caches, batch.attention, lora)):
+            hidden = self._model(batch.input_ids, batch.positions)
+        if not step.samples.any():
             return torch.empty(0, dtype=torch.int64, device=self._device)
-        logits: Tensor = self._model.compute_logits(hidden[batch.logits_indices])
-        rows = SampleRows(batch.sample_row_ids, batch.host_positions, self._states)
-        token_ids = self._sampler.sample(logits, rows)
-        self._states.append_sampled(batch.sample_rows, batch.sample_positions, token_ids)
+        logits = self._model.compute_logits(hidden[batch.logits_indices])
+        return self._sample(logits, step, batch.sample_rows, batch.sample_positions)
+
+    def _sample(self, logits: Tensor, step: StepRows, rows: Tensor, positions: Tensor) -> Tensor:
+        """Token ids [num_samples], which are also appended to their rows."""
+        row_ids, host_positions = step.rows[step.samples].tolist(), step.seq_lens[step.samples].tolist()
+        token_ids = self._sampler.sample(logits, SampleRows(tuple(row_ids), tuple(host_positions), self._states))
+        self._states.append_sampled(rows, positions, token_ids)
         return token_ids
+
+    def _decode_graphs(self) -> DecodeGraphs:
+        tables = None if self._adapters is None else self._adapters.tables
+        return DecodeGraphs(self._model, self._states, self._kv_caches, tables, self._config.user.block_size)
 
 
 def _to_host(token_ids: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

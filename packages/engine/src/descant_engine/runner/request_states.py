@@ -20,11 +20,15 @@ class RequestStates:
     def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device) -> None:
         max_blocks = -(-max_model_len // block_size)
         self.device = device
+        self.max_model_len = max_model_len
+        self.spare_row = max_num_seqs
+        """Nobody's: what pads a batch. Its block table is all zeros, its adapter the base."""
+        num_rows = max_num_seqs + 1
         # One column more than the context: the last step's sample has a place to go even if nothing reads it.
-        self.token_ids = torch.zeros(max_num_seqs, max_model_len + 1, dtype=torch.int64, device=device)
-        self.block_tables = torch.zeros(max_num_seqs, max_blocks, dtype=torch.int32, device=device)
-        self.adapter_slots = torch.full((max_num_seqs,), -1, dtype=torch.int32, device=device)
-        self.num_prompt_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+        self.token_ids = torch.zeros(num_rows, max_model_len + 1, dtype=torch.int64, device=device)
+        self.block_tables = torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device)
+        self.adapter_slots = torch.full((num_rows,), -1, dtype=torch.int32, device=device)
+        self.num_prompt_tokens = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._row_of: dict[str, int] = {}
         self._adapter_slot_of: dict[str, int] = {}
         self._num_blocks: dict[str, int] = {}

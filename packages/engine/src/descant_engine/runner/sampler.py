@@ -13,6 +13,7 @@ from descant_engine.runner.sampling_states import (
     Temperature,
     Truncation,
 )
+from descant_engine.sampling_params import SamplingParams
 from descant_engine.scheduler.plan import AdmittedRequest
 
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
@@ -23,8 +24,14 @@ class Sampler:
     def __init__(self) -> None:
         self.features: tuple[SamplingFeature, ...] = (Penalties(), MinTokens(), Temperature(), Truncation())
         self._seed_of_row: dict[int, int] = {}
+        self._plain_rows: set[int] = set()
+        """Rows that just take the largest logit."""
 
     def add(self, row: int, request: AdmittedRequest) -> None:
+        if is_plain(request.params):
+            self._plain_rows.add(row)
+        else:
+            self._plain_rows.discard(row)
         for feature in self.features:
             feature.add(row, request)
         if request.params.is_greedy:
@@ -34,6 +41,8 @@ class Sampler:
 
     def sample(self, logits: Tensor, batch: SampleRows) -> Tensor:
         """logits [num_samples, vocab] -> token ids [num_samples] int64."""
+        if self._plain_rows.issuperset(batch.row_ids):
+            return logits.argmax(dim=-1)
         logits = logits.float()
         for feature in self.features:
             feature.apply(logits, batch)
@@ -42,6 +51,12 @@ class Sampler:
             if row in self._seed_of_row:
                 logits[index] += _gumbel(logits[index], self._seed_of_row[row], batch.positions[index])
         return logits.argmax(dim=-1)
+
+
+def is_plain(params: SamplingParams) -> bool:
+    """Greedy, and nothing changes the logits before."""
+    is_penalized = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
+    return params.is_greedy and not is_penalized and not params.min_tokens
 
 
 def _gumbel(like: Tensor, seed: int, position: int) -> Tensor:

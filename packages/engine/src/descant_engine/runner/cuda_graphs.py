@@ -1,0 +1,108 @@
+"""Decode steps as CUDA graphs: one token a request, everything from the rows' tokens to the logits in one launch.
+
+A graph is captured when its batch size is first needed. The host copies two short arrays in (`rows`, `positions`), and
+the graph gathers the rest from the request rows on the device.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from descant_engine.forward_context import AttentionInputs, KvCache, LoraInputs, LoraTables, StepContext, step_context
+from descant_engine.models.llama import LlamaForCausalLM
+from descant_engine.runner.request_states import RequestStates
+
+NO_SLOT = -1
+
+
+def padded_size(num_requests: int) -> int:
+    """The batch size whose graph serves this many requests: powers of two up to 8, then multiples of 8."""
+    if num_requests > 8:
+        return -(-num_requests // 8) * 8
+    return 1 << (num_requests - 1).bit_length()
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeGraph:
+    graph: torch.cuda.CUDAGraph
+    rows: Tensor
+    """[padded size] int64, input; the spare row pads."""
+    positions: Tensor
+    """[padded size] int64, input: of each request's newest token."""
+    logits: Tensor
+    """[padded size, vocab], output; valid until the next replay of this graph."""
+
+
+class DecodeGraphs:
+    """One graph for each padded batch size, with and without adapters: an engine whose adapters are not in use runs
+    exactly what one without adapters does.
+    """
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        states: RequestStates,
+        kv_caches: tuple[KvCache, ...],
+        lora_tables: LoraTables | None,
+        block_size: int,
+    ) -> None:
+        self._model = model
+        self._states = states
+        self._kv_caches = kv_caches
+        self._lora_tables = lora_tables
+        self._block_size = block_size
+        self._graphs: dict[tuple[int, bool], DecodeGraph] = {}
+        self._memory_pool = torch.cuda.graph_pool_handle()
+
+    def replay(self, rows: Tensor, positions: Tensor, *, with_lora: bool) -> Tensor:
+        """rows [n], positions [n] int64 on the device -> logits [n, vocab]."""
+        size = padded_size(len(rows))
+        if (size, with_lora) not in self._graphs:
+            self._graphs[size, with_lora] = self._capture(size, with_lora)
+        captured = self._graphs[size, with_lora]
+        captured.rows[: len(rows)] = rows
+        captured.rows[len(rows) :] = self._states.spare_row
+        captured.positions[: len(rows)] = positions
+        captured.positions[len(rows) :] = 0
+        captured.graph.replay()
+        return captured.logits[: len(rows)]
+
+    def _capture(self, size: int, with_lora: bool) -> DecodeGraph:
+        rows = torch.full((size,), self._states.spare_row, device=self._states.device)
+        positions = torch.zeros_like(rows)
+        step = self._step(rows, positions, with_lora)
+        step()  # compiles kernels, which a capture must not do
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._memory_pool):
+            logits = step()
+        return DecodeGraph(graph, rows, positions, logits)
+
+    def _step(self, rows: Tensor, positions: Tensor, with_lora: bool) -> Callable[[], Tensor]:
+        num_requests = len(rows)
+        query_start_loc = torch.arange(num_requests + 1, dtype=torch.int32, device=rows.device)
+        max_seq_len = self._states.max_model_len
+
+        def step() -> Tensor:
+            block_tables = self._states.block_tables[rows]
+            blocks = block_tables.gather(1, (positions // self._block_size).unsqueeze(1)).squeeze(1)
+            slots = blocks.to(torch.int64) * self._block_size + positions % self._block_size
+            attention = AttentionInputs(
+                query_start_loc=query_start_loc,
+                seq_lens=(positions + 1).to(torch.int32),
+                block_tables=block_tables,
+                slot_mapping=torch.where(rows == self._states.spare_row, NO_SLOT, slots),
+                max_query_len=1,
+                max_seq_len=max_seq_len,
+            )
+            lora = self._lora_inputs(rows) if with_lora else None
+            with step_context(StepContext(self._kv_caches, attention, lora)):
+                hidden = self._model(self._states.token_ids[rows, positions], positions)
+            return self._model.compute_logits(hidden)
+
+        return step
+
+    def _lora_inputs(self, rows: Tensor) -> LoraInputs:
+        assert self._lora_tables is not None
+        return LoraInputs(self._lora_tables, self._states.adapter_slots[rows], slots_in_batch=())
