@@ -86,7 +86,12 @@ def save_random_model(folder: Path, family: str, *, seed: int = 0, tied: bool = 
         "pad_token_id": None,
         "sliding_window": None,
     }
-    AutoModelForCausalLM.from_config(CONFIGS[family](**(shape | config))).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family](**(shape | config)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # norms start as 1 and biases as 0, where forgetting them goes unseen
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
 

@@ -1,26 +1,42 @@
-"""Batched LoRA in torch: the adapters of a batch lie one under another in one A and one B, and a mask gives each token
-the rows of its own adapter. A few products per layer, however many adapters there are.
+"""Batched LoRA in torch: the adapters of a batch lie one under another in one A and one B, and a mask leaves each token
+the rank rows of its own adapter. A few products per packed layer, however many adapters there are.
+
+They are float32 whatever the model is: for so few rows the fixed cost of a bfloat16 product (oneDNN, 15 us) is higher
+than the product itself.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from descant_engine.adapter import TargetModule
 from descant_engine.forward_context import LoraInputs, LoraTables
 
+MAX_BUNDLES = 4
+"""Sets of adapters whose matrices are kept at hand; requests that come and go change the set."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankRows:
+    """Whose the rows of a shrunk activation are. Layers that look alike share one object, and so one mask."""
+
+    slots: Tensor
+    """[rank rows] int32"""
+    scalings: Tensor
+    """[rank rows] float32"""
+
 
 @dataclass(frozen=True, slots=True)
-class ShardLora:
-    """All adapters of the batch on one module of a layer."""
-
+class Expand:
     columns: slice
     """Of the packed layer's output."""
     rank_rows: slice
-    """Of the shrunk activations."""
+    """Of the shrunk activation."""
     lora_b: Tensor
-    """[rank rows, out_features]"""
+    """[rank rows, columns] float32"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,28 +44,21 @@ class GroupLora:
     """All adapters of the batch on one packed linear layer."""
 
     lora_a: Tensor
-    """[in_features, rank rows], modules one after another, within each the adapters"""
-    slots: Tensor
-    """[rank rows] int32: whose row it is"""
-    scalings: Tensor
-    """[rank rows] float32"""
-    shards: tuple[ShardLora, ...]
+    """[rank rows, in_features] float32: module by module, and within a module adapter by adapter."""
+    rows: RankRows
+    expands: tuple[Expand, ...]
 
 
 class LoraBundle:
-    """The adapters in `slots`, gathered from the pool when a layer first asks; valid for one version of the tables."""
+    """The matrices of the adapters in `slots`, gathered from the pool layer by layer as they are first asked for."""
 
     def __init__(self, tables: LoraTables, slots: tuple[int, ...]) -> None:
-        self.tables, self.slots, self.version = tables, slots, tables.version[0]
-        self._ranks = tables.lora_ranks[list(slots)].tolist()
+        index = list(slots)
+        self._tables, self._slots = tables, slots
+        self._ranks: list[list[list[int]]] = tables.lora_ranks[index].tolist()
+        self._scalings: list[list[list[float]]] = tables.scalings[index].tolist()
+        self._rank_rows: dict[tuple[tuple[int, int, float], ...], RankRows] = {}
         self._groups: dict[tuple[int, tuple[TargetModule, ...]], GroupLora | None] = {}
-
-    def is_for(self, inputs: LoraInputs) -> bool:
-        return (
-            inputs.tables is self.tables
-            and inputs.slots_in_batch == self.slots
-            and inputs.tables.version[0] == self.version
-        )
 
     def group(
         self, layer: int, modules: tuple[TargetModule, ...], widths: tuple[int, ...], in_features: int
@@ -64,69 +73,92 @@ class LoraBundle:
         self, layer: int, modules: tuple[TargetModule, ...], widths: tuple[int, ...], in_features: int
     ) -> GroupLora | None:
         lora_a: list[Tensor] = []
-        owners: list[tuple[int, float, int]] = []
-        shards: list[ShardLora] = []
-        column = row = 0
+        owners: list[tuple[int, int, float]] = []
+        expands: list[Expand] = []
+        row = column = 0
         for module, width in zip(modules, widths, strict=True):
             lora_b: list[Tensor] = []
-            for index, slot in enumerate(self.slots):
-                lora_rank = self._ranks[index][layer][module]
-                if lora_rank:
-                    lora_a += self._tiles(self.tables.a_offsets[slot, layer, module], lora_rank, in_features)
-                    lora_b += self._tiles(self.tables.b_offsets[slot, layer, module], lora_rank, width)
-                    owners.append((slot, float(self.tables.scalings[slot, layer, module]), lora_rank))
+            for slot, ranks, scalings in zip(self._slots, self._ranks, self._scalings, strict=True):
+                lora_rank = ranks[layer][module]
+                lora_a += self._tiles(self._tables.a_offsets[slot, layer, module], lora_rank, in_features)
+                lora_b += self._tiles(self._tables.b_offsets[slot, layer, module], lora_rank, width)
+                owners.append((slot, lora_rank, scalings[layer][module]))
             if lora_b:
-                stacked = torch.cat(lora_b)
-                shards.append(ShardLora(slice(column, column + width), slice(row, row + len(stacked)), stacked))
+                stacked = torch.cat(lora_b).float()
+                expands.append(Expand(slice(column, column + width), slice(row, row + len(stacked)), stacked))
                 row += len(stacked)
             column += width
-        if not shards:
+        if not expands:
             return None
-        repeats = torch.tensor([lora_rank for _, _, lora_rank in owners])
-        return GroupLora(
-            torch.cat(lora_a).T,
-            torch.tensor([slot for slot, _, _ in owners], dtype=torch.int32).repeat_interleave(repeats),
-            torch.tensor([scaling for _, scaling, _ in owners]).repeat_interleave(repeats),
-            tuple(shards),
-        )
+        return GroupLora(torch.cat(lora_a).float(), self._shared_rows(tuple(owners)), tuple(expands))
 
     def _tiles(self, offsets: Tensor, lora_rank: int, width: int) -> list[Tensor]:
-        tile = self.tables.rank_tile
         tiles = []
-        for offset, first in zip(offsets.tolist(), range(0, lora_rank, tile), strict=False):
-            num_rows = min(tile, lora_rank - first)
-            tiles.append(self.tables.pool[offset : offset + num_rows * width].view(num_rows, width))
+        for first, offset in zip(range(0, lora_rank, self._tables.rank_tile), offsets.tolist(), strict=False):
+            num_rows = min(self._tables.rank_tile, lora_rank - first)
+            tiles.append(self._tables.pool[offset : offset + num_rows * width].view(num_rows, width))
         return tiles
+
+    def _shared_rows(self, owners: tuple[tuple[int, int, float], ...]) -> RankRows:
+        """owners: (slot, lora_rank, scaling) from the first row to the last."""
+        if owners not in self._rank_rows:
+            slots, ranks, scalings = zip(*owners, strict=True)
+            repeats = torch.tensor(ranks)
+            self._rank_rows[owners] = RankRows(
+                torch.tensor(slots, dtype=torch.int32).repeat_interleave(repeats),
+                torch.tensor(scalings).repeat_interleave(repeats),
+            )
+        return self._rank_rows[owners]
 
 
 class LoraStep:
-    """What a step's layers share: the bundle, and for each layout of rank rows the [num_tokens, rank rows] mask."""
+    """One step's adapters: the matrices of its set, and a mask for each layout of rank rows."""
 
     def __init__(self, inputs: LoraInputs, bundle: LoraBundle) -> None:
         self.inputs = inputs
         self._bundle = bundle
+        self._masks: dict[RankRows, Tensor] = {}
 
     def add(
         self, layer: int, modules: tuple[TargetModule, ...], widths: tuple[int, ...], x: Tensor, output: Tensor
     ) -> Tensor:
+        """output [T, sum(widths)] += what each token's adapter makes of x [T, in_features], in place."""
         group = self._bundle.group(layer, modules, widths, x.shape[-1])
         if group is None:
             return output
-        mask = (self.inputs.token_adapter_slot[:, None] == group.slots) * group.scalings
-        shrunk = torch.mm(x, group.lora_a).mul_(mask)
-        for shard in group.shards:
-            output[:, shard.columns].addmm_(shrunk[:, shard.rank_rows], shard.lora_b)
+        shrunk = F.linear(x.float(), group.lora_a).mul_(self._mask(group.rows))
+        for expand in group.expands:
+            output[:, expand.columns].add_(torch.mm(shrunk[:, expand.rank_rows], expand.lora_b))
         return output
+
+    def _mask(self, rows: RankRows) -> Tensor:
+        """[T, rank rows] float32: the scaling in the rows of the token's own adapter, 0 elsewhere."""
+        if rows not in self._masks:
+            self._masks[rows] = (self.inputs.token_adapter_slot[:, None] == rows.slots) * rows.scalings
+        return self._masks[rows]
 
 
 class LoraPlanner:
+    """Finds or builds the bundle for a step. What was built for an older version of the tables is dropped."""
+
     def __init__(self) -> None:
-        self._bundle: LoraBundle | None = None
         self._step: LoraStep | None = None
+        self._bundles: OrderedDict[tuple[int, ...], LoraBundle] = OrderedDict()
+        self._built_for: tuple[LoraTables, int] | None = None
 
     def plan(self, inputs: LoraInputs) -> LoraStep:
         if self._step is None or self._step.inputs is not inputs:
-            if self._bundle is None or not self._bundle.is_for(inputs):
-                self._bundle = LoraBundle(inputs.tables, inputs.slots_in_batch)
-            self._step = LoraStep(inputs, self._bundle)
+            self._step = LoraStep(inputs, self._bundle(inputs))
         return self._step
+
+    def _bundle(self, inputs: LoraInputs) -> LoraBundle:
+        tables, slots = inputs.tables, inputs.slots_in_batch
+        if self._built_for is None or self._built_for[0] is not tables or self._built_for[1] != tables.version[0]:
+            self._bundles.clear()
+            self._built_for = tables, tables.version[0]
+        if slots not in self._bundles:
+            self._bundles[slots] = LoraBundle(tables, slots)
+        self._bundles.move_to_end(slots)
+        if len(self._bundles) > MAX_BUNDLES:
+            self._bundles.popitem(last=False)
+        return self._bundles[slots]
