@@ -11,8 +11,8 @@ from torch import Tensor
 HAS_GPU = torch.cuda.is_available()
 
 if not HAS_GPU:
-    # Triton chooses between compiler and interpreter when it is imported. If a test of another folder was first, it gets
-    # imported once more here; what the others hold stays as it was (the engine never runs Triton on the CPU).
+    # Triton chooses between compiler and interpreter when it is imported. If a test of another folder was first, it
+    # gets imported once more here; what the others hold stays as it was (the engine never runs Triton on the CPU).
     os.environ["TRITON_INTERPRET"] = "1"
     for name in list(sys.modules):
         if name.split(".")[0] in ("triton", "descant_kernels") and not name.startswith("triton._C"):

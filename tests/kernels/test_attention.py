@@ -3,8 +3,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from descant_kernels import paged_attention, reference
 from torch import Tensor
+
+from descant_kernels import paged_attention, reference
 
 Check = Callable[[Tensor, Tensor], None]
 UNDEFINED_BLOCK = 1 << 29

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from descant_kernels import ProjectionGroup, lora_expand, lora_shrink, reference, segment_tokens
 from torch import Tensor
+
+from descant_kernels import ProjectionGroup, lora_expand, lora_shrink, reference, segment_tokens
 
 Check = Callable[[Tensor, Tensor], None]
 NUM_LAYERS, NUM_MODULES, LAYER = 2, 4, 1

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from descant_kernels import LoraSegments, reference, segment_tokens
 
 

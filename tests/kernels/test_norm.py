@@ -2,8 +2,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from descant_kernels import add_rms_norm, reference, rms_norm
 from torch import Tensor
+
+from descant_kernels import add_rms_norm, reference, rms_norm
 
 Check = Callable[[Tensor, Tensor], None]
 EPS = 1e-5

@@ -2,8 +2,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from descant_kernels import reference, rotary
 from torch import Tensor
+
+from descant_kernels import reference, rotary
 
 Check = Callable[[Tensor, Tensor], None]
 

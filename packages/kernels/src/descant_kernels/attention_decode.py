@@ -22,8 +22,8 @@ def decode_attention(
 ) -> None:
     """`paged_attention` into `out` for the requests with exactly one query token; others are left alone.
 
-    One program takes a split of a request's keys for all heads that share a KV head; a second kernel joins the splits in
-    their order. A request divides its own length by the number of splits, read on the device, so a captured launch
+    One program takes a split of a request's keys for all heads that share a KV head; a second kernel joins the splits
+    in their order. A request divides its own length by the number of splits, read on the device, so a captured launch
     serves any lengths.
     """
     _, num_q_heads, head_dim = q.shape

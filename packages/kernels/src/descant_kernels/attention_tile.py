@@ -30,8 +30,8 @@ def attend_tile(
 ):
     """Fold keys [first_key, first_key + TILE) into the running (acc, row_max, row_sum) of each row of q.
 
-    Row i sees keys up to last_key[i] < keys_end. Without MASKED every row must see the whole tile. The first tile folded
-    must show each row at least one key, or its maximum stays -inf.
+    Row i sees keys up to last_key[i] < keys_end. Without MASKED every row must see the whole tile. The first tile
+    folded must show each row at least one key, or its maximum stays -inf.
     """
     key = first_key + tl.arange(0, TILE)
     dims = tl.arange(0, BLOCK_DIM)

@@ -9,18 +9,15 @@ def kv_write(keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tenso
     """key_cache[slot // block_size, slot % block_size] = keys[t], likewise values, for slot = slot_mapping[t] >= 0.
 
     Args:
-        keys, values: [num_tokens, num_kv_heads, head_dim], any strides but the last, which is 1.
+        keys, values: [num_tokens, num_kv_heads, head_dim], each of any strides but the last, which is 1.
         key_cache, value_cache: [num_blocks, block_size, num_kv_heads, head_dim], strided views into one pool,
             of equal strides; offsets beyond 2^31 elements are fine.
         slot_mapping: [num_tokens] int64; -1 skips the token. No slot may appear twice.
     """
     num_tokens, num_heads, head_dim = keys.shape
-    if key_cache.stride() != value_cache.stride() or keys.stride() != values.stride():
-        raise ValueError(
-            f"keys and values must be laid out alike: strides {keys.stride()} and {values.stride()},"
-            f" caches {key_cache.stride()} and {value_cache.stride()}"
-        )
-    if keys.stride(-1) != 1 or key_cache.stride(-1) != 1:
+    if key_cache.stride() != value_cache.stride():
+        raise ValueError(f"caches must have equal strides: {key_cache.stride()} and {value_cache.stride()}")
+    if not keys.stride(-1) == values.stride(-1) == key_cache.stride(-1) == 1:
         raise ValueError("the last dimension of keys, values and their caches must be contiguous")
     _kv_write_kernel[(num_tokens,)](
         keys,
@@ -29,8 +26,8 @@ def kv_write(keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tenso
         value_cache,
         slot_mapping,
         num_heads,
-        keys.stride(0),
-        keys.stride(1),
+        *keys.stride()[:2],
+        *values.stride()[:2],
         *key_cache.stride()[:3],
         BLOCK_SIZE=key_cache.shape[1],
         HEAD_DIM=head_dim,
@@ -47,8 +44,10 @@ def _kv_write_kernel(
     value_cache,
     slot_mapping,
     num_heads,
-    stride_token,
-    stride_head,
+    key_stride_token,
+    key_stride_head,
+    value_stride_token,
+    value_stride_head,
     cache_stride_block,
     cache_stride_token,
     cache_stride_head,
@@ -64,8 +63,9 @@ def _kv_write_kernel(
     heads = tl.arange(0, BLOCK_HEADS)[:, None]
     dims = tl.arange(0, BLOCK_DIM)[None, :]
     mask = (heads < num_heads) & (dims < HEAD_DIM)
-    source = token * stride_token + heads * stride_head + dims
+    key = tl.load(keys + token * key_stride_token + heads * key_stride_head + dims, mask=mask)
+    value = tl.load(values + token * value_stride_token + heads * value_stride_head + dims, mask=mask)
     row = (slot // BLOCK_SIZE) * cache_stride_block + (slot % BLOCK_SIZE) * cache_stride_token
     target = row + heads * cache_stride_head + dims
-    tl.store(key_cache + target, tl.load(keys + source, mask=mask), mask=mask)
-    tl.store(value_cache + target, tl.load(values + source, mask=mask), mask=mask)
+    tl.store(key_cache + target, key, mask=mask)
+    tl.store(value_cache + target, value, mask=mask)

@@ -18,12 +18,13 @@ from descant_kernels.tuning import (
     LORA_BLOCK_RANK,
     LORA_RANK_LANES,
     SHRINK_BLOCK_IN,
+    lora_warps,
     shrink_split,
 )
 
 MAX_PACKED = 3
 ALIGNED_ELEMENTS = 8
-"""Tiles start at a multiple of this many elements of the pool if their rows are a multiple of it long: 16-byte loads."""
+"""A tile whose rows are a multiple of this many elements must start at one too: loads take 16 bytes at a time."""
 
 
 class LoraTables(Protocol):
@@ -108,7 +109,7 @@ def lora_shrink(x: Tensor, tables: LoraTables, layer: int, group: ProjectionGrou
         SEGMENT=segments.segment_size,
         BLOCK_RANK=LORA_BLOCK_RANK,
         BLOCK_IN=SHRINK_BLOCK_IN,
-        num_warps=4,
+        num_warps=lora_warps(segments.segment_size),
         num_stages=3,
     )
     return partials
@@ -117,12 +118,12 @@ def lora_shrink(x: Tensor, tables: LoraTables, layer: int, group: ProjectionGrou
 def lora_expand(
     partials: Tensor, tables: LoraTables, layer: int, group: ProjectionGroup, segments: LoraSegments, out: Tensor
 ) -> None:
-    """out[t, columns(m)] += scaling * sum(partials, dim=0)[m, t, :rank] @ B[slot(t), layer, first_module + m], in place.
+    """out[t, columns(m)] += scaling * sum(partials, dim=0)[m, t, :rank] @ B[slot(t), layer, first_module + m].
 
     Args:
         partials: what `lora_shrink` returned for the same tables, layer, group and segments.
-        out: [num_tokens, sum(group.out_features)], rows contiguous. Rows of base tokens and columns of modules that
-            the adapter leaves alone are not touched.
+        out: [num_tokens, sum(group.out_features)], rows contiguous; changed in place. Rows of base tokens and columns
+            of modules that the adapter leaves alone are not touched.
     """
     _check_tables(out, tables, group)
     splits, num_modules, num_tokens, max_rank = partials.shape
@@ -157,7 +158,7 @@ def lora_expand(
         SEGMENT=segments.segment_size,
         BLOCK_RANK=LORA_BLOCK_RANK,
         BLOCK_OUT=EXPAND_BLOCK_OUT,
-        num_warps=4,
+        num_warps=lora_warps(segments.segment_size),
         num_stages=2,
     )
 

@@ -13,9 +13,9 @@ from descant_kernels.tuning import SAMPLE_LANE
 
 
 def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
-    """token[r] = argmax_v(logits[r, v] / temperatures[r] + gumbel(seeds[r], positions[r], v)); no noise at temperature 0.
+    """token[r] = argmax_v(logits[r, v] / temperatures[r] + gumbel(seeds[r], positions[r], v)).
 
-    Equal values go to the lower token id.
+    At temperature 0: argmax_v(logits[r, v]). Equal values go to the lower token id.
 
     Args:
         logits: [rows, vocab] float32, float16 or bfloat16, rows contiguous; -inf is never drawn.
@@ -52,7 +52,7 @@ def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tenso
 
 @triton.jit
 def _gumbel(bits):
-    """uint32 -> a draw from the standard Gumbel distribution. 23 bits, so that the uniform is exact and never 0 or 1."""
+    """uint32 -> a draw from the standard Gumbel distribution. 23 bits: the uniform is exact and never 0 or 1."""
     uniform = ((bits >> 9).to(tl.float32) + 0.5) * (1.0 / 8388608.0)
     return -tl.log(-tl.log(uniform))
 

@@ -16,8 +16,8 @@ LORA_BLOCK_RANK = 16
 LORA_RANK_LANES = 4
 """Programs that share a segment's ranks in shrink; one lane walks them all where ranks are small."""
 SHRINK_BLOCK_IN = 128
-SHRINK_SPLIT_IN = 512
-"""Input features of one split for decode-sized segments. It depends on nothing else, so neither do a token's sums."""
+DECODE_SPLIT_IN, PREFILL_SPLIT_IN = 512, 2048
+"""Input features of one split. They depend on nothing in the batch, so neither do a token's sums."""
 EXPAND_BLOCK_OUT = 128
 
 SAMPLE_LANE = 1024
@@ -42,7 +42,7 @@ def prefill_tiles(head_dim: int, dtype: torch.dtype) -> AttentionTiles:
     if dtype == torch.float32:
         return AttentionTiles(block_rows=16, tile_keys=16, num_warps=4, num_stages=2)
     if head_dim > 128:
-        return AttentionTiles(block_rows=64, tile_keys=32, num_warps=4, num_stages=2)
+        return AttentionTiles(block_rows=64, tile_keys=32, num_warps=8, num_stages=2)
     return AttentionTiles(block_rows=128, tile_keys=64, num_warps=8, num_stages=3)
 
 
@@ -62,5 +62,9 @@ def decode_splits(num_requests: int, num_kv_heads: int, max_seq_len: int) -> int
 
 
 def shrink_split(in_features: int, segment_size: int) -> int:
-    """Input features of one split: decode needs the parallelism, longer segments bring their own."""
-    return SHRINK_SPLIT_IN if segment_size == MIN_DOT else in_features
+    """Input features of one split: decode needs the parallelism, longer segments pay for partial sums."""
+    return min(in_features, DECODE_SPLIT_IN if segment_size == MIN_DOT else PREFILL_SPLIT_IN)
+
+
+def lora_warps(segment_size: int) -> int:
+    return 8 if segment_size == 128 else 4
