@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from descant_engine.adapter import AdapterManifest
+from descant_engine.adapter_files import AdapterRefused
 from descant_engine.config import EngineConfig, ResolvedConfig
 from descant_engine.engine_client import EngineClient, EngineDead
 from descant_engine.frontend import Chat, Frontend, Prompt
@@ -58,10 +59,6 @@ class EngineDraining(RuntimeError):
     """No new requests: the engine is about to close."""
 
 
-class AdapterRefused(ValueError):
-    """The engine cannot serve this adapter; the message says why."""
-
-
 class _Active(NamedTuple):
     text: OutputText
     buffer: OutputBuffer
@@ -84,7 +81,7 @@ class AsyncEngine:
         self._idle.set()
         self._is_draining = False
         self._adapter_lock = asyncio.Lock()
-        self._adapter_answer: asyncio.Future[AdapterAnswer] | None = None
+        self._adapter_answers: dict[str, asyncio.Future[AdapterAnswer]] = {}
         client.listen(self._on_message, self._on_death)
 
     @classmethod
@@ -182,8 +179,8 @@ class AsyncEngine:
                 if (active := self._forget(request_id)) is not None:
                     active.buffer.fail(REFUSALS[refusal](text))
             case AdapterAnswer():
-                if self._adapter_answer is not None and not self._adapter_answer.done():
-                    self._adapter_answer.set_result(message)
+                if (answer := self._adapter_answers.pop(message.digest, None)) is not None and not answer.done():
+                    answer.set_result(message)
             case Stats(stats):
                 self._stats = stats
 
@@ -203,8 +200,9 @@ class AsyncEngine:
         for request_id in list(self._active):
             if (active := self._forget(request_id)) is not None:
                 active.buffer.fail(reason)
-        if self._adapter_answer is not None and not self._adapter_answer.done():
-            self._adapter_answer.set_exception(reason)
+        for answer in self._adapter_answers.values():
+            if not answer.done():
+                answer.set_exception(reason)
 
     # Adapters
 
@@ -224,23 +222,28 @@ class AsyncEngine:
         manifest = await asyncio.to_thread(self._frontend.read_adapter, folder)
         async with self._adapter_lock:
             await self._register(manifest)
-            self._remove(self._frontend.name_adapter(name, manifest))
+            self._remove_adapter(self._frontend.name_adapter(name, manifest))
         return manifest
 
     async def unload_adapter(self, name: str) -> None:
         """Lets `name` mean nothing; requests under way finish. Raises UnknownModel."""
         async with self._adapter_lock:
-            self._remove(self._frontend.forget_adapter(name))
+            self._remove_adapter(self._frontend.forget_adapter(name))
 
     async def _register(self, manifest: AdapterManifest) -> None:
         self._check_alive()
-        self._adapter_answer = self._loop.create_future()
+        answer = self._adapter_answers[manifest.digest] = self._loop.create_future()
         self._client.send(RegisterAdapter(manifest))
-        answer = await self._adapter_answer
-        if answer.refusal is not None:
-            raise AdapterRefused(answer.refusal)
+        try:
+            refusal = (await answer).refusal
+        except asyncio.CancelledError:
+            if not self._frontend.knows_digest(manifest.digest):
+                self._remove_adapter(manifest.digest)
+            raise
+        if refusal is not None:
+            raise AdapterRefused(refusal)
 
-    def _remove(self, digest: str | None) -> None:
+    def _remove_adapter(self, digest: str | None) -> None:
         if digest is not None:
             self._client.send(RemoveAdapter(digest))
 
@@ -272,11 +275,11 @@ class AsyncEngine:
         """The engine's latest report, at most about a quarter of a second old between steps."""
         return self._stats
 
-    async def drain(self, timeout: float) -> bool:
-        """Takes no new requests, and waits up to `timeout` seconds for the others. True if all have ended."""
+    async def drain(self, timeout_seconds: float) -> bool:
+        """Takes no new requests, and waits up to `timeout_seconds` for the others. True if all have ended."""
         self._is_draining = True
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout_seconds):
                 await self._idle.wait()
         except TimeoutError:
             return False

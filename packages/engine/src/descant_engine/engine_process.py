@@ -13,8 +13,8 @@ import socket
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
-from descant_engine.engine import Engine
 from descant_engine.messages import (
     Abort,
     AdapterAnswer,
@@ -34,8 +34,10 @@ from descant_engine.messages import (
     engine_reader,
     frame,
 )
-from descant_engine.model_config import resolve
 from descant_engine.scheduler.admission import QueueFull
+
+if TYPE_CHECKING:
+    from descant_engine.engine import Engine
 
 RECEIVE_BYTES = 1 << 18
 STATS_SECONDS = 0.25
@@ -108,8 +110,12 @@ class Channel:
             raise FrontGone from error
 
 
-def start(channel: Channel) -> Engine:
+def start(channel: Channel) -> "Engine":
     """Waits for the front's Configure, loads the model and reports Ready."""
+    # torch takes seconds to import, and a front that dies meanwhile must be noticed: `main` has to come first.
+    from descant_engine.engine import Engine
+    from descant_engine.model_config import resolve
+
     (message,) = channel.receive(None)
     if not isinstance(message, Configure):
         raise TypeError(f"the first message must be Configure, not {type(message).__name__}")
@@ -119,7 +125,7 @@ def start(channel: Channel) -> Engine:
     return engine
 
 
-def serve(engine: Engine, channel: Channel) -> None:
+def serve(engine: "Engine", channel: Channel) -> None:
     """Until the front says Shutdown. Raises FrontGone, and whatever a step raises: that is the engine's end."""
     stats_due: float | None = None
     while True:
@@ -137,14 +143,14 @@ def serve(engine: Engine, channel: Channel) -> None:
             stats_due = None
 
 
-def _patience(engine: Engine, stats_due: float | None) -> float | None:
+def _patience(engine: "Engine", stats_due: float | None) -> float | None:
     """How long to wait for messages, in seconds; None is forever."""
     if engine.has_work:
         return 0
     return None if stats_due is None else max(0.0, stats_due - time.monotonic())
 
 
-def apply(engine: Engine, channel: Channel, message: ToEngine) -> None:
+def apply(engine: "Engine", channel: Channel, message: ToEngine) -> None:
     """A request or an adapter that the engine refuses is answered, and costs nobody else anything."""
     match message:
         case Submit(request):
@@ -207,4 +213,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    logging.shutdown()
+    # Taking the interpreter down would only tidy up memory, for up to two seconds.
+    os._exit(status)

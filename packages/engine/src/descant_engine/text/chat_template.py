@@ -57,7 +57,7 @@ def num_characters(messages: Sequence[ChatMessage]) -> int:
     """The length of the messages' content; what is malformed counts nothing."""
     total = 0
     for message in messages:
-        content = message.get("content")
+        content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, str):
             total += len(content)
         elif isinstance(content, Sequence):
@@ -66,6 +66,8 @@ def num_characters(messages: Sequence[ChatMessage]) -> int:
 
 
 def _with_plain_content(index: int, message: ChatMessage) -> dict[str, str]:
+    if not isinstance(message, dict):
+        raise ChatTemplateError(f"messages[{index}] must be an object with role and content; got {message!r}")
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str):
         raise ChatTemplateError(f"messages[{index}].role must be a string; got {role!r}")

@@ -7,10 +7,13 @@ Tokenizer.
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
+from descant_engine.gguf_cache import tokenizer_folder
 from descant_engine.text.token_bytes import TokenBytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class TokenizerError(ValueError):
@@ -30,7 +33,7 @@ class TextNotUnicode(ValueError):
 
 
 class Tokenizer:
-    def __init__(self, pretrained: PreTrainedTokenizerFast) -> None:
+    def __init__(self, pretrained: "PreTrainedTokenizerFast") -> None:
         self.pretrained = pretrained
         self._backend = pretrained.backend_tokenizer
         # Some tokenizer files carry the truncation of their training run.
@@ -45,14 +48,14 @@ class Tokenizer:
         Raises:
             TokenizerError: nothing there, or a kind of tokenizer whose tokens have no bytes of their own.
         """
+        # Seconds, since it imports torch: not before a tokenizer is wanted, and then in the caller's thread.
+        from transformers import AutoTokenizer
+
         file = Path(path)
         if file.suffix == ".gguf" and not file.is_file():
             raise TokenizerError(f"there is no file {path!r}")
         try:
-            if file.suffix == ".gguf":
-                pretrained = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-            else:
-                pretrained = AutoTokenizer.from_pretrained(path)
+            pretrained = AutoTokenizer.from_pretrained(tokenizer_folder(file) if file.suffix == ".gguf" else path)
         except Exception as error:  # transformers lets through whatever the files provoke
             raise TokenizerError(
                 f"no tokenizer at {path!r}, which should be a folder, a .gguf file or a hub id: {_first_line(error)}"

@@ -1,0 +1,111 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from descant_engine.config import EngineConfig
+from descant_engine.frontend import Chat, Frontend, InvalidPrompt, PromptTooLong, UnknownModel
+from descant_engine.model_config import resolve
+from descant_engine.outputs import OutputText
+from descant_engine.request import FinishReason, TokenDelta
+from descant_engine.sampling_params import SamplingParams
+from descant_engine.text.chat_template import ChatTemplateError
+
+MAX_MODEL_LEN = 32
+
+
+@pytest.fixture
+def frontend(tiny_llama: Path) -> Frontend:
+    return Frontend(
+        resolve(EngineConfig(model=str(tiny_llama), device="cpu", enable_lora=True, max_model_len=MAX_MODEL_LEN))
+    )
+
+
+def test_encodes_text_ids_and_chats(frontend: Frontend) -> None:
+    assert frontend.tokenizer.decode(frontend.encode("Hello")) == "Hello"
+    assert frontend.encode([5, 6, 7]) == (5, 6, 7)
+    chat = Chat([{"role": "user", "content": "Hi"}])
+    assert frontend.tokenizer.decode(frontend.encode(chat)) == "<user>Hi\n<assistant>"
+    assert frontend.tokenizer.decode(frontend.encode(replace(chat, add_generation_prompt=False))) == "<user>Hi\n"
+
+
+@pytest.mark.parametrize("prompt", ["x" * MAX_MODEL_LEN, [1] * MAX_MODEL_LEN])
+def test_a_prompt_must_leave_room_for_one_token(frontend: Frontend, prompt: str | list[int]) -> None:
+    assert len(frontend.encode(prompt[:-1])) == MAX_MODEL_LEN - 1
+    with pytest.raises(PromptTooLong, match=r"has 32 tokens.* holds 32") as caught:
+        frontend.encode(prompt)
+    assert (caught.value.num_prompt_tokens, caught.value.max_model_len) == (32, 32)
+
+
+def test_a_huge_prompt_is_refused_without_encoding_it(frontend: Frontend) -> None:
+    with pytest.raises(PromptTooLong, match="at least"):
+        frontend.encode("x" * 50_000_000)
+    with pytest.raises(PromptTooLong, match="at least"):
+        frontend.encode(Chat([{"role": "user", "content": "x" * 50_000_000}]))
+
+
+@pytest.mark.parametrize("prompt", ["", []])
+def test_an_empty_prompt_is_refused(frontend: Frontend, prompt: str | list[int]) -> None:
+    with pytest.raises(InvalidPrompt, match="empty"):
+        frontend.encode(prompt)
+
+
+@pytest.mark.parametrize("token_id", [-1, 264, 2**40])
+def test_a_token_id_outside_the_vocabulary_is_named(frontend: Frontend, token_id: int) -> None:
+    with pytest.raises(InvalidPrompt, match=f"{token_id} .* 264"):
+        frontend.encode([1, token_id, 2])
+
+
+def test_an_empty_chat_is_refused(frontend: Frontend) -> None:
+    with pytest.raises(ChatTemplateError, match="messages is empty"):
+        frontend.encode(Chat([]))
+
+
+def test_a_request_carries_everything(frontend: Frontend, tiny_adapters: dict[str, Path]) -> None:
+    manifest = frontend.read_adapter(tiny_adapters["all"])
+    frontend.name_adapter("legal", manifest)
+    params = SamplingParams(max_tokens=4)
+    request = frontend.request(
+        (1, 2), params, request_id="r", adapter="legal", tenant_salt="t", priority=3, arrival_time=1.5
+    )
+    assert (request.prompt_token_ids, request.params, request.adapter_digest) == ((1, 2), params, manifest.digest)
+    assert (request.request_id, request.tenant_salt, request.priority, request.arrival_time) == ("r", "t", 3, 1.5)
+
+
+def test_an_unknown_adapter_is_named(frontend: Frontend) -> None:
+    with pytest.raises(UnknownModel, match="'nobody'"):
+        frontend.request((1,), SamplingParams(), request_id="r", adapter="nobody")
+    with pytest.raises(UnknownModel, match="'nobody'"):
+        frontend.forget_adapter("nobody")
+
+
+def test_a_name_given_anew_means_the_new_adapter(frontend: Frontend, tiny_adapters: dict[str, Path]) -> None:
+    old, new = (frontend.read_adapter(tiny_adapters[name]) for name in ("all", "attention"))
+    assert frontend.name_adapter("legal", old) is None
+    running = frontend.request((1,), SamplingParams(), request_id="r", adapter="legal")
+    assert frontend.name_adapter("legal", new) == old.digest
+    assert frontend.request((1,), SamplingParams(), request_id="s", adapter="legal").adapter_digest == new.digest
+    assert running.adapter_digest == old.digest
+
+
+def test_an_adapter_is_unused_when_its_last_name_is_gone(frontend: Frontend, tiny_adapters: dict[str, Path]) -> None:
+    manifest = frontend.read_adapter(tiny_adapters["all"])
+    for name in ("legal", "legal@2"):
+        frontend.name_adapter(name, manifest)
+    # The same content under the same name changes nothing.
+    assert frontend.name_adapter("legal", manifest) is None
+    assert frontend.forget_adapter("legal") is None
+    assert frontend.forget_adapter("legal@2") == manifest.digest
+    assert frontend.adapters == {}
+
+
+def test_chats_and_texts_get_their_text(frontend: Frontend) -> None:
+    chat = Chat([{"role": "user", "content": "Hi"}])
+    for prompt in ("Hello", chat):
+        request = frontend.request(frontend.encode(prompt), SamplingParams(), request_id="r")
+        text = frontend.output_text(request, prompt)
+        assert isinstance(text, OutputText)
+        output = text.apply(TokenDelta("r", frontend.encode(" yes"), FinishReason.LENGTH, None, 0))
+        assert output is not None
+        assert output.text == " yes"
+        assert output.usage.prompt_tokens == len(request.prompt_token_ids)

@@ -1,0 +1,124 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from descant_engine.text.tokenizer import TextNotUnicode, TextTooLong, Tokenizer, TokenizerError
+
+quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+
+
+@quick
+@given(text=texts)
+def test_encodes_as_transformers_does(tokenizer: Tokenizer, text: str) -> None:
+    for special in (True, False):
+        expected = tokenizer.pretrained(text, add_special_tokens=special).input_ids
+        assert tokenizer.encode(text, add_special_tokens=special) == expected
+
+
+@quick
+@given(text=texts)
+def test_decodes_what_transformers_decodes(tokenizer: Tokenizer, text: str) -> None:
+    token_ids = tokenizer.encode(text, add_special_tokens=True)
+    for skip in (True, False):
+        expected = tokenizer.pretrained.decode(token_ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+        assert tokenizer.decode(token_ids, skip_special_tokens=skip) == expected
+
+
+@quick
+@given(token_ids=st.lists(st.integers(0, 600), max_size=40))
+def test_decodes_any_byte_level_ids_as_transformers_does(byte_level_tokenizer: Tokenizer, token_ids: list[int]) -> None:
+    known = [i for i in token_ids if i < byte_level_tokenizer.vocab_size]
+    expected = byte_level_tokenizer.pretrained.decode(known, skip_special_tokens=True)
+    # Ids that no token has add nothing: a model's vocabulary may be padded.
+    assert byte_level_tokenizer.decode(token_ids, skip_special_tokens=True) == expected
+
+
+def test_token_bytes_cut_inside_characters(byte_level_tokenizer: Tokenizer) -> None:
+    token_ids = byte_level_tokenizer.encode("ｗ", add_special_tokens=False)
+    assert len(token_ids) > 1
+    assert b"".join(byte_level_tokenizer.token_bytes(i) for i in token_ids) == "ｗ".encode()
+
+
+def test_special_tokens_have_no_visible_bytes(byte_level_tokenizer: Tokenizer) -> None:
+    end = byte_level_tokenizer.pretrained.eos_token_id
+    assert byte_level_tokenizer.token_bytes(end) == b""
+    assert byte_level_tokenizer.token_bytes(end, skip_special_tokens=False) == b"<|end|>"
+    assert byte_level_tokenizer.is_special(end)
+    (tool_call,) = byte_level_tokenizer.encode("<tool call>", add_special_tokens=False)
+    assert byte_level_tokenizer.token_bytes(tool_call) == b"<tool call>"
+
+
+def test_a_text_that_cannot_fit_is_not_encoded(tokenizer: Tokenizer) -> None:
+    with pytest.raises(TextTooLong) as caught:
+        tokenizer.encode("a" * 10_000_000, add_special_tokens=True, max_tokens=100)
+    assert caught.value.min_tokens > 100
+    longest = max(tokenizer.pretrained.get_vocab(), key=len)
+    tokenizer.encode("a" * 100 * len(longest), add_special_tokens=True, max_tokens=100)
+
+
+def test_half_a_surrogate_pair_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(TextNotUnicode):
+        tokenizer.encode("a\ud800b", add_special_tokens=True)
+
+
+def test_truncation_of_the_training_run_is_ignored() -> None:
+    backend = Backend(models.BPE(vocab={"a": 0}, merges=[]))
+    backend.decoder = decoders.ByteLevel()
+    backend.enable_truncation(4)
+    backend.enable_padding(length=8)
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
+    assert tokenizer.encode("a" * 20, add_special_tokens=False) == [0] * 20
+
+
+def test_a_decoder_without_token_bytes_is_refused_by_name(tmp_path: Path) -> None:
+    backend = Backend(models.BPE(vocab={"a": 0}, merges=[]))
+    backend.decoder = decoders.WordPiece()
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path)
+    with pytest.raises(TokenizerError, match="WordPiece"):
+        Tokenizer.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("place", ["nothing-here", "nothing-here.gguf"])
+def test_a_missing_tokenizer_is_named(tmp_path: Path, place: str) -> None:
+    with pytest.raises(TokenizerError, match=place):
+        Tokenizer.load(str(tmp_path / place))
+
+
+def test_loads_from_a_folder(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    tokenizer.pretrained.save_pretrained(tmp_path)
+    loaded = Tokenizer.load(str(tmp_path))
+    assert loaded.encode("Stop here, 日本 🎉", add_special_tokens=True) == tokenizer.encode(
+        "Stop here, 日本 🎉", add_special_tokens=True
+    )
+
+
+def test_threads_share_a_tokenizer(tokenizer: Tokenizer) -> None:
+    lines = [f"The quick fox {number} 日本語 🎉" for number in range(64)]
+    expected = [tokenizer.encode(line, add_special_tokens=True) for line in lines]
+    start = threading.Barrier(4)
+
+    def encode_all(_: int) -> list[list[int]]:
+        start.wait(5)
+        return [tokenizer.encode(line, add_special_tokens=True) for line in lines]
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(result == expected for result in threads.map(encode_all, range(4)))
+
+
+@pytest.mark.slow
+def test_a_gguf_file_gives_the_tokenizer_that_transformers_reads_from_it(smollm2_path: Path) -> None:
+    ours = Tokenizer.load(str(smollm2_path))
+    theirs = AutoTokenizer.from_pretrained(smollm2_path.parent, gguf_file=smollm2_path.name)
+    text = "Hello, wörld! 🎉 <|im_start|>user\n  two  spaces<|im_end|>\n"
+    assert ours.encode(text, add_special_tokens=True) == theirs(text).input_ids
+    assert ours.decode(theirs(text).input_ids) == text
+    assert ours.pretrained.chat_template == theirs.chat_template
+    assert ours.pretrained.all_special_ids == theirs.all_special_ids
