@@ -42,8 +42,12 @@ class EngineClient(asyncio.Protocol):
             EngineStartError: with the engine's reason. Nothing is left running then.
         """
         front_end, engine_end = socket.socketpair()
-        with engine_end:
-            client = cls(await _spawn(engine_end))
+        try:
+            with engine_end:
+                client = cls(await _spawn(engine_end))
+        except BaseException:
+            front_end.close()
+            raise
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: client, sock=front_end)
             client.send(Configure(config))

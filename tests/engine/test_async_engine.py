@@ -1,0 +1,364 @@
+"""The engine in its own process: real model, real processes, real sockets."""
+
+import asyncio
+import gc
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from descant_engine.async_engine import AsyncEngine, EngineDraining
+from descant_engine.config import EngineConfig
+from descant_engine.engine_client import EngineDead, EngineStartError
+from descant_engine.frontend import Chat, PromptTooLong, UnknownModel
+from descant_engine.outputs import RequestOutput
+from descant_engine.request import FinishReason
+from descant_engine.request_stream import RequestStream
+from descant_engine.sampling_params import SamplingParams
+from descant_engine.scheduler.admission import QueueFull, RequestRefused
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SECONDS = 20.0
+POOL_TOKENS = 256 * 16
+LONG = SamplingParams(temperature=0.0, max_tokens=3000, ignore_eos=True)
+SHORT = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def model(random_model: Callable[..., Path]) -> Path:
+    return random_model("llama", max_position_embeddings=1 << 18)
+
+
+def engine_config(model: Path, **options: object) -> EngineConfig:
+    return EngineConfig(
+        model=str(model),
+        device="cpu",
+        dtype="float32",
+        **{"num_blocks": POOL_TOKENS // 16, "enable_lora": True, "max_num_seqs": 64} | options,  # type: ignore[arg-type]
+    )
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def engine(model: Path) -> AsyncIterator[AsyncEngine]:
+    engine = await AsyncEngine.start(engine_config(model, max_num_queued_requests=80))
+    yield engine
+    await engine.close()
+
+
+async def collect(stream: RequestStream) -> RequestOutput:
+    """All outputs as one."""
+    whole: RequestOutput | None = None
+    async with asyncio.timeout(SECONDS):
+        async for output in stream:
+            whole = output if whole is None else whole.followed_by(output)
+    assert whole is not None
+    return whole
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not condition():  # noqa: ASYNC110 - it may be another process's doing
+            await asyncio.sleep(0.01)
+
+
+async def assert_engine_is_idle(engine: AsyncEngine) -> None:
+    """Nothing runs, nothing waits, and no block is held."""
+    assert engine.num_unfinished_requests == 0
+    await eventually(lambda: not engine.stats().num_running and not engine.stats().num_waiting)
+    await eventually(lambda: engine.stats().block_usage == 0)
+
+
+async def test_streams_text(engine: AsyncEngine) -> None:
+    outputs = [output async for output in await engine.submit("Hello", SHORT)]
+    token_ids = [token_id for output in outputs for token_id in output.token_ids]
+    assert len(token_ids) == 8
+    assert "".join(output.text for output in outputs) == engine.tokenizer.decode(token_ids, skip_special_tokens=True)
+    assert outputs[-1].finish_reason is FinishReason.LENGTH
+    assert (outputs[-1].usage.prompt_tokens, outputs[-1].usage.completion_tokens) == (5, 8)
+    assert all(output.finish_reason is None for output in outputs[:-1])
+
+
+async def test_text_ids_and_chat_are_the_same_prompt(engine: AsyncEngine) -> None:
+    text = "<user>Hi\n<assistant>"
+    prompts = [text, engine.tokenizer.encode(text, add_special_tokens=False), Chat([{"role": "user", "content": "Hi"}])]
+    texts = [(await collect(await engine.submit(prompt, SHORT))).text for prompt in prompts]
+    assert len(set(texts)) == 1
+
+
+async def test_fifty_streams_at_once_give_what_each_gives_alone(engine: AsyncEngine) -> None:
+    prompts = [f"{number} bottles" for number in range(50)]
+    alone = [await collect(await engine.submit(prompt, SHORT)) for prompt in prompts[::10]]
+    streams = [await engine.submit(prompt, SHORT) for prompt in prompts]
+    together = await asyncio.gather(*(collect(stream) for stream in streams))
+    assert [output.token_ids for output in together[::10]] == [output.token_ids for output in alone]
+    assert all(output.usage.completion_tokens == 8 for output in together)
+    await assert_engine_is_idle(engine)
+
+
+async def test_a_stop_string_ends_the_request_in_the_engine(engine: AsyncEngine) -> None:
+    whole = await collect(await engine.submit("Stop", SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True)))
+    stop = whole.text[20:22]
+    params = SamplingParams(temperature=0.0, max_tokens=3000, ignore_eos=True, stop=(stop,))
+    stopped = await collect(await engine.submit("Stop", params))
+    assert stopped.text == whole.text[: whole.text.index(stop)]
+    assert (stopped.finish_reason, stopped.stop_reason) == (FinishReason.STOP, stop)
+    assert stopped.usage.completion_tokens == len(stopped.token_ids) < 200
+    await assert_engine_is_idle(engine)
+
+
+async def test_a_slow_reader_gets_merged_outputs(engine: AsyncEngine) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
+    stream = await engine.submit("Slow", params)
+    await eventually(lambda: engine.num_unfinished_requests == 0)
+    outputs = [output async for output in stream]
+    assert len(outputs) == 1
+    assert len(outputs[0].token_ids) == 100
+    assert outputs[0].finish_reason is FinishReason.LENGTH
+
+
+async def test_closing_the_stream_ends_the_request(engine: AsyncEngine) -> None:
+    stream = await engine.submit("Close", LONG)
+    await anext(stream)
+    await stream.aclose()
+    await stream.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+    await assert_engine_is_idle(engine)
+
+
+async def test_leaving_the_with_block_ends_the_request(engine: AsyncEngine) -> None:
+    async with await engine.submit("With", LONG) as stream:
+        async for _ in stream:
+            break
+    await assert_engine_is_idle(engine)
+
+
+async def test_cancelling_the_reader_ends_the_request(engine: AsyncEngine) -> None:
+    stream = await engine.submit("Cancel", LONG)
+    await anext(stream)
+    reader = asyncio.create_task(collect(stream))
+    await asyncio.sleep(0.02)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    await assert_engine_is_idle(engine)
+
+
+async def test_dropping_the_stream_ends_the_request(engine: AsyncEngine) -> None:
+    stream = await engine.submit("Drop", LONG)
+    await anext(stream)
+    del stream
+    gc.collect()
+    await assert_engine_is_idle(engine)
+
+
+async def test_closing_wakes_whoever_waits(engine: AsyncEngine) -> None:
+    blocker = [await engine.submit("Block", LONG) for _ in range(2)]
+    stream = await engine.submit("Wait", LONG)
+    reader = asyncio.create_task(collect(stream))
+    await asyncio.sleep(0.02)
+    await stream.aclose()
+    async with asyncio.timeout(SECONDS):
+        await reader
+    for other in blocker:
+        await other.aclose()
+    await assert_engine_is_idle(engine)
+
+
+async def test_a_request_id_is_used_once_at_a_time(engine: AsyncEngine) -> None:
+    async with await engine.submit("One", LONG, request_id="same") as stream:
+        assert stream.request_id == "same"
+        with pytest.raises(ValueError, match="'same' is in use"):
+            await engine.submit("Two", SHORT, request_id="same")
+    assert (await collect(await engine.submit("Three", SHORT, request_id="same"))).request_id == "same"
+
+
+async def test_bad_requests_are_refused_and_cost_nothing(engine: AsyncEngine) -> None:
+    with pytest.raises(PromptTooLong):
+        await engine.submit([1] * (1 << 18), SHORT)
+    with pytest.raises(UnknownModel, match="'nobody'"):
+        await engine.submit("Hi", SHORT, adapter="nobody")
+    # It fits the context, but not the pool: that is known in the engine only.
+    stream = await engine.submit([1] * (POOL_TOKENS + 16), SHORT)
+    with pytest.raises(RequestRefused, match=str(POOL_TOKENS + 16)):
+        await anext(stream)
+    await assert_engine_is_idle(engine)
+
+
+async def test_a_full_queue_is_the_streams_error(engine: AsyncEngine) -> None:
+    streams = [await engine.submit(f"Queue {number}", LONG) for number in range(64 + 80 + 20)]
+    results = await asyncio.gather(*(anext(stream) for stream in streams[-20:]), return_exceptions=True)
+    assert any(isinstance(result, QueueFull) for result in results)
+    for stream in streams:
+        await stream.aclose()
+    await assert_engine_is_idle(engine)
+
+
+async def test_a_huge_prompt_does_not_hold_up_the_loop(engine: AsyncEngine) -> None:
+    text = "Die Würde des Menschen ist unantastbar. " * 6000
+
+    async def worst_gap(prompt: str) -> float:
+        encoding = asyncio.create_task(engine.encode(prompt))
+        worst, last = 0.0, time.perf_counter()
+        while not encoding.done():
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            worst, last = max(worst, now - last), now
+        assert len(encoding.result()) == len(prompt.encode())
+        return worst
+
+    # Other processes may hold the core now and then; encoding inline would hold it every time.
+    assert min([await worst_gap(text) for _ in range(3)]) < 0.05
+
+
+async def test_adapters_load_serve_and_unload(
+    engine: AsyncEngine, model: Path, random_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    first = random_adapter(tmp_path / "first", model, seed=1, rank=4)
+    second = random_adapter(tmp_path / "second", model, seed=2, rank=8)
+    base = await collect(await engine.submit("Adapt", SHORT))
+    old = await engine.load_adapter("legal", first)
+    of_first = await collect(await engine.submit("Adapt", SHORT, adapter="legal"))
+    running = await engine.submit("Adapt", SHORT, adapter="legal")
+    new = await engine.load_adapter("legal", second)
+    assert old.digest != new.digest
+    assert engine.adapters == {"legal": new}
+    of_second = await collect(await engine.submit("Adapt", SHORT, adapter="legal"))
+    assert (await collect(running)).token_ids == of_first.token_ids
+    assert len({base.token_ids, of_first.token_ids, of_second.token_ids}) == 3
+    await eventually(lambda: [adapter.digest for adapter in engine.stats().adapters] == [new.digest])
+    await engine.unload_adapter("legal")
+    with pytest.raises(UnknownModel):
+        await engine.submit("Adapt", SHORT, adapter="legal")
+    await eventually(lambda: engine.stats().adapters == ())
+
+
+async def test_a_bad_adapter_is_refused_and_the_name_kept(
+    engine: AsyncEngine, model: Path, random_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    good = random_adapter(tmp_path / "good", model, seed=1, rank=4)
+    await engine.load_adapter("tone", good)
+    broken = Path(shutil.copytree(good, tmp_path / "broken"))
+    (broken / "adapter_model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors"):
+        await engine.load_adapter("tone", broken)
+    assert (await collect(await engine.submit("Hi", SHORT, adapter="tone"))).finish_reason is FinishReason.LENGTH
+    await engine.unload_adapter("tone")
+
+
+async def test_drains_and_closes(model: Path) -> None:
+    engine = await AsyncEngine.start(engine_config(model))
+    pid = engine.engine_pid
+    short, long = await engine.submit("Drain", SHORT), await engine.submit("Drain", LONG)
+    assert not await engine.drain(0.0)
+    with pytest.raises(EngineDraining):
+        await engine.submit("Late", SHORT)
+    assert (await collect(short)).finish_reason is FinishReason.LENGTH
+    await long.aclose()
+    assert await engine.drain(SECONDS)
+    unread = asyncio.create_task(engine.close())
+    async with asyncio.timeout(SECONDS):
+        await unread
+    assert not is_alive(pid)
+    assert not engine.is_healthy
+
+
+async def test_a_killed_engine_fails_every_stream(model: Path) -> None:
+    engine = await AsyncEngine.start(engine_config(model))
+    streams = [await engine.submit(f"Kill {number}", LONG) for number in range(5)]
+    await anext(streams[0])
+    readers = [asyncio.create_task(collect(stream)) for stream in streams]
+    assert engine.is_healthy
+    os.kill(engine.engine_pid, signal.SIGKILL)
+    async with asyncio.timeout(SECONDS):
+        results = await asyncio.gather(*readers, return_exceptions=True)
+    assert all(isinstance(result, EngineDead) and "SIGKILL" in str(result) for result in results)
+    assert not engine.is_healthy
+    with pytest.raises(EngineDead, match="SIGKILL"):
+        await engine.submit("Too late", SHORT)
+    await engine.close()
+
+
+async def test_a_model_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(EngineStartError, match="no-such-model"):
+        await AsyncEngine.start(EngineConfig(model=str(tmp_path / "no-such-model"), device="cpu"))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+async def test_cancelling_the_start_leaves_nothing_running(model: Path, seconds: float) -> None:
+    others = children_of(os.getpid())
+    starting = asyncio.create_task(AsyncEngine.start(engine_config(model)))
+    await eventually(lambda: children_of(os.getpid()) != others)
+    (pid,) = children_of(os.getpid()) - others
+    await asyncio.sleep(seconds)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await eventually(lambda: not is_alive(pid))
+
+
+PARENT = textwrap.dedent(
+    """
+    import asyncio, sys
+    from descant_engine.async_engine import AsyncEngine
+    from descant_engine.config import EngineConfig
+
+    async def main():
+        engine = await AsyncEngine.start(EngineConfig(model=sys.argv[1], device="cpu", num_blocks=64))
+        print("ready", flush=True)
+        await asyncio.sleep(60)
+
+    asyncio.run(main())
+    """
+)
+
+
+@pytest.mark.parametrize("when", ["loading", "ready"])
+async def test_the_engine_dies_with_its_parent(model: Path, when: str) -> None:
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", PARENT, str(model), stdout=subprocess.PIPE)
+    try:
+        await eventually(lambda: bool(children_of(parent.pid)))
+        (child,) = children_of(parent.pid)
+        if when == "ready":
+            assert parent.stdout is not None
+            async with asyncio.timeout(SECONDS):
+                assert await parent.stdout.readline() == b"ready\n"
+        else:
+            await asyncio.sleep(0.5)
+        assert is_alive(child)
+    finally:
+        parent.kill()
+        await parent.wait()
+    start = time.monotonic()
+    await eventually(lambda: not is_alive(child))
+    assert time.monotonic() - start < 3.0
+
+
+def children_of(pid: int) -> set[int]:
+    """The engine processes that a process has started."""
+    found = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
+    return {child for child in map(int, found.split()) if is_engine(child)}
+
+
+def is_engine(pid: int) -> bool:
+    try:
+        return b"descant_engine.engine_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie is dead; whether somebody reaps it is not ours to know."""
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text().lower()
+    except OSError:
+        return False
