@@ -108,16 +108,18 @@ def elementwise_cases(count: int) -> Iterator[Case]:
 
 
 def rotary_call(count: int) -> Call:
-    q, k, _ = random(count, PACKED_HEADS, HEAD_DIM).split((Q_HEADS, KV_HEADS, KV_HEADS), dim=1)
+    packed = random(count, PACKED_HEADS, HEAD_DIM)
     cos_sin = torch.rand(8192, HEAD_DIM, device=DEVICE)
-    return partial(rotary, q, k, torch.arange(count, device=DEVICE), cos_sin)
+    return partial(
+        rotary, packed[:, :Q_HEADS], packed[:, Q_HEADS:-KV_HEADS], torch.arange(count, device=DEVICE), cos_sin
+    )
 
 
 def kv_write_call(count: int) -> Call:
-    _, k, v = random(count, PACKED_HEADS, HEAD_DIM).split((Q_HEADS, KV_HEADS, KV_HEADS), dim=1)
+    packed = random(count, PACKED_HEADS, HEAD_DIM)
     caches = kv_caches(-(-count // BLOCK_SIZE))
     slots = torch.randperm(caches[0].shape[0] * BLOCK_SIZE, device=DEVICE)[:count]
-    return partial(kv_write, k, v, *caches, slots)
+    return partial(kv_write, packed[:, Q_HEADS:-KV_HEADS], packed[:, -KV_HEADS:], *caches, slots)
 
 
 def kv_caches(num_blocks: int) -> tuple[Tensor, Tensor]:
@@ -257,9 +259,9 @@ def seconds_per_call(case: Case) -> float:
         for call in calls:
             call()
     graph.replay()
-    times = []
+    times: list[float] = []
     for _ in range(REPLAYS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         graph.replay()
         end.record()

@@ -57,7 +57,7 @@ def decode_splits(num_requests: int, num_kv_heads: int, max_seq_len: int) -> int
     """A power of two. Requests divide their own length by it, so a captured graph stays right as they grow."""
     wanted = DECODE_PROGRAMS // max(1, num_requests * num_kv_heads)
     useful = triton.cdiv(max_seq_len, DECODE_MIN_SPLIT)
-    splits = max(1, min(wanted, useful, DECODE_MAX_SPLITS))
+    splits: int = max(1, min(wanted, useful, DECODE_MAX_SPLITS))
     return 1 << (splits.bit_length() - 1)
 
 
