@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
+
 from descant_engine.adapter import TargetModule
 from descant_engine.config import ModelShape
 from descant_engine.forward_context import (
@@ -14,7 +16,6 @@ from descant_engine.forward_context import (
     step_context,
 )
 from descant_engine.models.llama import LlamaForCausalLM
-from torch import Tensor
 
 RANK_TILE = 4
 MAX_TILES = 8

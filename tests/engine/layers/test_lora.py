@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from descant_engine.adapter import TargetModule
 from descant_engine.config import EngineConfig, ModelShape
 from descant_engine.model_config import resolve
 from descant_engine.models import attach_lora, load_model
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from ..paged_model import AdapterTables, AdapterTensors, BlockPool, Conversation, PagedModel
+from ..paged_model import AdapterTables, AdapterTensors, BlockPool, Conversation, PagedModel  # noqa: TID252
 
 TOLERANCE = {"rtol": 1e-3, "atol": 5e-3}
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from descant_engine.config import EngineConfig
-from descant_engine.model_config import resolve
-from descant_engine.models import load_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from ..paged_model import BlockPool, Conversation, PagedModel
+from descant_engine.config import EngineConfig
+from descant_engine.model_config import resolve
+from descant_engine.models import load_model
+
+from ..paged_model import BlockPool, Conversation, PagedModel  # noqa: TID252
 
 TOLERANCE = {"rtol": 1e-3, "atol": 2e-3}
 """On logits of magnitude 10; a wrong mask, position or head is off by ones."""

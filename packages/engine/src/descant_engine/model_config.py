@@ -81,9 +81,8 @@ def read_model_config(model: str) -> ModelConfig:
         folder = config_folder(place.folder / place.gguf_file) if place.gguf_file is not None else place.folder
         source = AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError) as error:
-        raise UnsupportedModelError(
-            f"{model}: its config cannot be read ({error}); supported are {', '.join(ARCHITECTURES.values())}"
-        ) from error
+        reason = f"its config cannot be read ({_first_line(error)})"
+        raise UnsupportedModelError(f"{model}: {reason}; supported are {_supported()}") from error
     return ModelConfig(source, model_shape(source), _eos_token_ids(source, place))
 
 
@@ -109,8 +108,12 @@ def _download(model: str, with_weights: bool) -> Path:
     except HFValidationError:
         tried = "no such folder or .gguf file, and not a hub id (organization/name)"
     except (OSError, ValueError, RuntimeError) as error:
-        tried = f"no such folder or .gguf file, and the hub gave: {str(error).splitlines()[0]}"
+        tried = f"no such folder or .gguf file, and the hub gave: {_first_line(error)}"
     raise UnsupportedModelError(f"model {model!r} not found: {tried}")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def model_shape(source: Any) -> ModelShape:
@@ -121,7 +124,7 @@ def model_shape(source: Any) -> ModelShape:
     """
     if source.model_type not in ARCHITECTURES:
         named = ", ".join(getattr(source, "architectures", None) or [source.model_type])
-        raise UnsupportedModelError(f"{named} is not supported; supported are {', '.join(ARCHITECTURES.values())}")
+        raise UnsupportedModelError(f"{named} is not supported; supported are {_supported()}")
     _refuse_variants(source)
     bias = bool(getattr(source, "attention_bias", False))
     rope = _rope(source)
@@ -142,6 +145,10 @@ def model_shape(source: Any) -> ModelShape:
         output_bias=bias,
         mlp_bias=bool(getattr(source, "mlp_bias", False)),
     )
+
+
+def _supported() -> str:
+    return ", ".join(ARCHITECTURES.values())
 
 
 def _refuse_variants(source: Any) -> None:

@@ -2,10 +2,10 @@
 
 from functools import partial
 
-import descant_kernels as kernels
 from torch import Tensor
 from torch.nn import functional as F
 
+import descant_kernels as kernels
 from descant_engine.adapter import TargetModule
 from descant_engine.forward_context import LoraInputs, current_step
 from descant_engine.layers.ops import Product

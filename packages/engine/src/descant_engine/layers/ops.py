@@ -1,4 +1,4 @@
-"""What layers ask of a device: one object per device, bound when a layer is built. Layers have no if/else on devices."""
+"""What layers ask of a device: one object per device, bound when a layer is built, so layers have no if on devices."""
 
 from collections.abc import Callable
 from functools import cache
