@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from descant_engine.cache.adapter_cache import AdapterTier
 from descant_engine.request import FinishReason, TokenDelta
 from descant_engine.scheduler.plan import AdapterMoveKind, StepPlan, StepResult
 from descant_engine.scheduler.scheduler import ADAPTER_PATIENCE_STEPS, QueueFull, RequestRefused
@@ -141,6 +142,18 @@ def test_a_preempted_request_may_end_with_the_sample_on_its_way(engine_of: Engin
     assert not engine.scheduler.schedule().admitted
 
 
+def test_a_preempted_request_is_not_resumed_before_its_newest_token_is_known(engine_of: EngineOf) -> None:
+    engine = engine_of(5, steps_ahead=2, max_num_batched_tokens=32)
+    engine.add("old", range(3, 10), max_tokens=9, ignore_eos=True)
+    young = engine.add("young", range(13, 20), max_tokens=9, ignore_eos=True)
+    while "young" not in engine.step().removed:
+        pass
+    engine.scheduler.abort("old")
+    assert not engine.step().admitted
+    engine.run()
+    engine.check_output(young)
+
+
 def test_aborting_frees_the_blocks_at_once(engine_of: EngineOf) -> None:
     engine = engine_of(8, steps_ahead=1, enable_prefix_caching=False)
     engine.add("running", range(3, 12), max_tokens=5)
@@ -211,9 +224,10 @@ def test_what_can_never_fit_is_refused_with_the_numbers(
     engine.scheduler.check_integrity()
 
 
-def test_what_just_fits_is_served(engine_of: EngineOf) -> None:
+@pytest.mark.parametrize(("num_prompt_tokens", "max_tokens"), [(30, 11), (40, 1)])
+def test_what_just_fits_is_served(engine_of: EngineOf, num_prompt_tokens: int, max_tokens: int) -> None:
     engine = engine_of(10)
-    spec = engine.add("r", range(30), max_tokens=11, ignore_eos=True)
+    spec = engine.add("r", range(num_prompt_tokens), max_tokens=max_tokens, ignore_eos=True)
     engine.run()
     engine.check_output(spec)
 
@@ -245,6 +259,16 @@ def test_the_youngest_is_preempted_and_nobody_starves(engine_of: EngineOf, steps
     engine.check_is_idle()
 
 
+def test_a_new_request_leaves_room_for_those_running_to_grow(engine_of: EngineOf) -> None:
+    engine = engine_of(6)
+    engine.add("running", range(3, 10), max_tokens=7, ignore_eos=True)
+    engine.step()
+    engine.add("new", range(30, 46), max_tokens=1)
+    assert not engine.step().admitted, "two blocks are held and four are asked for, which would leave none"
+    engine.run()
+    assert engine.scheduler.stats().num_preemptions == 0
+
+
 def test_an_equal_prompt_is_not_computed_twice(engine_of: EngineOf) -> None:
     engine = engine_of(40, max_num_batched_tokens=64)
     prompt = range(3, 20)
@@ -266,9 +290,10 @@ def test_the_last_prompt_token_is_always_computed(engine_of: EngineOf) -> None:
     assert engine.finished["second"].num_cached_tokens == 4
 
 
-def test_generated_tokens_are_cached_too(engine_of: EngineOf) -> None:
-    engine = engine_of(40)
-    engine.add("turn-1", range(3, 9), max_tokens=9, ignore_eos=True)
+@pytest.mark.parametrize("steps_ahead", [0, 1])
+def test_generated_tokens_are_cached_too(engine_of: EngineOf, steps_ahead: int) -> None:
+    engine = engine_of(40, steps_ahead=steps_ahead)
+    engine.add("turn-1", range(3, 9), max_tokens=7, ignore_eos=True)
     engine.run()
     engine.add("turn-2", [*range(3, 9), *engine.outputs["turn-1"], 1, 1], max_tokens=1)
     engine.run()
@@ -367,6 +392,78 @@ def test_a_failed_load_ends_its_requests_and_a_later_one_tries_again(
     engine.check_is_idle()
 
 
+def test_a_failed_copy_is_tried_again_from_the_file(engine_of: EngineOf, manifest_of: Callable[..., Any]) -> None:
+    engine = engine_of(40, 2)
+    engine.scheduler.register_adapter(manifest_of("a"))
+    engine.runner.failing = {(AdapterMoveKind.LOAD_DEVICE, "a")}
+    engine.add("first", [3, 4], adapter="a", max_tokens=3)
+    engine.run()
+    engine.step()
+    assert not engine.runner.host
+    assert engine.scheduler.stats().block_usage == 0
+    engine.add("second", [3, 4], adapter="a", max_tokens=3)
+    engine.run()
+    assert _moves(engine, AdapterMoveKind.LOAD_HOST) == ["a", "a"]
+
+
+def _moves(engine: Any, kind: AdapterMoveKind) -> list[str]:
+    return [move.manifest.digest for plan in engine.plans for move in plan.adapter_moves if move.kind is kind]
+
+
+def test_no_adapter_takes_the_room_that_a_request_before_it_waits_for(
+    engine_of: EngineOf, manifest_of: Callable[..., Any]
+) -> None:
+    engine = engine_of(10, 2)
+    engine.scheduler.register_adapter(manifest_of("a", 3))
+    engine.add("running", range(16), max_tokens=4, ignore_eos=True)
+    engine.add("blocked", range(20, 50), max_tokens=2, ignore_eos=True)
+    engine.add("adapted", [3, 4], adapter="a", max_tokens=2, ignore_eos=True)
+    while "blocked" not in [admitted.request_id for admitted in engine.step().admitted]:
+        assert _moves(engine, AdapterMoveKind.LOAD_DEVICE) == []
+    assert _moves(engine, AdapterMoveKind.LOAD_HOST) == ["a"]
+    engine.run()
+
+
+def test_room_in_the_pool_goes_to_adapters_in_the_order_of_their_requests(
+    engine_of: EngineOf, manifest_of: Callable[..., Any]
+) -> None:
+    engine = engine_of(12, 4)
+    engine.scheduler.register_adapter(manifest_of("large", 8))
+    engine.scheduler.register_adapter(manifest_of("small", 2))
+    engine.add("running", range(16), max_tokens=9, ignore_eos=True)
+    for name in ("large", "small"):
+        engine.add(name, [3, 4], adapter=name, max_tokens=2, ignore_eos=True)
+    engine.run()
+    assert _moves(engine, AdapterMoveKind.LOAD_DEVICE) == ["large", "small"]
+
+
+def test_a_copy_that_waits_for_the_pool_is_not_pushed_out_of_host_memory(
+    engine_of: EngineOf, manifest_of: Callable[..., Any]
+) -> None:
+    engine = engine_of(12, 4, adapter_host_bytes=8 * 4 * 512)
+    for name in ("a", "b"):
+        engine.scheduler.register_adapter(manifest_of(name, 6))
+    engine.add("running", range(28), max_tokens=9, ignore_eos=True)
+    for name in ("a", "b"):
+        engine.add(name, [3, 4], adapter=name, max_tokens=2, ignore_eos=True)
+    engine.run()
+    assert _moves(engine, AdapterMoveKind.LOAD_HOST) == ["a", "b"]
+
+
+def test_a_copy_under_way_keeps_its_source(engine_of: EngineOf, manifest_of: Callable[..., Any]) -> None:
+    engine = engine_of(20, 4, adapter_host_bytes=8 * 4 * 512)
+    for name in ("a", "b"):
+        engine.scheduler.register_adapter(manifest_of(name, 6))
+    engine.add("a", [3, 4], adapter="a", max_tokens=2)
+    while not _moves(engine, AdapterMoveKind.LOAD_DEVICE):
+        engine.step()
+        engine.runner.load_steps = 9
+    engine.scheduler.abort("a")
+    engine.add("b", [3, 4], adapter="b", max_tokens=2)
+    engine.run()  # the runner asserts that what is dropped is not being copied
+    assert engine.finished.keys() == {"b"}
+
+
 def test_more_adapters_than_fit_take_turns(engine_of: EngineOf, manifest_of: Callable[..., Any]) -> None:
     engine = engine_of(14, 12, steps_ahead=1)
     specs = []
@@ -440,6 +537,38 @@ def test_a_slow_file_closes_admission_for_nobody(engine_of: EngineOf, manifest_o
     engine.run()
 
 
+def test_waiting_for_host_memory_closes_admission_for_nobody(
+    engine_of: EngineOf, manifest_of: Callable[..., Any]
+) -> None:
+    engine = engine_of(16, 8, adapter_host_bytes=4 * 4 * 512)
+    engine.runner.load_steps = 3 * ADAPTER_PATIENCE_STEPS
+    for name in ("slow", "next"):
+        engine.scheduler.register_adapter(manifest_of(name, 4))
+        engine.add(name, [3, 4], adapter=name, max_tokens=2, ignore_eos=True)
+    for i in range(2 * ADAPTER_PATIENCE_STEPS):
+        engine.add(f"base{i}", [3, 4], max_tokens=1)
+        assert f"base{i}" in _scheduled(engine.step())
+    engine.run()
+
+
+def test_patience_ends_only_where_waiting_helps(engine_of: EngineOf, manifest_of: Callable[..., Any]) -> None:
+    """An adapter out of patience loses its host copy to one of higher priority: its file must be read again first."""
+    engine = engine_of(20, 4, max_model_len=128, adapter_host_bytes=14 * 4 * 512, max_lora_rank=128)
+    for name in ("patient", "urgent"):
+        engine.scheduler.register_adapter(manifest_of(name, 13))
+    engine.add("running", range(28), max_tokens=44, ignore_eos=True)
+    engine.add("patient", [3, 4], adapter="patient", max_tokens=2)
+    for _ in range(ADAPTER_PATIENCE_STEPS + 4):
+        engine.step()
+    engine.add("closed-out", [3, 4], max_tokens=1)
+    assert not engine.step().admitted
+    engine.runner.load_steps = 3
+    engine.add("urgent", [3, 4], adapter="urgent", max_tokens=2, priority=-1)
+    engine.step()
+    assert [admitted.request_id for admitted in engine.step().admitted] == ["closed-out"]
+    engine.run()
+
+
 def test_cold_prefixes_make_room_for_an_adapter_and_idle_adapters_for_kv(
     engine_of: EngineOf, manifest_of: Callable[..., Any]
 ) -> None:
@@ -455,6 +584,24 @@ def test_cold_prefixes_make_room_for_an_adapter_and_idle_adapters_for_kv(
     assert engine.scheduler.stats().num_adapter_evictions == 1
     for spec in (adapted, base):
         engine.check_output(spec)
+
+
+@pytest.mark.parametrize("adapter_is_colder", [True, False])
+def test_of_prefixes_and_idle_adapters_the_longest_unused_goes_first(
+    engine_of: EngineOf, manifest_of: Callable[..., Any], adapter_is_colder: bool
+) -> None:
+    engine = engine_of(13, 4)
+    engine.scheduler.register_adapter(manifest_of("a", 4))
+    users: list[dict[str, Any]] = [{"prompt": [3, 4], "adapter": "a"}, {"prompt": range(3, 20)}]
+    for user in users if adapter_is_colder else reversed(users):
+        engine.add("user", max_tokens=1, **user)
+        engine.run()
+    engine.add("newcomer", range(20, 43), max_tokens=1)
+    engine.run()
+    assert engine.scheduler.stats().num_adapter_evictions == adapter_is_colder
+    engine.add("again", range(3, 20), max_tokens=1)
+    engine.run()
+    assert (engine.finished["again"].num_cached_tokens == 16) is adapter_is_colder
 
 
 def test_a_removed_adapter_serves_whom_it_has_and_is_then_forgotten(
@@ -538,3 +685,4 @@ def test_stats_say_where_each_adapter_is(engine_of: EngineOf, manifest_of: Calla
         "c": ("registered", 0),
     }
     assert (stats.num_adapter_loads, stats.num_adapter_evictions) == (2, 1)
+    assert [stats.num_adapters(tier) for tier in AdapterTier] == [1, 1, 1]

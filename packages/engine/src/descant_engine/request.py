@@ -68,7 +68,7 @@ class Request:
     """Prompt tokens found in the prefix cache at first admission."""
     num_preemptions: int = 0
     num_steps_without_room: int = 0
-    """Steps spent in the queue because nothing could be evicted for its adapter."""
+    """Steps spent in the queue because nothing in the pool could be evicted for its adapter."""
     adapter_slot: int = -1
     finish_reason: FinishReason | None = None
 

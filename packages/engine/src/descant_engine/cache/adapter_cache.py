@@ -33,8 +33,10 @@ class Readiness(IntEnum):
     """Into the pool: milliseconds."""
     READING = 2
     """From its file into host memory: perhaps seconds."""
-    NO_ROOM = 3
-    """Nothing that is in the way may be evicted now."""
+    NO_HOST_ROOM = 3
+    """Host memory is taken by adapters whose requests came earlier."""
+    NO_ROOM = 4
+    """In the pool: what is in the way belongs to running requests."""
 
 
 class AdapterTier(Enum):
@@ -142,8 +144,8 @@ class AdapterCache:
         adapter = self._adapters[digest]
         return Copy.LOADING in (adapter.host, adapter.device)
 
-    def is_reading(self, digest: str) -> bool:
-        return self._adapters[digest].host is Copy.LOADING
+    def is_on_host(self, digest: str) -> bool:
+        return self._adapters[digest].host is Copy.READY
 
     def pin(self, digest: str) -> int:
         """Keeps a usable adapter on the device until `unpin`; returns its slot."""
@@ -174,7 +176,7 @@ class AdapterCache:
         if adapter.host is Copy.READY:
             copying = into_pool and self._start_copy(adapter, keep, num_spare_blocks)
             return Readiness.COPYING if copying else Readiness.NO_ROOM
-        return Readiness.READING if self._start_read(adapter, keep) else Readiness.NO_ROOM
+        return Readiness.READING if self._start_read(adapter, keep) else Readiness.NO_HOST_ROOM
 
     def make_room(self, count: int, keep: Collection[str] = ()) -> bool:
         """Sees to it that the pool has `count` free blocks, evicting idle adapters if it must. All or nothing.

@@ -29,8 +29,8 @@ from descant_engine.scheduler.stats import SchedulerStats
 __all__ = ["QueueFull", "RequestRefused", "Scheduler", "SchedulerStats"]
 
 ADAPTER_PATIENCE_STEPS = 32
-"""So many steps others may be admitted past a request whose adapter finds no room; then nobody behind it is, until
-enough has drained."""
+"""So many steps others may be admitted past a request whose adapter finds no room in the pool; then nobody behind it
+is, until enough has drained. Running requests are never preempted for an adapter."""
 SPARE_BLOCK_SHARE = 0.01
 """Kept free for the growth of running requests when something new comes in, so that it is not preempted at once."""
 
@@ -221,9 +221,8 @@ class Scheduler:
         return None
 
     def _closes_admission(self, request: Request, digest: str) -> bool:
-        # While a file is read nobody else need wait: there is nothing that they could make room for.
-        is_out_of_patience = request.num_steps_without_room >= ADAPTER_PATIENCE_STEPS
-        return is_out_of_patience and not self._adapters.is_reading(digest)
+        # Until its file is read nobody need wait for it: there is nothing yet that they could make room for.
+        return request.num_steps_without_room >= ADAPTER_PATIENCE_STEPS and self._adapters.is_on_host(digest)
 
     def _try_admit(self, step: _Step, request: Request) -> bool:
         """Admits a request with blocks for all its known tokens, or leaves it as it was."""

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from descant_engine.cache.adapter_cache import AdapterResidency
+from descant_engine.cache.adapter_cache import AdapterResidency, AdapterTier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerStats:
-    """A snapshot; counts that start with `num_..s` of events, and token counts, are since start."""
+    """A snapshot. Requests and usage are of now; tokens, preemptions, loads and evictions are counted since start."""
 
     num_running: int
     num_waiting: int
@@ -26,3 +26,7 @@ class SchedulerStats:
     """From the pool."""
     adapters: tuple[AdapterResidency, ...]
     """Every registered adapter."""
+
+    def num_adapters(self, tier: AdapterTier) -> int:
+        """How many have `tier` as the highest that they are in."""
+        return sum(adapter.tier is tier for adapter in self.adapters)
