@@ -14,7 +14,6 @@ from descant_gateway.app import build_app, open_data_side
 from descant_gateway.catalogue import Backend, Catalogue, Key, ModelRoute, RateLimits, Team
 from descant_gateway.config import GatewayConfig, Secret
 from descant_gateway.ledger import UsageRecord
-from descant_gateway.metrics import Metrics
 from descant_gateway.pipeline import Gateway
 
 PEPPER = "p" * 32
@@ -32,7 +31,7 @@ class World:
     keys: dict[str, Key] = field(default_factory=dict)
     records: list[UsageRecord] = field(default_factory=list)
     organization_id: UUID = field(default_factory=uuid4)
-    is_connected: bool = True
+    age_s: float = 0.0
 
     @property
     def current(self) -> Catalogue:
@@ -98,16 +97,19 @@ def config_for_tests(valkey_url: str, **fields: object) -> GatewayConfig:
 @asynccontextmanager
 async def running_gateway(world: World, valkey_url: str, **fields: object) -> AsyncIterator[Running]:
     config = config_for_tests(valkey_url, **fields)
-    app = build_app(lambda: open_data_side(config, world, world, Metrics()))
-    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=20) as client:
-        yield Running(url, app.state.gateway, client)
+    async with (
+        open_data_side(config, world, world) as gateway,
+        serving(build_app(gateway)) as url,
+        httpx.AsyncClient(base_url=url, timeout=20) as client,
+    ):
+        yield Running(url, gateway, client)
 
 
 @asynccontextmanager
 async def serving(app: object) -> AsyncIterator[str]:
     """The app on a free port, in this event loop."""
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, lifespan="on", log_config=None, timeout_graceful_shutdown=2)
+        uvicorn.Config(app, host="127.0.0.1", port=0, lifespan="off", log_config=None, timeout_graceful_shutdown=2)
     )
     task = asyncio.create_task(server._serve())  # serve() would take the signal handlers
     try:

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 
 import pytest
+
 from descant_gateway import keys
 from descant_gateway.authenticate import authenticate, permitted_model
 from descant_wire.errors import ApiError
@@ -46,7 +47,17 @@ class CountsLookups(dict):
 
 @pytest.mark.parametrize(
     "authorization",
-    [None, "", "Bearer", "Bearer ", "Basic abc", "Bearer sk-123", "Bearer dsc_", "Bearer dsc_\xff\xfe", "Bearer " + "x" * 9000],
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Basic abc",
+        "Bearer sk-123",
+        "Bearer dsc_",
+        "Bearer dsc_\xff\xfe",
+        "Bearer " + "x" * 9000,
+    ],
 )
 def test_a_malformed_key_is_refused_without_a_look_up(authorization: str | None) -> None:
     world = World(keys=CountsLookups())
@@ -123,7 +134,9 @@ def test_every_secret_of_a_key_works() -> None:
     second = keys.ParsedKey(public_id=first.public_id, secret=keys.generate_secret())
     key = world.keys[first.public_id]
     hmacs = (*key.secret_hmacs, keys.hmac_secret(PEPPER, second.secret))
-    world.keys[first.public_id] = type(key)(**{f: getattr(key, f) for f in key.__struct_fields__} | {"secret_hmacs": hmacs})
+    world.keys[first.public_id] = type(key)(
+        **{f: getattr(key, f) for f in key.__struct_fields__} | {"secret_hmacs": hmacs}
+    )
     assert call_with(world, f"Bearer {first.text}")
     assert call_with(world, f"Bearer {second.text}")
 
@@ -135,7 +148,11 @@ def test_models_are_404_when_unknown_and_403_when_not_allowed() -> None:
     team = world.add_team(allowed_models=frozenset({"a", "b"}))
     caller = call_with(world, f"Bearer {world.add_key(team, allowed_models=frozenset({'a', 'c'}))}")
     assert permitted_model(caller, "a", world.current).name == "a"
-    for name, status, code in (("b", 403, "model_not_allowed"), ("c", 403, "model_not_allowed"), ("d", 404, "model_not_found")):
+    for name, status, code in (
+        ("b", 403, "model_not_allowed"),
+        ("c", 403, "model_not_allowed"),
+        ("d", 404, "model_not_found"),
+    ):
         with pytest.raises(ApiError) as caught:
             permitted_model(caller, name, world.current)
         assert (caught.value.status, caught.value.detail.code, caught.value.detail.param) == (status, code, "model")

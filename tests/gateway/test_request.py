@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from descant_gateway.request import read_request
 from descant_wire.errors import ApiError
 
@@ -14,7 +15,9 @@ def read(**fields: object):
 
 
 def test_reads_only_what_it_decides_on() -> None:
-    request = read(stream=True, max_tokens=9, stream_options={"include_usage": True, "x": 1}, temperature="hot", tools=[{}])
+    request = read(
+        stream=True, max_tokens=9, stream_options={"include_usage": True, "x": 1}, temperature="hot", tools=[{}]
+    )
     assert (request.model, request.stream, request.max_tokens, request.include_usage) == ("m", True, 9, True)
 
 
@@ -61,7 +64,10 @@ def test_a_wrong_field_is_named(body: bytes, param: str | None) -> None:
     assert caught.value.detail.type == "invalid_request_error"
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"{'model':'m'}", b'{"model":"m"} x', b"\xff\xfe", b'{"a":' * 100_000, b'{"model":"m","\xff":1}'])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"{'model':'m'}", b'{"model":"m"} x', b"\xff\xfe", b'{"a":' * 100_000, b'{"model":"m","\xff":1}'],
+)
 def test_what_is_not_json_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
         read_request(CHAT, body)

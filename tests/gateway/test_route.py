@@ -1,6 +1,7 @@
 """Candidates for a request: a pure function."""
 
 import pytest
+
 from descant_gateway.catalogue import Backend, Catalogue, ModelRoute
 from descant_gateway.route import BackendState, route
 from descant_wire.errors import ApiError

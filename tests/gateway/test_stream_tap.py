@@ -1,10 +1,13 @@
 """What a stream looks like on the client's side, however the network cuts it."""
 
+import itertools
+
 import pytest
-from descant_gateway.meter import Meter
-from descant_gateway.stream_tap import EventTooLarge, StreamTap
 from hypothesis import given
 from hypothesis import strategies as st
+
+from descant_gateway.meter import Meter
+from descant_gateway.stream_tap import EventTooLarge, StreamTap
 
 from .upstream import Upstream
 
@@ -13,7 +16,7 @@ def through(stream: bytes, cuts: list[int], *, hides_usage: bool) -> tuple[bytes
     meter = Meter()
     tap = StreamTap(meter, hides_usage=hides_usage)
     edges = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
-    out = b"".join(tap.feed(stream[start:end]) for start, end in zip(edges, edges[1:], strict=False))
+    out = b"".join(tap.feed(stream[start:end]) for start, end in itertools.pairwise(edges))
     return out + tap.finish(), meter
 
 
@@ -22,7 +25,9 @@ def through(stream: bytes, cuts: list[int], *, hides_usage: bool) -> tuple[bytes
     line_end=st.sampled_from(["\n", "\r\n"]),
     num_tokens=st.integers(0, 8),
 )
-def test_the_usage_chunk_is_taken_out_and_every_other_byte_stays(cuts: list[int], line_end: str, num_tokens: int) -> None:
+def test_the_usage_chunk_is_taken_out_and_every_other_byte_stays(
+    cuts: list[int], line_end: str, num_tokens: int
+) -> None:
     upstream = Upstream(line_end=line_end, num_tokens=num_tokens)
     out, meter = through(upstream.stream_bytes(with_usage=True), cuts, hides_usage=True)
     assert out == upstream.stream_bytes(with_usage=False)

@@ -1,7 +1,7 @@
 """Builds the Litestar application: opens what the pipeline needs, mounts the routes, shapes every error."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 from litestar import Litestar, Request, Response
@@ -11,20 +11,24 @@ from litestar.types import ControllerRouterHandler
 
 from descant_gateway.access import deny_by_default
 from descant_gateway.backends import Backends
+from descant_gateway.catalogue_feed import CatalogueFeed
 from descant_gateway.config import GatewayConfig
 from descant_gateway.errors import from_framework
+from descant_gateway.ledger_writer import LedgerWriter
 from descant_gateway.limiter import Limiter, limits_script
 from descant_gateway.metrics import Metrics
 from descant_gateway.pipeline import CatalogueSource, Gateway
 from descant_gateway.relay import Timeouts
 from descant_gateway.routes import health, inference, models
+from descant_gateway.routes.admin import admin_router
 from descant_gateway.script_queue import ScriptQueue, connect
+from descant_gateway.sealing import Sealer
 from descant_gateway.settle import UsageSink
+from descant_gateway.store.migrate import check_schema
+from descant_gateway.store.session import create_engine
 from descant_wire.errors import ApiError, server_error
 
 _log = structlog.get_logger("descant_gateway.app")
-
-OpenGateway = Callable[[], AbstractAsyncContextManager[Gateway]]
 
 DATA_ROUTES: Sequence[ControllerRouterHandler] = (
     inference.inference,
@@ -36,19 +40,12 @@ DATA_ROUTES: Sequence[ControllerRouterHandler] = (
 )
 
 
-def build_app(open_gateway: OpenGateway, routes: Sequence[ControllerRouterHandler] = DATA_ROUTES) -> Litestar:
-    """The application around a gateway that is opened when the server starts and closed when it has drained."""
-
-    @asynccontextmanager
-    async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        async with open_gateway() as gateway:
-            app.state.gateway = gateway
-            yield
-
+def build_app(gateway: Gateway, routes: Sequence[ControllerRouterHandler] = DATA_ROUTES) -> Litestar:
+    """The application around a gateway that is open; whoever opened it closes it after the server has drained."""
     return Litestar(
         route_handlers=list(routes),
         guards=[deny_by_default],
-        lifespan=[lifespan],
+        state=State({"gateway": gateway}),
         exception_handlers={ApiError: _refuse, HTTPException: _refuse_by_framework, Exception: _fail},
         openapi_config=None,
         logging_config=None,
@@ -56,9 +53,27 @@ def build_app(open_gateway: OpenGateway, routes: Sequence[ControllerRouterHandle
 
 
 @asynccontextmanager
-async def open_data_side(
-    config: GatewayConfig, feed: CatalogueSource, ledger: UsageSink, metrics: Metrics
-) -> AsyncIterator[Gateway]:
+async def open_app(config: GatewayConfig) -> AsyncIterator[Litestar]:
+    """The whole gateway. Opened in the order of need and closed in the reverse one: the ledger is flushed near the end.
+
+    Raises what the database raises, or SchemaMismatch, if there is no first catalogue to serve from.
+    """
+    engine = create_engine(config.database_url, pool_size=config.database_pool_size)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(engine.dispose)
+        await check_schema(engine)
+        feed = CatalogueFeed(engine, Sealer(config.key_pepper), poll_s=config.catalogue_poll_s)
+        await feed.start()
+        stack.push_async_callback(feed.close)
+        ledger = LedgerWriter(engine, config.ledger_spool_dir)
+        await ledger.start()
+        stack.push_async_callback(ledger.close)
+        gateway = await stack.enter_async_context(open_data_side(config, feed, ledger))
+        yield build_app(gateway, (*DATA_ROUTES, admin_router(config, engine)))
+
+
+@asynccontextmanager
+async def open_data_side(config: GatewayConfig, feed: CatalogueSource, ledger: UsageSink) -> AsyncIterator[Gateway]:
     """Valkey and the backends, around a catalogue and a ledger that are open already."""
     async with AsyncExitStack() as stack:
         queue = ScriptQueue(connect(config.valkey_url.reveal()), limits_script(), config.valkey_timeout_s)
@@ -78,7 +93,7 @@ async def open_data_side(
             limiter=limiter,
             backends=backends,
             ledger=ledger,
-            metrics=metrics,
+            metrics=Metrics(),
             pepper=config.key_pepper.reveal(),
             max_body_bytes=config.max_body_bytes,
             timeouts=Timeouts(

@@ -18,9 +18,12 @@ from descant_gateway.settle import Settlement, UsageSink
 
 
 class CatalogueSource(Protocol):
+    current: Catalogue
+    """The newest snapshot."""
+
     @property
-    def current(self) -> Catalogue:
-        """The newest snapshot."""
+    def age_s(self) -> float:
+        """Seconds since it was last seen to be the database's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,12 +11,13 @@ from descant_gateway.access import OPT, Access
 from descant_gateway.pipeline import Gateway
 
 _PUBLIC: Final = {OPT: Access.PUBLIC}
+_STALE_S: Final = 10.0
 
 
 class Readiness(Struct, frozen=True):
     ready: bool
-    """False takes this gateway out of the load balancer."""
-    catalogue_version: int | None
+    """False takes this gateway out of the load balancer. True once a catalogue was loaded."""
+    catalogue_version: int
     valkey: bool
     """While away, keys with limits get 503 and keys without are served: so it does not make the gateway unready."""
     database: bool
@@ -31,13 +32,13 @@ def health() -> dict[str, str]:
 
 @get("/ready", opt=_PUBLIC)
 async def ready(request: Request[object, object, State]) -> Response[Readiness]:
-    """503 until a catalogue is loaded."""
     gateway: Gateway = request.app.state.gateway
+    version = gateway.feed.current.version
     readiness = Readiness(
-        ready=True,
-        catalogue_version=gateway.feed.current.version,
+        ready=version > 0,
+        catalogue_version=version,
         valkey=await gateway.limiter.probe(),
-        database=gateway.feed.is_connected,
+        database=gateway.feed.age_s < _STALE_S,
     )
     return Response(readiness, status_code=200 if readiness.ready else 503)
 

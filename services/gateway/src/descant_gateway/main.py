@@ -1,0 +1,115 @@
+"""`descant gateway`: one gateway process on uvicorn."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
+
+import click
+import structlog
+import uvicorn
+import uvloop
+from litestar import Litestar
+
+from descant_gateway import logs
+from descant_gateway.app import open_app
+from descant_gateway.catalogue_feed import FAILURES
+from descant_gateway.config import ConfigError, GatewayConfig
+from descant_gateway.store.migrate import SchemaMismatch
+
+_log = structlog.get_logger("descant_gateway.main")
+
+
+class StartFailed(Exception):
+    """The gateway could not start; the message says why."""
+
+
+def serve(config: GatewayConfig) -> None:
+    """Runs until SIGTERM or SIGINT: stops accepting, lets streams end within `shutdown_grace_s`, flushes the ledger.
+
+    Raises StartFailed if it can't listen or has no catalogue to serve from.
+    """
+    logs.configure(config.log_level)
+    with _listen(config) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config, listener))
+
+
+async def _serve(config: GatewayConfig, listener: socket.socket) -> None:
+    async with AsyncExitStack() as stack:
+        try:
+            app = await stack.enter_async_context(open_app(config))
+        except SchemaMismatch as error:
+            raise StartFailed(str(error)) from error
+        except FAILURES as error:
+            raise StartFailed(f"the database cannot be read: {type(error).__name__}: {error}") from error
+        server = _Server(_uvicorn_config(config, app))
+        _log.info("gateway is listening", host=config.host, port=listener.getsockname()[1])
+        await server.serve(sockets=[listener])
+        await _settle_cancelled(server)
+
+
+def _listen(config: GatewayConfig) -> socket.socket:
+    """Bound before anything is opened: a taken port is the commonest mistake and should be told first."""
+    try:
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+    except OSError as error:
+        raise StartFailed(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from error
+
+
+def _uvicorn_config(config: GatewayConfig, app: Litestar) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # The client's address decides about keys with IP ranges, so no header may set it.
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(config.shutdown_grace_s)),
+    )
+
+
+async def _settle_cancelled(server: uvicorn.Server) -> None:
+    """Requests that outlived the grace were cancelled; each still has to be settled before the ledger closes."""
+    await asyncio.wait_for(asyncio.gather(*server.server_state.tasks, return_exceptions=True), 5.0)
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own would let a SIGTERM kill the process once it has drained, before the ledger is flushed."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--host", help="Address to listen on.  [env: DESCANT_GATEWAY_HOST]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port; 0 takes a free one.  [env: DESCANT_GATEWAY_PORT]")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[env: DESCANT_LOG_LEVEL]")
+def gateway(host: str | None, port: int | None, log_level: str | None) -> None:
+    """Run the gateway in front of engines.
+
+    Everything else is read from DESCANT_* variables; DESCANT_DATABASE_URL, DESCANT_VALKEY_URL, DESCANT_KEY_PEPPER and
+    DESCANT_ADMIN_KEY have to be there.
+    """
+    try:
+        config = GatewayConfig.from_environment(os.environ)
+        serve(
+            replace(
+                config,
+                host=config.host if host is None else host,
+                port=config.port if port is None else port,
+                log_level=config.log_level if log_level is None else log_level,
+            )
+        )
+    except (ConfigError, StartFailed) as error:
+        raise click.ClickException(str(error)) from error
