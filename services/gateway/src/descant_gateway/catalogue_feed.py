@@ -105,7 +105,9 @@ class CatalogueFeed:
         until = time.monotonic() + seconds
         while not self._changed.is_set() and (left := until - time.monotonic()) > 0:
             try:
-                await asyncio.wait_for(self._changed.wait(), min(left, self._seconds_to_expiry()))
+                # Not asyncio.wait_for: in Python 3.11 it loses a cancellation that comes just when the event is set.
+                async with asyncio.timeout(min(left, self._seconds_to_expiry())):
+                    await self._changed.wait()
             except TimeoutError:
                 self._drop_expired()
 

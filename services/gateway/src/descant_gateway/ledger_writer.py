@@ -225,8 +225,10 @@ class LedgerWriter:
 
 
 async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:
+    # Not asyncio.wait_for: in Python 3.11 it loses a cancellation that comes just when the event is set.
     try:
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
     except TimeoutError:
         return
 
