@@ -219,7 +219,7 @@ def _eos_token_ids(source: Any, place: ModelPlace) -> tuple[int, ...]:
     ids: set[int] = set()
     for eos in given:
         ids |= set(eos) if isinstance(eos, list | tuple) else {eos}
-    return tuple(sorted(ids - {None}))  # type: ignore[arg-type]
+    return tuple(sorted(ids - {None}))
 
 
 def _max_model_len(user: EngineConfig, shape: ModelShape) -> int:
