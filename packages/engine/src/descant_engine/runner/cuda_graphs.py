@@ -53,6 +53,8 @@ class DecodeGraphs:
         self._kv_caches = kv_caches
         self._lora_tables = lora_tables
         self._block_size = block_size
+        # A graph remembers addresses: what it reads and did not make itself must live as long as it does.
+        self._query_start_loc = torch.arange(states.spare_row + 8, dtype=torch.int32, device=states.device)
         self._graphs: dict[tuple[int, bool], DecodeGraph] = {}
         self._memory_pool = torch.cuda.graph_pool_handle()
 
@@ -75,13 +77,14 @@ class DecodeGraphs:
         step = self._step(rows, positions, with_lora)
         step()  # compiles kernels, which a capture must not do
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory_pool):
+        # Adapter threads pin memory meanwhile, which a capture of the default mode would not survive.
+        with torch.cuda.graph(graph, pool=self._memory_pool, capture_error_mode="thread_local"):
             logits = step()
         return DecodeGraph(graph, rows, positions, logits)
 
     def _step(self, rows: Tensor, positions: Tensor, with_lora: bool) -> Callable[[], Tensor]:
         num_requests = len(rows)
-        query_start_loc = torch.arange(num_requests + 1, dtype=torch.int32, device=rows.device)
+        query_start_loc = self._query_start_loc[: num_requests + 1]
         max_seq_len = self._states.max_model_len
 
         def step() -> Tensor:
