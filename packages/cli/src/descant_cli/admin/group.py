@@ -1,0 +1,29 @@
+"""The `descant admin` group: where the gateway is, who asks, and the commands below."""
+
+import click
+
+from descant_cli.admin.backends import backend
+from descant_cli.admin.client import AdminClient
+from descant_cli.admin.keys import key
+from descant_cli.admin.models import model
+from descant_cli.admin.organizations import organization
+from descant_cli.admin.teams import team
+from descant_cli.admin.usage import usage
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+@click.group()
+@click.option(
+    "--url", envvar="DESCANT_GATEWAY_URL", default=DEFAULT_URL, show_default=True, show_envvar=True,
+    help="Where the gateway is.",
+)  # fmt: skip
+@click.option("--admin-key", envvar="DESCANT_ADMIN_KEY", show_envvar=True, help="Better given by the environment.")
+@click.pass_context
+def admin(context: click.Context, url: str, admin_key: str | None) -> None:
+    """Manage teams, keys, models, backends and usage of a gateway."""
+    context.obj = context.with_resource(AdminClient(url, admin_key))
+
+
+for command in (organization, team, key, backend, model, usage):
+    admin.add_command(command)

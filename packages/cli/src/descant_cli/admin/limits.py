@@ -1,0 +1,38 @@
+"""The options that limit teams and keys."""
+
+from typing import Final
+
+import click
+
+LIFTED: Final = "none"
+
+
+class LimitParam(click.ParamType):
+    """A number above 0, or `none` for no limit."""
+
+    name = "N|none"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == LIFTED:
+            return LIFTED
+        text = str(value).replace("_", "")
+        if not (text.isascii() and text.isdigit() and int(text) > 0):
+            self.fail(f"{value!r} is neither a number above 0 nor '{LIFTED}'.", param, ctx)
+        return int(text)
+
+
+requests_option = click.option("--rpm", "requests_per_minute", type=LimitParam(), help="Requests per minute.")
+tokens_option = click.option("--tpm", "tokens_per_minute", type=LimitParam(), help="Tokens per minute.")
+models_option = click.option("--model", "models", multiple=True, help="Allow only this model; may be repeated.")
+
+
+def limit_fields(
+    requests_per_minute: int | str | None, tokens_per_minute: int | str | None, models: tuple[str, ...]
+) -> dict[str, object]:
+    """The fields that were given; `none` as the null that lifts a limit."""
+    given: dict[str, object] = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "allowed_models": list(models) or None,
+    }
+    return {name: None if value == LIFTED else value for name, value in given.items() if value is not None}

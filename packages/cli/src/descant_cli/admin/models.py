@@ -1,0 +1,65 @@
+"""`descant admin model`."""
+
+from typing import Final
+
+import click
+
+from descant_cli.admin.client import AdminClient
+from descant_cli.admin.output import json_option, show_row, show_rows
+from descant_cli.admin.urls import path
+
+COLUMNS: Final = ("name", "parent", "alias_of", "upstream_name", "backends", "max_output_tokens")
+
+
+@click.group()
+def model() -> None:
+    """Models: base models, adapters (with --parent) and aliases (with --alias-of)."""
+
+
+@model.command("put")
+@click.argument("name")
+@click.option("--backend", "backends", multiple=True, help="Where it runs; may be repeated.")
+@click.option("--parent", help="The base model of this adapter.")
+@click.option("--alias-of", help="The model that this name stands for.")
+@click.option("--upstream-name", help="What the backends call it, if not NAME.")
+@click.option("--max-output-tokens", type=click.IntRange(min=1), help="Reserved where a request names no max_tokens.")
+@json_option
+@click.pass_obj
+def put(
+    client: AdminClient,
+    name: str,
+    backends: tuple[str, ...],
+    parent: str | None,
+    alias_of: str | None,
+    upstream_name: str | None,
+    max_output_tokens: int | None,
+    as_json: bool,
+) -> None:
+    """Create or replace a model that clients may name."""
+    given: dict[str, object] = {
+        "name": name,
+        "backends": list(backends) or None,
+        "parent": parent,
+        "alias_of": alias_of,
+        "upstream_name": upstream_name,
+        "max_output_tokens": max_output_tokens,
+    }
+    body = {field: value for field, value in given.items() if value is not None}
+    show_row(client.put("/models", body), COLUMNS, as_json=as_json)
+
+
+@model.command("list")
+@json_option
+@click.pass_obj
+def list_all(client: AdminClient, as_json: bool) -> None:
+    """List the models."""
+    show_rows(client.rows("/models"), COLUMNS, as_json=as_json)
+
+
+@model.command("delete")
+@click.argument("name")
+@click.pass_obj
+def delete(client: AdminClient, name: str) -> None:
+    """Delete a model that no adapter or alias needs."""
+    client.delete(f"/models/{path(name)}")
+    click.echo(f"Deleted {name}.")

@@ -1,0 +1,89 @@
+"""`descant admin team`."""
+
+from typing import Final
+from uuid import UUID
+
+import click
+
+from descant_cli.admin.client import AdminClient
+from descant_cli.admin.limits import limit_fields, models_option, requests_option, tokens_option
+from descant_cli.admin.output import json_option, show_row, show_rows
+
+COLUMNS: Final = ("name", "organization", "requests_per_minute", "tokens_per_minute", "allowed_models", "id")
+
+
+@click.group()
+def team() -> None:
+    """Teams: their limits and the models that they may use."""
+
+
+@team.command("create")
+@click.argument("name")
+@click.option("--organization", default="default", show_default=True)
+@requests_option
+@tokens_option
+@models_option
+@json_option
+@click.pass_obj
+def create(
+    client: AdminClient,
+    name: str,
+    organization: str,
+    requests_per_minute: int | str | None,
+    tokens_per_minute: int | str | None,
+    models: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Create a team. Without limits and models nothing limits it."""
+    fields = limit_fields(requests_per_minute, tokens_per_minute, models)
+    show_row(client.post("/teams", {"name": name, "organization": organization, **fields}), COLUMNS, as_json=as_json)
+
+
+@team.command("list")
+@json_option
+@click.pass_obj
+def list_all(client: AdminClient, as_json: bool) -> None:
+    """List the teams."""
+    show_rows(client.rows("/teams"), COLUMNS, as_json=as_json)
+
+
+@team.command("set-limits")
+@click.argument("name_or_id", metavar="TEAM")
+@requests_option
+@tokens_option
+@models_option
+@click.option("--all-models", is_flag=True, help="Allow every model.")
+@json_option
+@click.pass_obj
+def set_limits(
+    client: AdminClient,
+    name_or_id: str,
+    requests_per_minute: int | str | None,
+    tokens_per_minute: int | str | None,
+    models: tuple[str, ...],
+    all_models: bool,
+    as_json: bool,
+) -> None:
+    """Change a team's limits; what is not given stays, 'none' lifts a limit."""
+    fields = limit_fields(requests_per_minute, tokens_per_minute, models)
+    if all_models and models:
+        raise click.UsageError("Give --model or --all-models, not both.")
+    if all_models:
+        fields["allowed_models"] = None
+    if not fields:
+        raise click.UsageError("Nothing to change: give --rpm, --tpm, --model or --all-models.")
+    changed = client.patch(f"/teams/{team_id(client, name_or_id)}", fields)
+    show_row(changed, COLUMNS, as_json=as_json)
+
+
+def team_id(client: AdminClient, name_or_id: str) -> str:
+    """The id of the team with this name or id. Raises click.ClickException if none or several have the name."""
+    try:
+        return str(UUID(name_or_id))
+    except ValueError:
+        found = list(client.rows("/teams", {"name": name_or_id}))
+    if not found:
+        raise click.ClickException(f"There is no team {name_or_id!r}. `descant admin team list` shows those there are.")
+    if len(found) > 1:
+        raise click.ClickException(f"{len(found)} organizations have a team {name_or_id!r}: give the team's id.")
+    return str(found[0]["id"])
