@@ -11,7 +11,6 @@ in the meantime.
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from math import ceil
 from random import Random
 
@@ -22,9 +21,10 @@ from descant_engine.cache.kv_cache import KvCache
 from descant_engine.config import ResolvedConfig
 from descant_engine.request import EngineRequest, FinishReason, Request, RequestStatus, TokenDelta
 from descant_engine.scheduler.admission import QueueFull, RequestRefused, accept
-from descant_engine.scheduler.plan import AdapterEvent, AdmittedRequest, ScheduledRequest, StepPlan, StepResult
+from descant_engine.scheduler.plan import AdapterEvent, StepPlan, StepResult
 from descant_engine.scheduler.queue import OrderedRequests
 from descant_engine.scheduler.stats import SchedulerStats
+from descant_engine.scheduler.step_draft import StepDraft, num_schedulable_tokens
 
 __all__ = ["QueueFull", "RequestRefused", "Scheduler", "SchedulerStats"]
 
@@ -33,17 +33,6 @@ ADAPTER_PATIENCE_STEPS = 32
 is, until enough has drained. Running requests are never preempted for an adapter."""
 SPARE_BLOCK_SHARE = 0.01
 """Kept free for the growth of running requests when something new comes in, so that it is not preempted at once."""
-
-
-@dataclass(slots=True)
-class _Step:
-    """The plan being made."""
-
-    num_tokens_left: int
-    admitted: list[AdmittedRequest] = field(default_factory=list)
-    scheduled: list[ScheduledRequest] = field(default_factory=list)
-    requests: list[Request] = field(default_factory=list)
-    """Those in `scheduled`."""
 
 
 class Scheduler:
@@ -112,13 +101,17 @@ class Scheduler:
         """The next step, on the assumption that every step before it has run. May be empty."""
         self._num_steps += 1
         self._pool.clock += 1
-        step = _Step(self._config.max_num_batched_tokens)
+        step = StepDraft(self._config.max_num_batched_tokens)
         self._schedule_running(step)
         blocked = self._admit(step)
         self._bring_adapters(blocked)
         for request in step.requests:
             self._kv.cache_full_blocks(request)
-        return self._finish_plan(step)
+        if step.sampling:
+            self._sampling[self._num_steps] = step.sampling
+        plan = step.finish(self._num_steps, self._adapters.take_moves(), tuple(self._removed))
+        self._removed.clear()
+        return plan
 
     def update(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
         """Applies a step's outcome; results come in the order of their plans. Returns what is new, per request."""
@@ -143,12 +136,11 @@ class Scheduler:
         return (
             bool(self._removed)
             or self._adapters.has_moves
-            or any(_num_schedulable_tokens(request) for request in self._running)
+            or any(num_schedulable_tokens(request) for request in self._running)
             or any(not self._waits_for_load(request) for request in self._waiting)
         )
 
     def stats(self) -> SchedulerStats:
-        residency = self._adapters.residency()
         return SchedulerStats(
             num_running=len(self._running),
             num_waiting=len(self._waiting),
@@ -157,9 +149,9 @@ class Scheduler:
             prefix_query_tokens=self._kv.num_query_tokens,
             prefix_hit_tokens=self._kv.num_hit_tokens,
             num_preemptions=self._num_preemptions,
-            num_adapter_loads=self._adapters.counts.num_loads,
-            num_adapter_evictions=self._adapters.counts.num_evictions,
-            adapters=residency,
+            num_adapter_loads=self._adapters.num_loads,
+            num_adapter_evictions=self._adapters.num_evictions,
+            adapters=self._adapters.residency(),
         )
 
     def check_integrity(self) -> None:
@@ -176,21 +168,24 @@ class Scheduler:
         self._pool.check_integrity(count_holders([*(r.block_ids for r in alive), *self._adapters.held_blocks()]))
         self._adapters.check_integrity(_count_adapters(alive), _count_adapters(self._running))
 
-    def _schedule_running(self, step: _Step) -> None:
+    def _schedule_running(self, step: StepDraft) -> None:
         index = 0
         while index < len(self._running) and step.num_tokens_left > 0:
             request = self._running[index]
-            num_tokens = min(_num_schedulable_tokens(request), step.num_tokens_left)
+            num_tokens = step.num_tokens_for(request)
             if num_tokens > 0:
                 new_block_ids = self._grow(request, request.num_computed_tokens + num_tokens)
                 if new_block_ids is None:
                     return
-                self._schedule_tokens(step, request, num_tokens, new_block_ids)
+                step.schedule(request, num_tokens, new_block_ids)
             index += 1
 
     def _grow(self, request: Request, num_tokens: int) -> tuple[int, ...] | None:
         """Blocks for a running request, at the cost of the last in line; None if that is itself."""
-        while not self._adapters.make_room(self._kv.num_new_blocks(request, num_tokens)):
+        num_new_blocks = self._kv.num_new_blocks(request, num_tokens)
+        if num_new_blocks == 0:
+            return ()
+        while not self._adapters.make_room(num_new_blocks):
             last = self._running[-1]
             self._preempt(last)
             if last is request:
@@ -205,7 +200,7 @@ class Scheduler:
         self._waiting.add(request)
         self._num_preemptions += 1
 
-    def _admit(self, step: _Step) -> Request | None:
+    def _admit(self, step: StepDraft) -> Request | None:
         """Lets waiting requests in, in order; those whose adapter is not there are passed over. Returns the first
         that found no room: everybody behind it waits with it.
         """
@@ -224,7 +219,7 @@ class Scheduler:
         # Until its file is read nobody need wait for it: there is nothing yet that they could make room for.
         return request.num_steps_without_room >= ADAPTER_PATIENCE_STEPS and self._adapters.is_on_host(digest)
 
-    def _try_admit(self, step: _Step, request: Request) -> bool:
+    def _try_admit(self, step: StepDraft, request: Request) -> bool:
         """Admits a request with blocks for all its known tokens, or leaves it as it was."""
         if request.num_inflight_samples > 0:
             return False  # preempted a moment ago: its newest tokens are not known yet
@@ -237,9 +232,8 @@ class Scheduler:
             return False
         self._enter_batch(request)
         self._kv.grow(request, request.num_known_tokens)
-        step.admitted.append(_describe(request))
-        num_tokens = min(_num_schedulable_tokens(request), step.num_tokens_left)
-        self._schedule_tokens(step, request, num_tokens, tuple(request.block_ids))
+        step.admit(request)
+        step.schedule(request, step.num_tokens_for(request), tuple(request.block_ids))
         return True
 
     def _enter_batch(self, request: Request) -> None:
@@ -261,15 +255,6 @@ class Scheduler:
         if request.spec.adapter_digest is not None:
             self._adapters.unpin(request.spec.adapter_digest)
             request.adapter_slot = -1
-
-    def _schedule_tokens(self, step: _Step, request: Request, num_tokens: int, new_block_ids: tuple[int, ...]) -> None:
-        first = request.num_computed_tokens
-        samples = first + num_tokens == request.num_tokens
-        step.scheduled.append(ScheduledRequest(request.request_id, first, num_tokens, new_block_ids, samples))
-        step.requests.append(request)
-        step.num_tokens_left -= num_tokens
-        request.num_computed_tokens += num_tokens
-        request.num_inflight_samples += samples
 
     def _bring_adapters(self, blocked: Request | None) -> None:
         """Moves the adapters of waiting requests towards the device, in order; nothing goes into the pool past a
@@ -294,20 +279,6 @@ class Scheduler:
         else:
             request.status = RequestStatus.WAITING_FOR_ADAPTER
             request.num_steps_without_room += readiness is Readiness.NO_ROOM
-
-    def _finish_plan(self, step: _Step) -> StepPlan:
-        plan = StepPlan(
-            step_id=self._num_steps,
-            adapter_moves=self._adapters.take_moves(),
-            removed=tuple(self._removed),
-            admitted=tuple(step.admitted),
-            scheduled=tuple(step.scheduled),
-        )
-        self._removed.clear()
-        sampling = {s.request_id: r for s, r in zip(step.scheduled, step.requests, strict=True) if s.samples}
-        if sampling:
-            self._sampling[plan.step_id] = sampling
-        return plan
 
     def _append(self, request: Request, token_id: int) -> TokenDelta:
         request.output_token_ids.append(token_id)
@@ -369,25 +340,6 @@ class Scheduler:
             assert request.num_inflight_samples == in_flight[id(request)], f"samples of {request.request_id}"
             assert 0 <= request.num_computed_tokens <= request.num_tokens
             assert len(request.output_token_ids) + request.num_inflight_samples <= request.max_tokens
-
-
-def _num_schedulable_tokens(request: Request) -> int:
-    """Known tokens, and one on its way, that are not computed; none once the last output token is on its way."""
-    if len(request.output_token_ids) + request.num_inflight_samples >= request.max_tokens:
-        return 0
-    return request.num_tokens - request.num_computed_tokens
-
-
-def _describe(request: Request) -> AdmittedRequest:
-    return AdmittedRequest(
-        request_id=request.request_id,
-        token_ids=tuple(request.known_token_ids()),
-        num_prompt_tokens=len(request.spec.prompt_token_ids),
-        params=request.spec.params,
-        seed=request.seed,
-        stop_token_ids=request.stop_token_ids,
-        adapter_slot=request.adapter_slot,
-    )
 
 
 def _count_adapters(requests: Iterable[Request]) -> dict[str, int]:

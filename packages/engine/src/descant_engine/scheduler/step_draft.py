@@ -1,0 +1,59 @@
+"""The plan while it is being made."""
+
+from dataclasses import dataclass, field
+
+from descant_engine.request import Request
+from descant_engine.scheduler.plan import AdapterMove, AdmittedRequest, ScheduledRequest, StepPlan
+
+
+@dataclass(slots=True)
+class StepDraft:
+    """Counts down the token budget, and keeps which requests were meant: ids may be reused, requests may not."""
+
+    num_tokens_left: int
+    admitted: list[AdmittedRequest] = field(default_factory=list)
+    scheduled: list[ScheduledRequest] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    """Those in `scheduled`."""
+    sampling: dict[str, Request] = field(default_factory=dict)
+    """Those whose next token this step samples."""
+
+    def num_tokens_for(self, request: Request) -> int:
+        """How many of the request's tokens the step has room for."""
+        return min(num_schedulable_tokens(request), self.num_tokens_left)
+
+    def admit(self, request: Request) -> None:
+        """Describes the request to the runner in full."""
+        self.admitted.append(
+            AdmittedRequest(
+                request_id=request.request_id,
+                token_ids=tuple(request.known_token_ids()),
+                num_prompt_tokens=len(request.spec.prompt_token_ids),
+                params=request.spec.params,
+                seed=request.seed,
+                stop_token_ids=request.stop_token_ids,
+                adapter_slot=request.adapter_slot,
+            )
+        )
+
+    def schedule(self, request: Request, num_tokens: int, new_block_ids: tuple[int, ...]) -> None:
+        """Puts the next `num_tokens` of the request into the step, and counts them as computed from now on."""
+        first = request.num_computed_tokens
+        samples = first + num_tokens == request.num_tokens
+        self.scheduled.append(ScheduledRequest(request.request_id, first, num_tokens, new_block_ids, samples))
+        self.requests.append(request)
+        self.num_tokens_left -= num_tokens
+        request.num_computed_tokens += num_tokens
+        if samples:
+            request.num_inflight_samples += 1
+            self.sampling[request.request_id] = request
+
+    def finish(self, step_id: int, adapter_moves: tuple[AdapterMove, ...], removed: tuple[str, ...]) -> StepPlan:
+        return StepPlan(step_id, adapter_moves, removed, tuple(self.admitted), tuple(self.scheduled))
+
+
+def num_schedulable_tokens(request: Request) -> int:
+    """Known tokens, and one on its way, that are not computed; none once the last output token is on its way."""
+    if len(request.output_token_ids) + request.num_inflight_samples >= request.max_tokens:
+        return 0
+    return request.num_tokens - request.num_computed_tokens
