@@ -1,6 +1,7 @@
 """Compiles every kernel for compute capability 9.0 on a machine without a GPU, at the shapes of Llama-3.1-8B.
 
-Prints one JSON line a kernel: its name, the 16-byte accesses to device memory in its code, and its shared memory.
+Prints one JSON line per compiled kernel: its name, the 16-byte accesses to device memory in its code, and its
+shared memory. What a line "again" follows was compiled anew for another number of tokens.
 Run as a program: a test process that interprets Triton can't compile in it too.
 """
 
@@ -8,6 +9,7 @@ import json
 
 import torch
 import triton.runtime
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
@@ -31,16 +33,23 @@ class HopperWithoutDevice:
 
 def compile_instead_of_launch() -> None:
     launch = JITFunction.run
+    compiled = []
 
     def report(self: JITFunction, *args: object, warmup: bool, **options: object) -> None:
         kernel = launch(self, *args, warmup=True, **options)
-        ptx = kernel.asm["ptx"]
-        wide = sum(ptx.count(access) for access in WIDE_ACCESSES)
-        assert "cubin" in kernel.asm
-        print(json.dumps({"name": self.fn.__name__, "wide": wide, "shared": kernel.metadata.shared}), flush=True)
+        if kernel not in compiled:
+            compiled.append(kernel)
+            assert "cubin" in kernel.asm
+            wide = sum(kernel.asm["ptx"].count(access) for access in WIDE_ACCESSES)
+            print(json.dumps({"name": self.fn.__name__, "wide": wide, "shared": kernel.metadata.shared}), flush=True)
 
     JITFunction.run = report
     triton.runtime.driver.set_active(HopperWithoutDevice())
+
+
+def step_input(count: int, dtype: torch.dtype) -> Tensor:
+    """A slice of a larger buffer, at an odd offset for odd counts."""
+    return torch.zeros(count + 1, dtype=dtype)[count % 2 :][:count]
 
 
 class Tables:
@@ -54,50 +63,48 @@ class Tables:
         self.rank_tile = 16
 
 
-def lora(dtype: torch.dtype, segment_size: int) -> None:
+def lora(dtype: torch.dtype, segment_size: int, num_tokens: int) -> None:
     tables, group = Tables(dtype), kernels.ProjectionGroup(0, (4096, 1024, 1024))
-    segments = kernels.LoraSegments(
-        torch.zeros(64, dtype=torch.int64),
-        torch.zeros(8, dtype=torch.int64),
-        torch.zeros(8, dtype=torch.int32),
-        torch.zeros(8, dtype=torch.int64),
-        segment_size,
-    )
-    partials = kernels.lora_shrink(torch.empty(64, 4096, dtype=dtype), tables, 3, group, segments)
-    kernels.lora_expand(partials, tables, 3, group, segments, torch.empty(64, 6144, dtype=dtype))
+    segments = kernels.segment_tokens(step_input(num_tokens, torch.int32), segment_size=segment_size)
+    partials = kernels.lora_shrink(torch.empty(num_tokens, 4096, dtype=dtype), tables, num_tokens % 32, group, segments)
+    kernels.lora_expand(partials, tables, num_tokens % 32, group, segments, torch.empty(num_tokens, 6144, dtype=dtype))
 
 
-def attention(dtype: torch.dtype, head_dim: int) -> None:
-    pool = torch.empty((8, 2, 2, 16, 8, head_dim), dtype=dtype)
+def attention(dtype: torch.dtype, num_tokens: int) -> None:
+    num_requests = num_tokens // 32 + 1
+    pool = torch.empty((8, 2, 2, 16, 8, 128), dtype=dtype)
     caches = pool[:, 1, 0], pool[:, 1, 1]
-    starts, seq_lens = (torch.zeros(count, dtype=torch.int32) for count in (9, 8))
-    tables = torch.zeros(8, 64, dtype=torch.int32)
-    q = torch.empty(40, 48, head_dim, dtype=dtype)[:, :32]
-    kernels.paged_attention(q, *caches, tables, starts, seq_lens, 0.1, 9, 1024)
+    starts, seq_lens = (step_input(count, torch.int32) for count in (num_requests + 1, num_requests))
+    tables = torch.zeros(num_requests, num_tokens, dtype=torch.int32)
+    q = torch.empty(num_tokens, 48, 128, dtype=dtype)[:, :32]
+    kernels.paged_attention(q, *caches, tables, starts, seq_lens, 0.1, num_tokens, max_seq_len=1100)
 
 
-def the_rest(dtype: torch.dtype) -> None:
-    x, weight = torch.empty(64, 4096, dtype=dtype), torch.empty(4096, dtype=dtype)
-    longs = torch.zeros(64, dtype=torch.int64)
-    qkv = torch.empty(64, 48, 128, dtype=dtype)
+def the_rest(dtype: torch.dtype, num_tokens: int) -> None:
+    x, weight = torch.empty(num_tokens, 4096, dtype=dtype), torch.empty(4096, dtype=dtype)
+    longs = step_input(num_tokens, torch.int64)
+    qkv = torch.empty(num_tokens, 48, 128, dtype=dtype)
     pool = torch.empty(8, 2, 2, 16, 8, 128, dtype=dtype)
     kernels.rms_norm(x, weight, 1e-5)
     kernels.rms_norm(qkv[:, :32], weight[:128], 1e-5)
     kernels.add_rms_norm(x, x.clone(), weight, 1e-5)
-    kernels.silu_mul(torch.empty(64, 28672, dtype=dtype))
+    kernels.silu_mul(torch.empty(num_tokens, 28672, dtype=dtype))
     kernels.rotary(qkv[:, :32], qkv[:, 32:40], longs, torch.empty(4096, 128))
     kernels.kv_write(qkv[:, 32:40], qkv[:, 40:], pool[:, 1, 0], pool[:, 1, 1], longs)
-    kernels.sample(torch.empty(64, 128256, dtype=dtype), torch.empty(64), longs, longs)
+    kernels.sample(torch.empty(num_tokens, 128256, dtype=dtype), step_input(num_tokens, torch.float32), longs, longs)
 
 
-def main() -> None:
-    compile_instead_of_launch()
-    the_rest(torch.bfloat16)
-    lora(torch.bfloat16, 16)
-    lora(torch.bfloat16, 64)
-    attention(torch.bfloat16, 128)
-    attention(torch.float32, 128)
+def all_kernels(num_tokens: int) -> None:
+    the_rest(torch.bfloat16, num_tokens)
+    for segment_size in (16, 64):
+        lora(torch.bfloat16, segment_size, num_tokens)
+    attention(torch.bfloat16, num_tokens)
+    attention(torch.float32, num_tokens)
 
 
 if __name__ == "__main__":
-    main()
+    compile_instead_of_launch()
+    all_kernels(64)
+    print('"again"')
+    for num_tokens in (1, 2, 17, 48):
+        all_kernels(num_tokens)

@@ -65,8 +65,8 @@ def check_against_dense(
     for token, slot in enumerate(slots):
         for index, columns in enumerate(expected[token].split(group.out_features) if slot >= 0 else ()):
             entry = (slot, LAYER, group.first_module + index)
-            lora_a = reference._rank_rows(tables, tables.a_offsets, entry, x.shape[1]).double()
-            lora_b = reference._rank_rows(tables, tables.b_offsets, entry, columns.shape[0]).double()
+            lora_a = reference.rank_rows(tables, tables.a_offsets, entry, x.shape[1]).double()
+            lora_b = reference.rank_rows(tables, tables.b_offsets, entry, columns.shape[0]).double()
             columns += tables.scalings[entry].double() * (x[token].double() @ lora_a.T @ lora_b)
     by_reference = base.clone()
     partials = reference.lora_shrink(x, tables, LAYER, group, segments)
@@ -192,3 +192,32 @@ def test_8b_shapes(num_tokens: int, shape: tuple[int, tuple[int, ...]], assert_c
     slots = torch.randint(-1, 4, (num_tokens,)).tolist()
     for segment_size in (16, 64):
         check_against_dense(tables, group, x, slots, segment_size, assert_close)
+
+
+@pytest.mark.gpu
+def test_a_captured_launch_follows_slots_and_ranks(assert_close: Check) -> None:
+    group = ProjectionGroup(0, (512, 128))
+    tables = build_tables([[8, 16], [32, 5], [16, 16]], 1024, group, 16, torch.bfloat16, "cuda")
+    x = torch.randn(40, 1024, dtype=torch.bfloat16, device="cuda")
+    slots = torch.full((40,), -1, dtype=torch.int32, device="cuda")
+    base = torch.randn(40, 640, dtype=torch.bfloat16, device="cuda")
+    out = base.clone()
+
+    def step() -> None:
+        segments = segment_tokens(slots, max_slots=3)
+        out.copy_(base)
+        lora_expand(lora_shrink(x, tables, LAYER, group, segments), tables, LAYER, group, segments, out)
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for seed in range(4):
+        slots.copy_(torch.randint(-1, 3, (40,), generator=torch.Generator().manual_seed(seed)))
+        tables.lora_ranks[1] = 0 if seed == 3 else tables.lora_ranks[1]
+        graph.replay()
+        expected, segments = base.clone(), segment_tokens(slots)
+        partials = reference.lora_shrink(x, tables, LAYER, group, segments)
+        reference.lora_expand(partials, tables, LAYER, group, segments, expected)
+        assert_close(out, expected)

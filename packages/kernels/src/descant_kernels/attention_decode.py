@@ -83,7 +83,10 @@ def _split_len(seq_len, NUM_SPLITS: tl.constexpr, TILE: tl.constexpr):
     return tl.cdiv(tl.cdiv(seq_len, NUM_SPLITS), TILE) * TILE
 
 
-@triton.jit(do_not_specialize=["qk_scale", "table_stride"])
+@triton.jit(
+    do_not_specialize=["qk_scale", "table_stride"],
+    do_not_specialize_on_alignment=["block_tables", "query_start_loc", "seq_lens"],
+)
 def _decode_kernel(
     out,
     partial_out,
@@ -151,7 +154,7 @@ def _decode_kernel(
         tl.store(partial_lse + partial, row_max + tl.log2(row_sum), mask=rows < GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["query_start_loc", "seq_lens"])
 def _join_splits_kernel(
     out,
     partial_out,

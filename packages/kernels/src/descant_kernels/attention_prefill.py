@@ -70,7 +70,10 @@ def _request_of_block(query_start_loc, block, num_requests, BLOCK_QUERIES: tl.co
     return low
 
 
-@triton.jit(do_not_specialize=["qk_scale", "num_requests", "table_stride"])
+@triton.jit(
+    do_not_specialize=["qk_scale", "num_requests", "table_stride"],
+    do_not_specialize_on_alignment=["block_tables", "query_start_loc", "seq_lens"],
+)
 def _prefill_kernel(
     out,
     q,

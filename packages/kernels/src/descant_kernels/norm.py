@@ -97,14 +97,14 @@ def _rms_norm_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     columns = tl.arange(0, BLOCK_WIDTH)[None, :]
     mask = (rows < num_rows) & (columns < width)
-    source = (rows // heads) * stride_token + (rows % heads) * stride_head + columns
+    source = (rows // heads).to(tl.int64) * stride_token + (rows % heads) * stride_head + columns
     values = tl.load(x + source, mask=mask, other=0.0).to(tl.float32)
     scale = tl.load(weight + columns, mask=columns < width, other=0.0).to(tl.float32)
     normed = _normalize(values, scale, eps, width)
-    tl.store(out + rows * width + columns, normed.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + rows.to(tl.int64) * width + columns, normed.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -93,7 +93,7 @@ def lora_shrink(x: Tensor, tables: LoraTables, layer: int, group: ProjectionGrou
     partials = x.new_zeros((1, len(group.out_features), x.shape[0], max_rank), dtype=torch.float32)
     for slot, tokens in _segment_list(segments):
         for index in range(len(group.out_features)):
-            lora_a = _rank_rows(tables, tables.a_offsets, (slot, layer, group.first_module + index), x.shape[1])
+            lora_a = rank_rows(tables, tables.a_offsets, (slot, layer, group.first_module + index), x.shape[1])
             partials[0, index, tokens, : lora_a.shape[0]] = x[tokens].float() @ lora_a.float().T
     return partials
 
@@ -104,7 +104,7 @@ def lora_expand(
     for slot, tokens in _segment_list(segments):
         for index, columns in enumerate(out.split(group.out_features, dim=1)):
             entry = (slot, layer, group.first_module + index)
-            lora_b = _rank_rows(tables, tables.b_offsets, entry, columns.shape[1])
+            lora_b = rank_rows(tables, tables.b_offsets, entry, columns.shape[1])
             if lora_b.shape[0] > 0:
                 shrunk = partials[:, index, tokens, : lora_b.shape[0]].sum(0)
                 update = tables.scalings[entry] * (shrunk @ lora_b.float())
@@ -116,7 +116,7 @@ def _segment_list(segments: LoraSegments) -> list[tuple[int, Tensor]]:
     return [(slot, segments.token_order[start : start + length]) for slot, start, length in bounds if length]
 
 
-def _rank_rows(tables: LoraTables, offsets: Tensor, entry: tuple[int, int, int], width: int) -> Tensor:
+def rank_rows(tables: LoraTables, offsets: Tensor, entry: tuple[int, int, int], width: int) -> Tensor:
     """[rank, width]: the tiles of one adapted layer, put together."""
     rank = int(tables.lora_ranks[entry])
     rows = [tables.pool.new_empty((0, width))]
@@ -142,8 +142,8 @@ def _gumbel(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     word = token // SAMPLE_LANE % 4
     words = philox(seeds.unsqueeze(1), counter.unsqueeze(0), positions.unsqueeze(1))
     bits = words.gather(-1, word.expand(words.shape[:-1]).unsqueeze(-1)).squeeze(-1)
-    uniform = ((bits >> 9).float() + 0.5) / 2**23
-    return -torch.log(-torch.log(uniform))
+    u = (bits.float() + 0.5) / 2**32
+    return -torch.log(-torch.log1p(-u))
 
 
 def philox(key: Tensor, counter_0: Tensor, counter_1: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def _rotate_heads(row, num_heads, stride_head, cos, sin, HALF: tl.constexpr, BLO
     tl.store(second, (h2 * cos + h1 * sin).to(row.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions"])
 def _rotary_kernel(
     q,
     k,

@@ -52,9 +52,15 @@ def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tenso
 
 @triton.jit
 def _gumbel(bits):
-    """uint32 -> a draw from the standard Gumbel distribution. 23 bits: the uniform is exact and never 0 or 1."""
-    uniform = ((bits >> 9).to(tl.float32) + 0.5) * (1.0 / 8388608.0)
-    return -tl.log(-tl.log(uniform))
+    """uint32 -> a draw from the standard Gumbel distribution: -log of an exponential draw.
+
+    What wins an argmax are the smallest exponential draws, so those need relative precision: -log(1 - u) as a series
+    where u is small, not through 1 - u.
+    """
+    u = (bits.to(tl.float32) + 0.5) * (1.0 / 4294967296.0)
+    series = u * (1.0 + u * (0.5 + u * (1.0 / 3.0 + u * 0.25)))
+    exponential = tl.where(u < 0.0078125, series, -tl.log(1.0 - u))
+    return -tl.log(exponential)
 
 
 @triton.jit
@@ -66,7 +72,7 @@ def _better_of_lane(best_value, best_token, row_logits, tokens, vocab_size, temp
     return tl.where(is_better, logits, best_value), tl.where(is_better, tokens, best_token)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["temperatures", "seeds", "positions"])
 def _best_of_tile_kernel(
     best_values,
     best_tokens,

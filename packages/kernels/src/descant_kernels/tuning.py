@@ -20,6 +20,9 @@ DECODE_SPLIT_IN, PREFILL_SPLIT_IN = 512, 2048
 """Input features of one split. They depend on nothing in the batch, so neither do a token's sums."""
 EXPAND_BLOCK_OUT = 128
 
+SORT_BLOCK, SORT_CHUNK = 32, 128
+"""Tokens that a program places, and tokens that it compares them with at once."""
+
 SAMPLE_LANE = 1024
 """Tokens per Philox output; a program covers four lanes. Part of the random stream: changing it changes draws."""
 
