@@ -89,7 +89,7 @@ def config_for_tests(valkey_url: str, **fields: object) -> GatewayConfig:
         "health_interval_s": 0.1,
         "valkey_timeout_s": 2.0,
         "shutdown_grace_s": 2.0,
-        "upstream_connect_timeout_s": 1.0,
+        "upstream_connect_timeout_s": 5.0,
     }
     return GatewayConfig(**(defaults | fields))
 

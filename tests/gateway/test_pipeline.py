@@ -79,7 +79,12 @@ async def test_a_failed_backend_costs_the_client_none_of_its_limits(
 
 async def test_a_refusal_is_not_booked(world: World, gateway: Running) -> None:
     key = bearer(world.add_key(limits=RateLimits(requests_per_minute=1)))
-    bodies = [b"{", json.dumps(BODY | {"model": "unknown"}).encode(), json.dumps(BODY).encode(), json.dumps(BODY).encode()]
+    bodies = [
+        b"{",
+        json.dumps(BODY | {"model": "unknown"}).encode(),
+        json.dumps(BODY).encode(),
+        json.dumps(BODY).encode(),
+    ]
     statuses = [(await gateway.client.post(CHAT, content=body, headers=key)).status_code for body in bodies]
     assert statuses == [400, 404, 200, 429]
     assert len(world.records) == 1

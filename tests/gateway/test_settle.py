@@ -76,7 +76,15 @@ def test_a_completed_request_keeps_its_tokens() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"no", b"[]", b'{"usage":7}', b'{"usage":{"prompt_tokens":-1}}', b'{"usage":null}', b'{"usage":' + b"[" * 9000],
+    [
+        b"",
+        b"no",
+        b"[]",
+        b'{"usage":7}',
+        b'{"usage":{"prompt_tokens":-1}}',
+        b'{"usage":null}',
+        b'{"usage":' + b"[" * 9000,
+    ],
 )
 def test_a_reply_without_usage_that_can_be_read_has_none(body: bytes) -> None:
     assert usage_of_reply(body) is None

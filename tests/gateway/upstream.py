@@ -142,7 +142,7 @@ async def running(upstream: Upstream) -> AsyncIterator[Upstream]:
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.2)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
         await site.start()
         port = runner.addresses[0][1]
         upstream.url = f"http://127.0.0.1:{port}"

@@ -1,6 +1,7 @@
 """`descant gateway`: one gateway process on uvicorn."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -57,7 +58,8 @@ def _listen(config: GatewayConfig) -> socket.socket:
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         return socket.create_server((config.host, config.port), family=family, backlog=2048)
     except OSError as error:
-        raise StartFailed(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from error
+        reason = "the port is taken." if error.errno == errno.EADDRINUSE else str(error)
+        raise StartFailed(f"cannot listen on {config.host}:{config.port}: {reason}") from error
 
 
 def _uvicorn_config(config: GatewayConfig, app: Litestar) -> uvicorn.Config:
