@@ -194,12 +194,29 @@ async def test_bad_requests_are_refused_and_cost_nothing(engine: AsyncEngine) ->
     await assert_engine_is_idle(engine)
 
 
+async def test_what_cannot_cross_the_border_leaves_nothing_behind(engine: AsyncEngine) -> None:
+    with pytest.raises((ValueError, OverflowError)):
+        await engine.submit("Hi", SHORT, priority=1 << 80)
+    with pytest.raises(ValueError, match="surrogates"):
+        await engine.submit("Hi", SHORT, tenant_salt="\ud800")
+    await assert_engine_is_idle(engine)
+
+
+async def test_a_signal_from_the_terminal_is_for_the_front(engine: AsyncEngine) -> None:
+    os.kill(engine.engine_pid, signal.SIGINT)
+    assert (await collect(await engine.submit("Hi", SHORT))).finish_reason is FinishReason.LENGTH
+
+
 async def test_a_full_queue_is_the_streams_error(engine: AsyncEngine) -> None:
     streams = [await engine.submit(f"Queue {number}", LONG) for number in range(64 + 80 + 20)]
-    results = await asyncio.gather(*(anext(stream) for stream in streams[-20:]), return_exceptions=True)
-    assert any(isinstance(result, QueueFull) for result in results)
-    for stream in streams:
-        await stream.aclose()
+    readers = [asyncio.create_task(collect(stream)) for stream in streams]
+    async with asyncio.timeout(SECONDS):
+        ended, running = await asyncio.wait(readers, return_when=asyncio.FIRST_EXCEPTION)
+    assert isinstance(ended.pop().exception(), QueueFull)
+    assert len(running) >= 64
+    for reader in readers:
+        reader.cancel()
+    await asyncio.wait(readers)
     await assert_engine_is_idle(engine)
 
 
@@ -253,6 +270,22 @@ async def test_a_bad_adapter_is_refused_and_the_name_kept(
         await engine.load_adapter("tone", broken)
     assert (await collect(await engine.submit("Hi", SHORT, adapter="tone"))).finish_reason is FinishReason.LENGTH
     await engine.unload_adapter("tone")
+
+
+@pytest.mark.slow
+async def test_a_real_model_answers(smollm2_path: Path) -> None:
+    engine = await AsyncEngine.start(EngineConfig(model=str(smollm2_path), device="cpu", num_blocks=64))
+    question = Chat([{"role": "user", "content": "What is the capital of France? Answer in one word."}])
+    try:
+        answer = await collect(await engine.submit(question, SamplingParams(temperature=0.0, max_tokens=20)))
+        cut = await collect(
+            await engine.submit(question, SamplingParams(temperature=0.0, max_tokens=20, stop=("aris",)))
+        )
+    finally:
+        await engine.close()
+    assert "Paris" in answer.text
+    assert answer.finish_reason is FinishReason.STOP
+    assert cut.text == answer.text[: answer.text.index("aris")]
 
 
 async def test_drains_and_closes(model: Path) -> None:
@@ -330,7 +363,7 @@ async def test_the_engine_dies_with_its_parent(model: Path, when: str) -> None:
         (child,) = children_of(parent.pid)
         if when == "ready":
             assert parent.stdout is not None
-            async with asyncio.timeout(SECONDS):
+            async with asyncio.timeout(60):
                 assert await parent.stdout.readline() == b"ready\n"
         else:
             await asyncio.sleep(0.5)

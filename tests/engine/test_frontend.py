@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from descant_engine.config import EngineConfig
-from descant_engine.frontend import Chat, Frontend, InvalidPrompt, PromptTooLong, UnknownModel
+from descant_engine.frontend import Chat, Frontend, InvalidParams, InvalidPrompt, PromptTooLong, UnknownModel
 from descant_engine.model_config import resolve
 from descant_engine.outputs import OutputText
 from descant_engine.request import FinishReason, TokenDelta
@@ -70,6 +70,12 @@ def test_a_request_carries_everything(frontend: Frontend, tiny_adapters: dict[st
     )
     assert (request.prompt_token_ids, request.params, request.adapter_digest) == ((1, 2), params, manifest.digest)
     assert (request.request_id, request.tenant_salt, request.priority, request.arrival_time) == ("r", "t", 3, 1.5)
+
+
+@pytest.mark.parametrize("token_id", [-1, 264])
+def test_a_stop_token_outside_the_vocabulary_is_named(frontend: Frontend, token_id: int) -> None:
+    with pytest.raises(InvalidParams, match=f"stop_token_ids: {token_id} "):
+        frontend.request((1,), SamplingParams(stop_token_ids=(5, token_id)), request_id="r")
 
 
 def test_an_unknown_adapter_is_named(frontend: Frontend) -> None:

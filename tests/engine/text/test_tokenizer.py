@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -111,6 +113,17 @@ def test_threads_share_a_tokenizer(tokenizer: Tokenizer) -> None:
 
     with ThreadPoolExecutor(4) as threads:
         assert all(result == expected for result in threads.map(encode_all, range(4)))
+
+
+def test_a_front_needs_no_torch(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    tokenizer.pretrained.save_pretrained(tmp_path)
+    code = (
+        "import sys; import descant_engine.async_engine; from descant_engine.text.tokenizer import Tokenizer;"
+        "print(Tokenizer.load(sys.argv[1]).decode(Tokenizer.load(sys.argv[1]).encode('Hi', add_special_tokens=False)));"
+        "assert 'torch' not in sys.modules"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (0, "Hi\n"), ran.stderr
 
 
 @pytest.mark.slow

@@ -117,7 +117,8 @@ class AsyncEngine:
         the base model. `request_id` must not be in use; one is made up if there is none.
 
         Raises:
-            PromptTooLong, InvalidPrompt, ChatTemplateError, TextNotUnicode, UnknownModel: the request is at fault.
+            PromptTooLong, InvalidPrompt, InvalidParams, ChatTemplateError, TextNotUnicode, UnknownModel: the request is
+                at fault. All are ValueErrors.
             EngineDraining, EngineDead: nothing can be served (any more).
         """
         if adapter is not None:
@@ -145,10 +146,10 @@ class AsyncEngine:
     def _send(self, request: EngineRequest, text: OutputText) -> RequestStream:
         if request.request_id in self._active:
             raise ValueError(f"request_id {request.request_id!r} is in use by an unfinished request")
+        self._client.send(Submit(request))
         buffer = OutputBuffer()
         self._active[request.request_id] = _Active(text, buffer)
         self._idle.clear()
-        self._client.send(Submit(request))
         return RequestStream(request.request_id, buffer, self._abandon)
 
     def _abandon(self, request_id: str) -> None:

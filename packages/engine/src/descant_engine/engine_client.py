@@ -10,6 +10,7 @@ from descant_engine.config import EngineConfig
 from descant_engine.messages import Configure, Fatal, Ready, Shutdown, ToEngine, ToFront, frame, front_reader
 
 EXIT_SECONDS = 5.0
+STDERR = 2
 
 
 class EngineDead(RuntimeError):
@@ -56,6 +57,7 @@ class EngineClient(asyncio.Protocol):
             raise EngineStartError(str(error)) from None
         except BaseException:
             client.kill()
+            await client._process.wait()
             raise
 
     def listen(self, on_message: Callable[[ToFront], None], on_death: Callable[[EngineDead], None]) -> None:
@@ -136,6 +138,8 @@ async def _spawn(engine_end: socket.socket) -> asyncio.subprocess.Process:
         str(descriptor),
         pass_fds=(descriptor,),
         stdin=subprocess.DEVNULL,
+        # Standard output belongs to the front's own program.
+        stdout=STDERR,
         # Signals from the terminal are for the front.
         process_group=0,
     )

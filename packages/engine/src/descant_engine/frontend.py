@@ -47,6 +47,10 @@ class InvalidPrompt(ValueError):
     """A prompt without tokens, or with a token id that the model does not have."""
 
 
+class InvalidParams(ValueError):
+    """Sampling parameters that mean nothing for this model; the message names the field."""
+
+
 class UnknownModel(ValueError):
     """No adapter is registered by this name."""
 
@@ -120,7 +124,13 @@ class Frontend:
 
         Raises:
             UnknownModel: no adapter of that name.
+            InvalidParams: a stop token that the model does not have.
         """
+        for token_id in params.stop_token_ids:
+            if not 0 <= token_id < self.config.shape.vocab_size:
+                raise InvalidParams(
+                    f"stop_token_ids: {token_id} is not in the model's vocabulary of {self.config.shape.vocab_size}"
+                )
         return EngineRequest(
             request_id=request_id,
             prompt_token_ids=prompt_token_ids,

@@ -21,38 +21,38 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
     pass
 
 
-class Configure(_Message):
+class Configure(_Message, frozen=True):
     """The first message: load this model."""
 
     config: EngineConfig
 
 
-class Submit(_Message):
+class Submit(_Message, frozen=True):
     request: EngineRequest
 
 
-class Abort(_Message):
+class Abort(_Message, frozen=True):
     request_id: str
 
 
-class RegisterAdapter(_Message):
+class RegisterAdapter(_Message, frozen=True):
     """Answered by AdapterAnswer."""
 
     manifest: AdapterManifest
 
 
-class RemoveAdapter(_Message):
+class RemoveAdapter(_Message, frozen=True):
     digest: str
 
 
-class Shutdown(_Message):
+class Shutdown(_Message, frozen=True):
     """The last message: end now, whatever is unfinished."""
 
 
 ToEngine = Configure | Submit | Abort | RegisterAdapter | RemoveAdapter | Shutdown
 
 
-class Ready(_Message):
+class Ready(_Message, frozen=True):
     """The answer to Configure."""
 
     config: ResolvedConfig
@@ -60,7 +60,7 @@ class Ready(_Message):
     stats: SchedulerStats
 
 
-class Deltas(_Message):
+class Deltas(_Message, frozen=True):
     """What one step gave."""
 
     deltas: list[TokenDelta]
@@ -71,7 +71,7 @@ class Refusal(StrEnum):
     QUEUE_FULL = "queue_full"
 
 
-class SubmitRefused(_Message):
+class SubmitRefused(_Message, frozen=True):
     """Nothing more will come for this request."""
 
     request_id: str
@@ -79,19 +79,19 @@ class SubmitRefused(_Message):
     text: str
 
 
-class AdapterAnswer(_Message):
+class AdapterAnswer(_Message, frozen=True):
     digest: str
     refusal: str | None
     """Why the engine cannot serve the adapter; None if it can."""
 
 
-class Stats(_Message):
+class Stats(_Message, frozen=True):
     """Sent when something has changed, a few times a second at most."""
 
     stats: SchedulerStats
 
 
-class Fatal(_Message):
+class Fatal(_Message, frozen=True):
     """The last message of an engine that cannot go on."""
 
     text: str

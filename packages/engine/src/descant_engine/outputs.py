@@ -1,14 +1,13 @@
 """What the engine gives back to a person or a server: text. One OutputText per request turns token deltas into it."""
 
-from dataclasses import dataclass
+import msgspec
 
 from descant_engine.request import EngineRequest, FinishReason, TokenDelta
 from descant_engine.text.detokenizer import Detokenizer
 from descant_engine.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens of one request so far."""
 
     prompt_tokens: int
@@ -18,8 +17,7 @@ class Usage:
     """Prompt tokens whose KV was in the prefix cache."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestOutput:
+class RequestOutput(msgspec.Struct, frozen=True):
     """What has come since the output before: `text` and `token_ids` are differences, `usage` is the total."""
 
     request_id: str

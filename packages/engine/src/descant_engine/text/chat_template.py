@@ -4,7 +4,7 @@ The template is the model's own Jinja text; transformers renders it in a sandbox
 """
 
 from collections.abc import Sequence
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict, TypeGuard
 
 from jinja2 import TemplateError
 
@@ -61,7 +61,7 @@ def num_characters(messages: Sequence[ChatMessage]) -> int:
         if isinstance(content, str):
             total += len(content)
         elif isinstance(content, Sequence):
-            total += sum(len(part["text"]) for part in content if _is_text_part(part))
+            total += sum(len(part["text"]) for part in filter(_is_text_part, content))
     return total
 
 
@@ -92,5 +92,5 @@ def _plain_content(index: int, content: object) -> str:
     return "\n".join(part["text"] for part in content)
 
 
-def _is_text_part(part: object) -> bool:
+def _is_text_part(part: object) -> TypeGuard[TextPart]:
     return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)

@@ -25,6 +25,8 @@ class StopStrings:
 
     def scan(self, text: str) -> Scanned:
         """Takes the next piece; gives the text that has become safe. Not to be called after a stop string."""
+        if not self._matchers:
+            return Scanned(text, None)
         seen = self._held + text
         for end, symbol in enumerate(text, start=len(self._held) + 1):
             # Every matcher sees every character, so no generator here.

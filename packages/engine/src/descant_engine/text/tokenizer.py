@@ -5,15 +5,19 @@ a long prompt does not hold up the event loop. Nothing here changes after loadin
 Tokenizer.
 """
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from descant_engine.gguf_cache import tokenizer_folder
 from descant_engine.text.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Names, of transformers 4 and 5, for a tokenizer that is its tokenizer.json and nothing else."""
 
 
 class TokenizerError(ValueError):
@@ -48,14 +52,11 @@ class Tokenizer:
         Raises:
             TokenizerError: nothing there, or a kind of tokenizer whose tokens have no bytes of their own.
         """
-        # Seconds, since it imports torch: not before a tokenizer is wanted, and then in the caller's thread.
-        from transformers import AutoTokenizer
-
         file = Path(path)
         if file.suffix == ".gguf" and not file.is_file():
             raise TokenizerError(f"there is no file {path!r}")
         try:
-            pretrained = AutoTokenizer.from_pretrained(tokenizer_folder(file) if file.suffix == ".gguf" else path)
+            pretrained = _read(tokenizer_folder(file) if file.suffix == ".gguf" else file, path)
         except Exception as error:  # transformers lets through whatever the files provoke
             raise TokenizerError(
                 f"no tokenizer at {path!r}, which should be a folder, a .gguf file or a hub id: {_first_line(error)}"
@@ -117,6 +118,25 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """One token alone, for people to read."""
         return self.token_bytes(token_id, skip_special_tokens=False).decode("utf-8", errors="replace")
+
+
+def _read(folder: Path, hub_id: str) -> Any:
+    """transformers' tokenizer of any class. AutoTokenizer takes seconds to import, since it brings torch: late, and not
+    at all where the folder says that its tokenizer.json is to be taken as it is."""
+    if folder.is_dir() and _is_plain(folder):
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder if folder.is_dir() else hub_id)
+
+
+def _is_plain(folder: Path) -> bool:
+    config, tokenizer = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    if not (config.is_file() and tokenizer.is_file()):
+        return False
+    return json.loads(config.read_text()).get("tokenizer_class") in PLAIN_CLASSES
 
 
 def _first_line(error: Exception) -> str:
