@@ -1,13 +1,14 @@
 """What the engine gives back to a person or a server: text. One OutputText per request turns token deltas into it."""
 
-import msgspec
+from dataclasses import dataclass
 
 from descant_engine.request import EngineRequest, FinishReason, TokenDelta
 from descant_engine.text.detokenizer import Detokenizer
 from descant_engine.text.tokenizer import Tokenizer
 
 
-class Usage(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Usage:
     """Tokens of one request so far."""
 
     prompt_tokens: int
@@ -17,7 +18,8 @@ class Usage(msgspec.Struct, frozen=True):
     """Prompt tokens whose KV was in the prefix cache."""
 
 
-class RequestOutput(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
     """What has come since the output before: `text` and `token_ids` are differences, `usage` is the total."""
 
     request_id: str
