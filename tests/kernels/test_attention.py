@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -118,14 +118,14 @@ def test_requests_without_queries_are_skipped_and_empty_ones_give_zeros(device: 
     """What a batch padded for a CUDA graph looks like."""
     batch = build_batch([(1, 20), (0, 9), (1, 0), (0, 0)], device=device)
     for max_seq_len in (20, 2000):
-        out = Batch(**{**batch.__dict__, "max_seq_len": max_seq_len}).run(paged_attention)
+        out = replace(batch, max_seq_len=max_seq_len).run(paged_attention)
         assert_close(out, batch.run(reference.paged_attention))
         assert not out[1].any()
 
 
 def test_the_bounds_may_be_larger_than_the_batch(device: str, assert_close: Check) -> None:
     batch = build_batch([(1, 20), (1, 3)], device=device)
-    bounded = Batch(**{**batch.__dict__, "max_query_len": 7, "max_seq_len": 1 << 17})
+    bounded = replace(batch, max_query_len=7, max_seq_len=1 << 17)
     assert_close(bounded.run(paged_attention), batch.run(reference.paged_attention))
 
 
@@ -163,3 +163,15 @@ def test_a_captured_launch_follows_the_lengths(assert_close: Check) -> None:
         batch.seq_lens.copy_(torch.tensor(lengths))
         graph.replay()
         assert_close(out, batch.run(reference.paged_attention))
+
+
+@pytest.mark.gpu
+def test_offsets_beyond_32_bits(assert_close: Check) -> None:
+    batch = build_batch([(1, 300), (40, 90)], heads=(32, 8), dim=128, dtype=torch.bfloat16, device="cuda")
+    shape, stride_block = batch.key_cache.shape, 1 << 27
+    pool = torch.empty(stride_block * shape[0], dtype=torch.bfloat16, device="cuda")
+    caches = [pool.as_strided(shape, (stride_block, 1024, 128, 1), offset) for offset in (0, 1 << 20)]
+    caches[0].copy_(batch.key_cache)
+    caches[1].copy_(batch.value_cache)
+    far = replace(batch, key_cache=caches[0], value_cache=caches[1])
+    assert_close(far.run(paged_attention), batch.run(reference.paged_attention))

@@ -1,6 +1,6 @@
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -221,3 +221,14 @@ def test_a_captured_launch_follows_slots_and_ranks(assert_close: Check) -> None:
         partials = reference.lora_shrink(x, tables, LAYER, group, segments)
         reference.lora_expand(partials, tables, LAYER, group, segments, expected)
         assert_close(out, expected)
+
+
+@pytest.mark.gpu
+def test_offsets_beyond_32_bits(assert_close: Check) -> None:
+    group, far = ProjectionGroup(0, (512,)), (1 << 31) + 4096
+    tables = build_tables([[16], [8]], 1024, group, 16, torch.bfloat16, "cuda")
+    pool = torch.empty(far + tables.pool.numel(), dtype=torch.bfloat16, device="cuda")
+    pool[far:] = tables.pool
+    moved = replace(tables, pool=pool, a_offsets=tables.a_offsets + far, b_offsets=tables.b_offsets + far)
+    x = torch.randn(5, 1024, dtype=torch.bfloat16, device="cuda")
+    check_against_dense(moved, group, x, [0, 1, -1, 1, 0], 16, assert_close)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from descant_kernels.lora_segments import LoraSegments
 from descant_kernels.tuning import (
-    EXPAND_BLOCK_OUT,
     LORA_BLOCK_RANK,
     LORA_RANK_LANES,
     SHRINK_BLOCK_IN,
+    expand_block,
     lora_warps,
     shrink_split,
 )
@@ -131,7 +131,8 @@ def lora_expand(
     if out.shape != (num_tokens, sum(widths)):
         raise ValueError(f"out must be [{num_tokens}, {sum(widths)}] for columns of {widths}, got {list(out.shape)}")
     padded_widths = (*widths, *(0,) * (MAX_PACKED - num_modules))
-    num_blocks = sum(triton.cdiv(width, EXPAND_BLOCK_OUT) for width in widths)
+    block_out = expand_block(segments.segment_size)
+    num_blocks = sum(triton.cdiv(width, block_out) for width in widths)
     _expand_kernel[(segments.lengths.shape[0], num_blocks)](
         out,
         partials,
@@ -157,7 +158,7 @@ def lora_expand(
         ALIGNED=min(_alignment(width) for width in widths),
         SEGMENT=segments.segment_size,
         BLOCK_RANK=LORA_BLOCK_RANK,
-        BLOCK_OUT=EXPAND_BLOCK_OUT,
+        BLOCK_OUT=block_out,
         num_warps=lora_warps(segments.segment_size),
         num_stages=2,
     )
@@ -214,18 +215,19 @@ def _shrink_kernel(
     BLOCK_IN: tl.constexpr,
 ):
     segment = tl.program_id(0)
-    length = tl.load(lengths + segment)
+    # All at once: one wait for memory, not three.
+    length, slot, start = tl.load(lengths + segment), tl.load(slots + segment), tl.load(starts + segment)
     if length == 0:
         return
     module = tl.program_id(1) // LANES
     lane = tl.program_id(1) % LANES
     split = tl.program_id(2)
-    entry = (tl.load(slots + segment) * num_layers + layer) * num_modules + first_module + module
+    entry = (slot * num_layers + layer) * num_modules + first_module + module
     rank = tl.load(lora_ranks + entry)
 
     member = tl.arange(0, SEGMENT)
     is_member = member < length
-    token = tl.load(token_order + tl.load(starts + segment) + member, mask=is_member, other=0)
+    token = tl.load(token_order + start + member, mask=is_member, other=0)
     slab = split.to(tl.int64) * (tl.num_programs(1) // LANES) + module
     x_rows = x + token * x_stride
     first_in = split * split_in
@@ -235,8 +237,8 @@ def _shrink_kernel(
         is_row = row < rank
         a_rows = _tile_rows(pool, a_offsets + entry * MAX_TILES, row, is_row, in_features, RANK_TILE, ALIGNED)
         acc = tl.zeros([SEGMENT, BLOCK_RANK], tl.float32)
-        for start in range(first_in, end_in, BLOCK_IN):
-            column = start + tl.arange(0, BLOCK_IN)
+        for begin in range(first_in, end_in, BLOCK_IN):
+            column = begin + tl.arange(0, BLOCK_IN)
             is_column = (column < end_in)[None, :]
             x_tile = tl.load(x_rows[:, None] + column[None, :], mask=is_member[:, None] & is_column, other=0.0)
             a_tile = tl.load(a_rows[:, None] + column[None, :], mask=is_row[:, None] & is_column, other=0.0)
@@ -277,7 +279,8 @@ def _expand_kernel(
     BLOCK_OUT: tl.constexpr,
 ):
     segment = tl.program_id(0)
-    length = tl.load(lengths + segment)
+    # All at once: one wait for memory, not three.
+    length, slot, start = tl.load(lengths + segment), tl.load(slots + segment), tl.load(starts + segment)
     if length == 0:
         return
     block = tl.program_id(1)
@@ -287,14 +290,14 @@ def _expand_kernel(
     first_block = tl.where(module == 0, 0, tl.where(module == 1, second, third))
     first_column = tl.where(module == 0, 0, tl.where(module == 1, width_0, width_0 + width_1))
     width = tl.where(module == 0, width_0, tl.where(module == 1, width_1, width_2))
-    entry = (tl.load(slots + segment) * num_layers + layer) * num_modules + first_module + module
+    entry = (slot * num_layers + layer) * num_modules + first_module + module
     rank = tl.load(lora_ranks + entry)
     if rank == 0:
         return
 
     member = tl.arange(0, SEGMENT)
     is_member = member < length
-    token = tl.load(token_order + tl.load(starts + segment) + member, mask=is_member, other=0)
+    token = tl.load(token_order + start + member, mask=is_member, other=0)
     column = (block - first_block) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     is_column = column < width
     acc = tl.zeros([SEGMENT, BLOCK_OUT], tl.float32)

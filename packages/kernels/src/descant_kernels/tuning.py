@@ -18,7 +18,6 @@ LORA_RANK_LANES = 4
 SHRINK_BLOCK_IN = 128
 DECODE_SPLIT_IN, PREFILL_SPLIT_IN = 512, 2048
 """Input features of one split. They depend on nothing in the batch, so neither do a token's sums."""
-EXPAND_BLOCK_OUT = 128
 
 SORT_BLOCK, SORT_CHUNK = 32, 128
 """Tokens that a program places, and tokens that it compares them with at once."""
@@ -67,6 +66,11 @@ def decode_splits(num_requests: int, num_kv_heads: int, max_seq_len: int) -> int
 def shrink_split(in_features: int, segment_size: int) -> int:
     """Input features of one split: decode needs the parallelism, longer segments pay for partial sums."""
     return min(in_features, DECODE_SPLIT_IN if segment_size == MIN_DOT else PREFILL_SPLIT_IN)
+
+
+def expand_block(segment_size: int) -> int:
+    """Output features of one program: many where tokens are few, to have enough bytes on their way."""
+    return 256 if segment_size == MIN_DOT else 128
 
 
 def lora_warps(segment_size: int) -> int:
