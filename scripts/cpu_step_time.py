@@ -34,7 +34,7 @@ CONTEXT = 200
 ADAPTERS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (8, ("q_proj", "v_proj")),
     (16, ("q_proj", "k_proj", "v_proj", "o_proj")),
-    (16, tuple(module.name.lower() for module in TargetModule)),
+    (4, tuple(module.name.lower() for module in TargetModule)),
 )
 """(rank, modules) of the three adapters: the shapes that `make up` serves."""
 

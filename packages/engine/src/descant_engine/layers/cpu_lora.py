@@ -30,23 +30,15 @@ class RankRows:
 
 
 @dataclass(frozen=True, slots=True)
-class Expand:
-    columns: slice
-    """Of the packed layer's output."""
-    rank_rows: slice
-    """Of the shrunk activation."""
-    lora_b: Tensor
-    """[rank rows, columns] float32"""
-
-
-@dataclass(frozen=True, slots=True)
 class GroupLora:
     """All adapters of the batch on one packed linear layer."""
 
     lora_a: Tensor
     """[rank rows, in_features] float32: module by module, and within a module adapter by adapter."""
     rows: RankRows
-    expands: tuple[Expand, ...]
+    rows_of_module: list[int]
+    lora_b: tuple[Tensor, ...]
+    """Of each module: [its rank rows, out_features] float32."""
 
 
 class LoraBundle:
@@ -73,24 +65,20 @@ class LoraBundle:
         self, layer: int, modules: tuple[TargetModule, ...], widths: tuple[int, ...], in_features: int
     ) -> GroupLora | None:
         lora_a: list[Tensor] = []
+        lora_b: list[Tensor] = []
         owners: list[tuple[int, int, float]] = []
-        expands: list[Expand] = []
-        row = column = 0
         for module, width in zip(modules, widths, strict=True):
-            lora_b: list[Tensor] = []
+            own_b = [self._tables.pool.new_empty(0, width)]
             for slot, ranks, scalings in zip(self._slots, self._ranks, self._scalings, strict=True):
                 lora_rank = ranks[layer][module]
                 lora_a += self._tiles(self._tables.a_offsets[slot, layer, module], lora_rank, in_features)
-                lora_b += self._tiles(self._tables.b_offsets[slot, layer, module], lora_rank, width)
+                own_b += self._tiles(self._tables.b_offsets[slot, layer, module], lora_rank, width)
                 owners.append((slot, lora_rank, scalings[layer][module]))
-            if lora_b:
-                stacked = torch.cat(lora_b).float()
-                expands.append(Expand(slice(column, column + width), slice(row, row + len(stacked)), stacked))
-                row += len(stacked)
-            column += width
-        if not expands:
+            lora_b.append(torch.cat(own_b).float())
+        if not lora_a:
             return None
-        return GroupLora(torch.cat(lora_a).float(), self._shared_rows(tuple(owners)), tuple(expands))
+        rows_of_module = [len(rows) for rows in lora_b]
+        return GroupLora(torch.cat(lora_a).float(), self._shared_rows(tuple(owners)), rows_of_module, tuple(lora_b))
 
     def _tiles(self, offsets: Tensor, lora_rank: int, width: int) -> list[Tensor]:
         tiles = []
@@ -127,8 +115,15 @@ class LoraStep:
         if group is None:
             return output
         shrunk = F.linear(x.float(), group.lora_a).mul_(self._mask(group.rows))
-        for expand in group.expands:
-            output[:, expand.columns].add_(torch.mm(shrunk[:, expand.rank_rows], expand.lora_b))
+        parts = zip(
+            output.split_with_sizes(widths, 1),
+            shrunk.split_with_sizes(group.rows_of_module, 1),
+            group.lora_b,
+            strict=True,
+        )
+        for columns, rank_rows, lora_b in parts:
+            if len(lora_b):
+                columns.add_(torch.mm(rank_rows, lora_b))
         return output
 
     def _mask(self, rows: RankRows) -> Tensor:
