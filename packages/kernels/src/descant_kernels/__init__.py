@@ -6,8 +6,10 @@ Importing compiles nothing and touches no device.
 from descant_kernels.activation import silu_mul
 from descant_kernels.attention import paged_attention
 from descant_kernels.kv_write import kv_write
-from descant_kernels.lora import LoraTables, ProjectionGroup, lora_expand, lora_shrink
+from descant_kernels.lora_expand import lora_expand
 from descant_kernels.lora_segments import LoraSegments, segment_tokens
+from descant_kernels.lora_shrink import lora_shrink
+from descant_kernels.lora_tables import LoraTables, ProjectionGroup
 from descant_kernels.norm import add_rms_norm, rms_norm
 from descant_kernels.rotary import rotary
 from descant_kernels.sample import sample

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from descant_kernels.lora import LoraTables, ProjectionGroup
 from descant_kernels.lora_segments import LoraSegments
+from descant_kernels.lora_tables import LoraTables, ProjectionGroup
 from descant_kernels.tuning import SAMPLE_LANE
 
 MASK_32 = 0xFFFFFFFF
