@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from descant_engine.adapter import TargetModule
 from descant_engine.forward_context import LoraInputs, LoraTables
+from descant_engine.layers.ops import LoraGroup
 
 MAX_BUNDLES = 4
 """Sets of adapters whose matrices are kept at hand; requests that come and go change the set."""
@@ -30,15 +30,15 @@ class RankRows:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupLora:
+class GroupTensors:
     """All adapters of the batch on one packed linear layer."""
 
     lora_a: Tensor
     """[rank rows, in_features] float32: module by module, and within a module adapter by adapter."""
     rows: RankRows
     rows_of_module: list[int]
-    lora_b: tuple[Tensor, ...]
-    """Of each module: [its rank rows, out_features] float32."""
+    lora_b: tuple[tuple[int, Tensor], ...]
+    """(number in the group, [its rank rows, out_features] float32) of each module that an adapter changes."""
 
 
 class LoraBundle:
@@ -50,35 +50,34 @@ class LoraBundle:
         self._ranks: list[list[list[int]]] = tables.lora_ranks[index].tolist()
         self._scalings: list[list[list[float]]] = tables.scalings[index].tolist()
         self._rank_rows: dict[tuple[tuple[int, int, float], ...], RankRows] = {}
-        self._groups: dict[tuple[int, tuple[TargetModule, ...]], GroupLora | None] = {}
+        self._groups: dict[LoraGroup, GroupTensors | None] = {}
 
-    def group(
-        self, layer: int, modules: tuple[TargetModule, ...], widths: tuple[int, ...], in_features: int
-    ) -> GroupLora | None:
+    def tensors(self, group: LoraGroup) -> GroupTensors | None:
         """None if no adapter of the batch changes this layer."""
-        key = (layer, modules)
-        if key not in self._groups:
-            self._groups[key] = self._gather(layer, modules, widths, in_features)
-        return self._groups[key]
+        if group not in self._groups:
+            self._groups[group] = self._gather(group)
+        return self._groups[group]
 
-    def _gather(
-        self, layer: int, modules: tuple[TargetModule, ...], widths: tuple[int, ...], in_features: int
-    ) -> GroupLora | None:
+    def _gather(self, group: LoraGroup) -> GroupTensors | None:
         lora_a: list[Tensor] = []
         lora_b: list[Tensor] = []
         owners: list[tuple[int, int, float]] = []
-        for module, width in zip(modules, widths, strict=True):
+        for module, width in zip(group.modules, group.widths, strict=True):
             own_b = [self._tables.pool.new_empty(0, width)]
             for slot, ranks, scalings in zip(self._slots, self._ranks, self._scalings, strict=True):
-                lora_rank = ranks[layer][module]
-                lora_a += self._tiles(self._tables.a_offsets[slot, layer, module], lora_rank, in_features)
-                own_b += self._tiles(self._tables.b_offsets[slot, layer, module], lora_rank, width)
-                owners.append((slot, lora_rank, scalings[layer][module]))
+                lora_rank = ranks[group.layer][module]
+                lora_a += self._tiles(self._tables.a_offsets[slot, group.layer, module], lora_rank, group.in_features)
+                own_b += self._tiles(self._tables.b_offsets[slot, group.layer, module], lora_rank, width)
+                owners.append((slot, lora_rank, scalings[group.layer][module]))
             lora_b.append(torch.cat(own_b).float())
         if not lora_a:
             return None
-        rows_of_module = [len(rows) for rows in lora_b]
-        return GroupLora(torch.cat(lora_a).float(), self._shared_rows(tuple(owners)), rows_of_module, tuple(lora_b))
+        return GroupTensors(
+            torch.cat(lora_a).float(),
+            self._shared_rows(tuple(owners)),
+            [len(rows) for rows in lora_b],
+            tuple((number, rows) for number, rows in enumerate(lora_b) if len(rows)),
+        )
 
     def _tiles(self, offsets: Tensor, lora_rank: int, width: int) -> list[Tensor]:
         tiles = []
@@ -107,23 +106,16 @@ class LoraStep:
         self._bundle = bundle
         self._masks: dict[RankRows, Tensor] = {}
 
-    def add(
-        self, layer: int, modules: tuple[TargetModule, ...], widths: tuple[int, ...], x: Tensor, output: Tensor
-    ) -> Tensor:
+    def add(self, group: LoraGroup, x: Tensor, output: Tensor) -> Tensor:
         """output [T, sum(widths)] += what each token's adapter makes of x [T, in_features], in place."""
-        group = self._bundle.group(layer, modules, widths, x.shape[-1])
-        if group is None:
+        tensors = self._bundle.tensors(group)
+        if tensors is None:
             return output
-        shrunk = F.linear(x.float(), group.lora_a).mul_(self._mask(group.rows))
-        parts = zip(
-            output.split_with_sizes(widths, 1),
-            shrunk.split_with_sizes(group.rows_of_module, 1),
-            group.lora_b,
-            strict=True,
-        )
-        for columns, rank_rows, lora_b in parts:
-            if len(lora_b):
-                columns.add_(torch.mm(rank_rows, lora_b))
+        shrunk = F.linear(x.float(), tensors.lora_a).mul_(self._mask(tensors.rows))
+        columns = output.split_with_sizes(group.widths, 1)
+        rank_rows = shrunk.split_with_sizes(tensors.rows_of_module, 1)
+        for module, lora_b in tensors.lora_b:
+            columns[module].add_(torch.mm(rank_rows[module], lora_b))
         return output
 
     def _mask(self, rows: RankRows) -> Tensor:

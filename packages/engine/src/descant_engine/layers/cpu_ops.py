@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from descant_engine.adapter import TargetModule
 from descant_engine.forward_context import StepContext, current_step
 from descant_engine.layers.cpu_attention import AttentionPlan, LayerRows, attend
 from descant_engine.layers.cpu_lora import LoraPlanner
-from descant_engine.layers.ops import Product
+from descant_engine.layers.ops import LoraGroup, Product
 
 TYPICAL_NUM_TOKENS = 8
 """oneDNN lays weights out for about so many rows; any number works."""
@@ -64,12 +63,10 @@ class CpuOps:
             self._attention.clear_fresh_blocks(step.kv_caches)
         return attend(self._attention, self._rows[layer], q, k, v, scale)
 
-    def add_lora(
-        self, layer: int, modules: tuple[TargetModule, ...], widths: tuple[int, ...], x: Tensor, output: Tensor
-    ) -> Tensor:
+    def add_lora(self, group: LoraGroup, x: Tensor, output: Tensor) -> Tensor:
         lora = current_step().lora
         assert lora is not None
-        return self._lora.plan(lora).add(layer, modules, widths, x, output)
+        return self._lora.plan(lora).add(group, x, output)
 
     def _begin_step(self) -> StepContext:
         """Forgets the plan of the step before, if the layer calling is the first of a new one."""

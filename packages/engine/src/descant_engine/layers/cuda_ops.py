@@ -6,9 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import descant_kernels as kernels
-from descant_engine.adapter import TargetModule
 from descant_engine.forward_context import LoraInputs, current_step
-from descant_engine.layers.ops import Product
+from descant_engine.layers.ops import LoraGroup, Product
 
 PREFILL_SEGMENT_SIZE = 64
 DECODE_SEGMENT_SIZE = 16
@@ -55,15 +54,13 @@ class CudaOps:
         )
         return output.flatten(1)
 
-    def add_lora(
-        self, layer: int, modules: tuple[TargetModule, ...], widths: tuple[int, ...], x: Tensor, output: Tensor
-    ) -> Tensor:
+    def add_lora(self, group: LoraGroup, x: Tensor, output: Tensor) -> Tensor:
         lora = current_step().lora
         assert lora is not None
         segments = self._segments(lora)
-        group = kernels.ProjectionGroup(int(modules[0]), widths)
-        shrunk = kernels.lora_shrink(x, lora.tables, layer, group, segments)
-        kernels.lora_expand(shrunk, lora.tables, layer, group, segments, output)
+        projections = kernels.ProjectionGroup(int(group.modules[0]), group.widths)
+        shrunk = kernels.lora_shrink(x, lora.tables, group.layer, projections, segments)
+        kernels.lora_expand(shrunk, lora.tables, group.layer, projections, segments, output)
         return output
 
     def _segments(self, lora: LoraInputs) -> kernels.LoraSegments:

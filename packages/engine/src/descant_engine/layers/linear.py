@@ -18,6 +18,7 @@ class Linear(nn.Module):
 
     def __init__(self, in_features: int, shards: dict[str, int], *, bias: bool = False) -> None:
         super().__init__()
+        self.in_features = in_features
         self.shards = shards
         self.weight: nn.Parameter | None = nn.Parameter(torch.empty(sum(shards.values()), in_features))
         self.bias = nn.Parameter(torch.empty(sum(shards.values()))) if bias else None

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from descant_engine.forward_context import current_step
 from descant_engine.layers.linear import Linear
+from descant_engine.layers.ops import LoraGroup
 
 
 class LoraLinear(nn.Module):
@@ -14,15 +15,14 @@ class LoraLinear(nn.Module):
     def __init__(self, base: Linear, layer: int) -> None:
         super().__init__()
         self.base = base
-        self._layer = layer
-        self._targets, self._widths = base.targets, base.widths
+        self._group = LoraGroup(layer, base.targets, base.widths, base.in_features)
         self._ops = base.ops
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.base(x)
         if current_step().lora is None:
             return output
-        return self._ops.add_lora(self._layer, self._targets, self._widths, x, output)
+        return self._ops.add_lora(self._group, x, output)
 
 
 def wrap_linears(model: nn.Module) -> None:

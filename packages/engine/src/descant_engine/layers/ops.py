@@ -1,6 +1,7 @@
 """What layers ask of a device: one object per device, bound when a layer is built, so layers have no if on devices."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
@@ -11,6 +12,17 @@ from descant_engine.adapter import TargetModule
 
 Product = Callable[[Tensor], Tensor]
 """x [num_tokens, in_features] -> x @ weight.T + bias [num_tokens, out_features]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraGroup:
+    """A packed linear layer as adapters see it. Compared by identity: one object per layer, for its lifetime."""
+
+    layer: int
+    modules: tuple[TargetModule, ...]
+    widths: tuple[int, ...]
+    """Output columns of each module, side by side."""
+    in_features: int
 
 
 class Ops(Protocol):
@@ -34,9 +46,7 @@ class Ops(Protocol):
     def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Writes k and v [T, kvh, d] to the layer's KV cache, then attends: q [T, qh, d] -> [T, qh * d]."""
 
-    def add_lora(
-        self, layer: int, modules: tuple[TargetModule, ...], widths: tuple[int, ...], x: Tensor, output: Tensor
-    ) -> Tensor:
+    def add_lora(self, group: LoraGroup, x: Tensor, output: Tensor) -> Tensor:
         """output [T, sum(widths)] plus each token's adapter on x [T, in]; only called when the step has adapters."""
 
 
