@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from descant_engine import engine_client
 from descant_engine.async_engine import AsyncEngine, EngineDraining
 from descant_engine.config import EngineConfig
 from descant_engine.engine_client import EngineDead, EngineStartError
@@ -161,6 +163,35 @@ async def test_dropping_the_stream_ends_the_request(engine: AsyncEngine) -> None
     await assert_engine_is_idle(engine)
 
 
+async def test_streams_left_at_random_cost_the_others_nothing(engine: AsyncEngine) -> None:
+    rng = random.Random(7)
+    alone = await collect(await engine.submit("Stay", SHORT))
+
+    async def leave(number: int) -> None:
+        stream = await engine.submit(f"Leave {number}", LONG)
+        await asyncio.sleep(rng.random() / 4)
+        match number % 3:
+            case 0:
+                await stream.aclose()
+            case 1:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(rng.random() / 4):
+                        await collect(stream)
+            case 2:
+                del stream
+
+    async def stay() -> RequestOutput:
+        await asyncio.sleep(rng.random() / 4)
+        return await collect(await engine.submit("Stay", SHORT))
+
+    leaving = [asyncio.create_task(leave(number)) for number in range(60)]
+    stayed = await asyncio.gather(*(stay() for _ in range(10)))
+    await asyncio.gather(*leaving)
+    assert {output.token_ids for output in stayed} == {alone.token_ids}
+    gc.collect()
+    await assert_engine_is_idle(engine)
+
+
 async def test_closing_wakes_whoever_waits(engine: AsyncEngine) -> None:
     blocker = [await engine.submit("Block", LONG) for _ in range(2)]
     stream = await engine.submit("Wait", LONG)
@@ -174,12 +205,16 @@ async def test_closing_wakes_whoever_waits(engine: AsyncEngine) -> None:
     await assert_engine_is_idle(engine)
 
 
-async def test_a_request_id_is_used_once_at_a_time(engine: AsyncEngine) -> None:
+async def test_a_request_id_may_come_again(engine: AsyncEngine) -> None:
+    alone = await collect(await engine.submit("Three", SHORT))
     async with await engine.submit("One", LONG, request_id="same") as stream:
+        await anext(stream)
         assert stream.request_id == "same"
-        with pytest.raises(ValueError, match="'same' is in use"):
-            await engine.submit("Two", SHORT, request_id="same")
-    assert (await collect(await engine.submit("Three", SHORT, request_id="same"))).request_id == "same"
+        # At the same time, and while the last outputs of the first are still on their way.
+        together = await collect(await engine.submit("Three", SHORT, request_id="same"))
+    after = await collect(await engine.submit("Three", SHORT, request_id="same"))
+    assert alone.token_ids == together.token_ids == after.token_ids
+    assert after.request_id == "same"
 
 
 async def test_bad_requests_are_refused_and_cost_nothing(engine: AsyncEngine) -> None:
@@ -324,6 +359,18 @@ async def test_a_killed_engine_fails_every_stream(model: Path) -> None:
 async def test_a_model_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(EngineStartError, match="no-such-model"):
         await AsyncEngine.start(EngineConfig(model=str(tmp_path / "no-such-model"), device="cpu"))
+
+
+async def test_an_engine_that_hangs_is_ended_by_force(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_client, "EXIT_SECONDS", 0.3)
+    engine = await AsyncEngine.start(engine_config(model))
+    stream = await engine.submit("Hang", LONG)
+    os.kill(engine.engine_pid, signal.SIGSTOP)
+    async with asyncio.timeout(SECONDS):
+        await engine.close()
+        with pytest.raises(EngineDead, match="closed"):
+            await collect(stream)
+    assert not is_alive(engine.engine_pid)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3])

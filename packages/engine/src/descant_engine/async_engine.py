@@ -10,13 +10,14 @@ adapter's files, runs in threads and without the interpreter lock.
 """
 
 import asyncio
-import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from typing import NamedTuple
 
+from descant_engine.active_requests import ActiveRequests
 from descant_engine.adapter import AdapterManifest
 from descant_engine.adapter_files import AdapterRefused
 from descant_engine.config import EngineConfig, ResolvedConfig
@@ -36,8 +37,8 @@ from descant_engine.messages import (
     ToFront,
 )
 from descant_engine.outputs import OutputText
-from descant_engine.request import EngineRequest, TokenDelta
-from descant_engine.request_stream import OutputBuffer, RequestStream
+from descant_engine.request import EngineRequest
+from descant_engine.request_stream import RequestStream
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
 from descant_engine.scheduler.stats import SchedulerStats
@@ -59,11 +60,6 @@ class EngineDraining(RuntimeError):
     """No new requests: the engine is about to close."""
 
 
-class _Active(NamedTuple):
-    text: OutputText
-    buffer: OutputBuffer
-
-
 class AsyncEngine:
     """Made by `start`, used on one event loop."""
 
@@ -74,11 +70,9 @@ class AsyncEngine:
         self._frontend = frontend
         self._stats = ready.stats
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
         self._encoders = ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="encode")
-        self._active: dict[str, _Active] = {}
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._active = ActiveRequests(abort=lambda request_id: client.send(Abort(request_id)))
+        self._serial_numbers = count()
         self._is_draining = False
         self._adapter_lock = asyncio.Lock()
         self._adapter_answers: dict[str, asyncio.Future[AdapterAnswer]] = {}
@@ -114,7 +108,7 @@ class AsyncEngine:
         priority: int = 0,
     ) -> RequestStream:
         """Hands a request to the engine; its output comes as the stream. `adapter` is a loaded adapter's name, None
-        the base model. `request_id` must not be in use; one is made up if there is none.
+        the base model. `request_id` names the request in outputs and logs; it need not be unique.
 
         Raises:
             PromptTooLong, InvalidPrompt, InvalidParams, ChatTemplateError, TextNotUnicode, UnknownModel: the request is
@@ -144,63 +138,27 @@ class AsyncEngine:
         return await self._loop.run_in_executor(self._encoders, self._frontend.encode, prompt)
 
     def _send(self, request: EngineRequest, text: OutputText) -> RequestStream:
-        if request.request_id in self._active:
-            raise ValueError(f"request_id {request.request_id!r} is in use by an unfinished request")
-        self._client.send(Submit(request))
-        buffer = OutputBuffer()
-        self._active[request.request_id] = _Active(text, buffer)
-        self._idle.clear()
-        return RequestStream(request.request_id, buffer, self._abandon)
-
-    def _abandon(self, request_id: str) -> None:
-        """The stream's reader has left. From any thread, since a stream may be collected as garbage in any."""
-        if threading.get_ident() == self._thread:
-            self._abort(request_id)
-        elif not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._abort, request_id)
-
-    def _abort(self, request_id: str) -> None:
-        if self._forget(request_id) is not None:
-            self._client.send(Abort(request_id))
-
-    def _forget(self, request_id: str) -> _Active | None:
-        active = self._active.pop(request_id, None)
-        if not self._active:
-            self._idle.set()
-        return active
+        # A client's id may come again while deltas of its first use are still on their way.
+        engine_id = f"{request.request_id}/{next(self._serial_numbers)}"
+        self._client.send(Submit(replace(request, request_id=engine_id)))
+        return self._active.add(engine_id, text)
 
     # What the engine sends
 
     def _on_message(self, message: ToFront) -> None:
         match message:
             case Deltas(deltas):
-                for delta in deltas:
-                    self._deliver(delta)
+                self._active.deliver(deltas)
             case SubmitRefused(request_id, refusal, text):
-                if (active := self._forget(request_id)) is not None:
-                    active.buffer.fail(REFUSALS[refusal](text))
+                self._active.fail(request_id, REFUSALS[refusal](text))
             case AdapterAnswer():
                 if (answer := self._adapter_answers.pop(message.digest, None)) is not None and not answer.done():
                     answer.set_result(message)
             case Stats(stats):
                 self._stats = stats
 
-    def _deliver(self, delta: TokenDelta) -> None:
-        active = self._active.get(delta.request_id)
-        if active is None:
-            return  # aborted, or ended by a stop string, while this was on its way
-        if (output := active.text.apply(delta)) is None:
-            return
-        if output.finish_reason is not None:
-            self._forget(delta.request_id)
-            if delta.finish_reason is None:
-                self._client.send(Abort(delta.request_id))
-        active.buffer.put(output)
-
     def _on_death(self, reason: EngineDead) -> None:
-        for request_id in list(self._active):
-            if (active := self._forget(request_id)) is not None:
-                active.buffer.fail(reason)
+        self._active.fail_all(reason)
         for answer in self._adapter_answers.values():
             if not answer.done():
                 answer.set_exception(reason)
@@ -281,7 +239,7 @@ class AsyncEngine:
         self._is_draining = True
         try:
             async with asyncio.timeout(timeout_seconds):
-                await self._idle.wait()
+                await self._active.wait_until_none()
         except TimeoutError:
             return False
         return True

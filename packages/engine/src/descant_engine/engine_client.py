@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import cast
 
 from descant_engine.config import EngineConfig
 from descant_engine.messages import Configure, Fatal, Ready, Shutdown, ToEngine, ToFront, frame, front_reader
@@ -82,18 +83,21 @@ class EngineClient(asyncio.Protocol):
 
     async def close(self) -> None:
         """Ends the process, by force if it does not end by itself within seconds."""
-        self.send(Shutdown())
         self._last_words = self._last_words or "the engine was closed"
-        try:
-            async with asyncio.timeout(EXIT_SECONDS):
-                await self._process.wait()
-        except TimeoutError:
-            self.kill()
-            await self._process.wait()
+        self.send(Shutdown())
+        await self._wait_for_exit()
         if self._transport is not None:
             self._transport.close()
         if self._obituary is not None:
             await self._obituary
+
+    async def _wait_for_exit(self) -> int:
+        try:
+            async with asyncio.timeout(EXIT_SECONDS):
+                return await self._process.wait()
+        except TimeoutError:
+            self.kill()
+            return await self._process.wait()
 
     def kill(self) -> None:
         """Ends the process by force. Its death is reported as any other."""
@@ -103,8 +107,8 @@ class EngineClient(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        # uvloop's transports are not subclasses of asyncio's.
+        self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
         for message in self._reader.feed(data):
@@ -120,7 +124,8 @@ class EngineClient(asyncio.Protocol):
         self._obituary = asyncio.get_running_loop().create_task(self._report_death())
 
     async def _report_death(self) -> None:
-        returncode = await self._process.wait()
+        # Without its socket it is of no use, even if it lives on.
+        returncode = await self._wait_for_exit()
         self._death = EngineDead(self._last_words or _cause_of_death(returncode))
         if not self._ready.done():
             self._ready.set_exception(self._death)
@@ -141,7 +146,7 @@ async def _spawn(engine_end: socket.socket) -> asyncio.subprocess.Process:
         # Standard output belongs to the front's own program.
         stdout=STDERR,
         # Signals from the terminal are for the front.
-        process_group=0,
+        start_new_session=True,
     )
 
 

@@ -59,6 +59,8 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self._socket = connection
+        self._poll = select.poll()
+        self._poll.register(connection)
         self._reader = engine_reader()
         self._outbox = bytearray()
 
@@ -69,7 +71,9 @@ class Channel:
             FrontGone: and what was received before it is of no use any more.
         """
         if timeout != 0:
-            select.select([self._socket], [self._socket] if self._outbox else [], [], timeout)
+            events = select.POLLIN | select.POLLOUT if self._outbox else select.POLLIN
+            self._poll.modify(self._socket, events)
+            self._poll.poll(None if timeout is None else timeout * 1000)
         self._flush()
         try:
             data = self._socket.recv(RECEIVE_BYTES)

@@ -58,6 +58,10 @@ class OutputText:
         self._detokenizer = Detokenizer(tokenizer, request.params, continues_text=continues_text)
         self._num_stop_tokens = 0
 
+    @property
+    def request_id(self) -> str:
+        return self._request.request_id
+
     def apply(self, delta: TokenDelta) -> RequestOutput | None:
         """None if the output had ended before this delta."""
         if self.is_finished:
@@ -95,7 +99,7 @@ class OutputText:
             completion_tokens=self._detokenizer.num_tokens + self._num_stop_tokens,
             cached_tokens=delta.num_cached_tokens,
         )
-        return RequestOutput(delta.request_id, text, token_ids, usage, finish_reason, stop_reason, delta.error)
+        return RequestOutput(self.request_id, text, token_ids, usage, finish_reason, stop_reason, delta.error)
 
     def _own_stop_token(self, stop_token_id: int | None) -> int | None:
         return stop_token_id if stop_token_id in self._request.params.stop_token_ids else None

@@ -61,13 +61,13 @@ class RequestStream:
         EngineDead: the engine process is gone.
     """
 
-    def __init__(self, request_id: str, buffer: OutputBuffer, abandon: Callable[[str], None]) -> None:
-        """`abandon(request_id)` ends the request in the engine. It may be called from any thread, when this object
-        is collected as garbage."""
+    def __init__(self, request_id: str, buffer: OutputBuffer, abandon: Callable[[], None]) -> None:
+        """`abandon` ends the request in the engine. It may be called from any thread, when this object is collected
+        as garbage."""
         self.request_id = request_id
         self._buffer = buffer
         self._is_over = False
-        self._abandon = weakref.finalize(self, abandon, request_id)
+        self._abandon = weakref.finalize(self, abandon)
         self._abandon.atexit = False
 
     def __aiter__(self) -> "RequestStream":
