@@ -409,3 +409,14 @@ def test_limits_on_the_path_are_all_that_are_set() -> None:
 )
 def test_durations_are_printed_as_go_prints_them(seconds: float, text: str) -> None:
     assert go_duration(seconds) == text
+
+
+async def test_a_reply_that_came_while_this_process_was_busy_is_no_outage(valkey_url: str) -> None:
+    async with open_limiter(valkey_url, timeout_s=0.05) as limiter:
+        await limiter.reserve(reservation_of(10))
+        for _ in range(3):
+            task = asyncio.create_task(limiter.reserve(reservation_of(10)))
+            for _ in range(4):
+                await asyncio.sleep(0)  # the script is on its way
+            time.sleep(0.15)  # noqa: ASYNC251
+            assert (await task).is_granted

@@ -78,7 +78,7 @@ def test_a_mistyped_key_is_refused_without_a_look_up() -> None:
 def test_an_unknown_id_and_a_wrong_secret_get_the_same_answer() -> None:
     world = World()
     known = keys.parse(world.add_key())
-    wrong_secret = keys.ParsedKey(public_id=known.public_id, secret=keys.generate_secret())
+    wrong_secret = keys.ParsedKey(public_id=known.public_id, secret=keys.generate().secret)
     unknown = refusal(world, f"Bearer {keys.generate().text}")
     assert refusal(world, f"Bearer {wrong_secret.text}").body == unknown.body
     assert unknown.status == 401
@@ -131,7 +131,7 @@ def test_a_key_works_from_its_addresses_only(address: str | None, is_allowed: bo
 def test_every_secret_of_a_key_works() -> None:
     world = World()
     first = keys.parse(world.add_key())
-    second = keys.ParsedKey(public_id=first.public_id, secret=keys.generate_secret())
+    second = keys.ParsedKey(public_id=first.public_id, secret=keys.generate().secret)
     key = world.keys[first.public_id]
     hmacs = (*key.secret_hmacs, keys.hmac_secret(PEPPER, second.secret))
     world.keys[first.public_id] = type(key)(

@@ -386,3 +386,31 @@ async def test_a_body_above_the_limit_is_413(upstream: Upstream, world: World, v
             assert (reply.status_code, reply.json()["error"]["code"]) == (413, "payload_too_large")
         assert (await ask(world, gateway)).status_code == 200
     assert len(upstream.received) == 1
+
+
+async def test_odd_slashes_reach_the_same_endpoint(world: World, gateway: Running, upstream: Upstream) -> None:
+    body = {"model": "m", "messages": MESSAGES}
+    for path in ("/v1/chat/completions/", f"{gateway.url}//v1/chat//completions"):
+        reply = await gateway.client.post(path, json=body, headers=bearer(world.add_key()))
+        assert reply.status_code == 200
+    assert {received.path for received in upstream.received} == {CHAT}
+
+
+async def test_a_client_that_stops_reading_holds_nothing_upstream(
+    upstream: Upstream, world: World, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("descant_gateway.relay._LAST_WORDS_S", 0.1)
+    upstream.num_tokens = 200_000  # more than all the buffers between hold
+    async with running_gateway(world, valkey_url, upstream_idle_timeout_s=0.3) as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        body = json.dumps({"model": "m", "messages": MESSAGES, "stream": True})
+        key = world.add_key()
+        writer.write(
+            f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
+            f"content-length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        await eventually(lambda: upstream.num_running == 1)
+        await eventually(lambda: upstream.num_running == 0 and len(world.records) == 1, timeout_s=15)
+        assert gateway.gateway.backends.state(upstream.name).num_in_flight == 0
+        writer.close()

@@ -25,8 +25,11 @@ class Access(StrEnum):
     """The admin routes' own guard checks the admin key."""
 
 
-def deny_by_default(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """The guard on the app. Decides on the route handler that was found, never on the text of the URL."""
+async def deny_by_default(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """The guard on the app. Decides on the route handler that was found, never on the text of the URL.
+
+    A coroutine, though it waits for nothing: Litestar sends a plain function through a thread for every request.
+    """
     match handler.opt.get(OPT):
         case Access.PUBLIC | Access.PIPELINE | Access.ADMIN:
             return

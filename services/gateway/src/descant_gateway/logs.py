@@ -24,6 +24,15 @@ def configure(level: str) -> None:
         cache_logger_on_first_use=True,
     )
 
+    logging.basicConfig(level=logging.WARNING, handlers=[_IntoStructlog()], force=True)
+
+
+class _IntoStructlog(logging.Handler):
+    """What libraries log through the standard library, in the same form."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger(record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+
 
 def _to_json(event: EventDict, **_: object) -> bytes:
     return _encoder.encode(event)

@@ -19,7 +19,7 @@ class Metrics:
             "descant_gateway_requests", "Admitted requests.", ("model", "outcome"), registry=self.registry
         )
         self._refused = Counter(
-            "descant_gateway_refused", "Requests answered with an error before admission.", ("status", "code"),
+            "descant_gateway_refused", "Requests that the gateway answered with an error of its own.", ("status", "code"),
             registry=self.registry,
         )  # fmt: skip
         self._tokens = Counter("descant_gateway_tokens", "Tokens charged.", ("model", "kind"), registry=self.registry)

@@ -5,6 +5,7 @@ back, so a stream that breaks ends with an error event in OpenAI's shape.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
@@ -40,6 +41,7 @@ DROPPED_REPLY_HEADERS: Final = frozenset(
     }
 )  # fmt: skip
 
+_LAST_WORDS_S: Final = 2.0
 _log = structlog.get_logger("descant_gateway.relay")
 _options_decoder = msgspec.json.Decoder(dict[str, Raw])
 
@@ -195,8 +197,10 @@ class _Exchange:
 
     async def _break_off(self, error: Exception) -> None:
         self._meter.failure = repr(error)
-        refusal = self._refusal(error)
-        await self._call.finish(encode_event(refusal.body))
+        # A client that does not read would hold this up for ever.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await self._call.finish(encode_event(self._refusal(error).body))
 
     def _refusal(self, error: Exception) -> ApiError:
         if isinstance(error, TimeoutError):

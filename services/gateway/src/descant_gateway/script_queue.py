@@ -13,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 _MAX_BATCH: Final = 256
+_SECOND_LOOK_S: Final = 0.02
 _RETRY_AFTER_S: Final = 0.5
 """After a failure, calls are refused at once for this long, then one batch tries again."""
 
@@ -91,8 +92,7 @@ class ScriptQueue:
 
     async def _execute(self, batch: list[_ScriptCall]) -> None:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                replies = await self._round_trip(batch)
+            replies = await self._round_trip_in_time(batch)
         except (RedisError, OSError, TimeoutError) as error:
             self._mark(False, repr(error))
             self._fail(batch, ValkeyAway(repr(error)))
@@ -103,6 +103,16 @@ class ScriptQueue:
             self._mark(True, "")
             for call, reply in zip(batch, replies, strict=True):
                 _resolve(call.reply, reply)
+
+    async def _round_trip_in_time(self, batch: list[_ScriptCall]) -> list[Reply | Exception]:
+        """Looks twice before it gives up: a reply may lie in the socket unread because this process was busy itself."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(None) as clock:
+            timer = loop.call_later(self._timeout_s, lambda: clock.reschedule(loop.time() + _SECOND_LOOK_S))
+            try:
+                return await self._round_trip(batch)
+            finally:
+                timer.cancel()
 
     async def _round_trip(self, batch: list[_ScriptCall]) -> list[Reply | Exception]:
         if not self._sha:

