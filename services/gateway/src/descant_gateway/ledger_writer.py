@@ -90,7 +90,8 @@ class LedgerWriter:
         if self._task is None:
             return
         try:
-            await asyncio.wait_for(self.flush(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self.flush()
         except TimeoutError:
             log.error("neither PostgreSQL nor the spool takes usage records", num_records=len(self._pending))
         self._task.cancel()

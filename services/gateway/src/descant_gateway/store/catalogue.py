@@ -32,7 +32,8 @@ class Snapshot(Struct, frozen=True):
 
 async def version(connection: AsyncConnection) -> int:
     """Rises with every change to the catalogue."""
-    return (await connection.execute(select(tables.catalogue_version.c.version))).scalar_one()
+    found: int = (await connection.execute(select(tables.catalogue_version.c.version))).scalar_one()
+    return found
 
 
 async def load(engine: AsyncEngine, sealer: Sealer) -> Snapshot:

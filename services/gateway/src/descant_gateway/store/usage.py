@@ -6,8 +6,9 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from msgspec import Struct
-from sqlalchemy import Row, case, func, select
+from sqlalchemy import BigInteger, RowMapping, case, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import ColumnElement
 
@@ -82,11 +83,11 @@ async def summarize(
     )
     if UsageDimension.KEY in dimensions:
         query = query.outerjoin_from(usage_ledger, keys, keys.c.id == usage_ledger.c.key_id)
-    return [_usage_row(row) for row in await connection.execute(query)]
+    return [_usage_row(fields) for fields in (await connection.execute(query)).mappings()]
 
 
 def _conditions(wanted: UsageFilter) -> list[ColumnElement[bool]]:
-    conditions = [usage_ledger.c.day.between(wanted.first_day, wanted.last_day)]
+    conditions: list[ColumnElement[bool]] = [usage_ledger.c.day.between(wanted.first_day, wanted.last_day)]
     if wanted.team_id is not None:
         conditions.append(usage_ledger.c.team_id == wanted.team_id)
     if wanted.key_id is not None:
@@ -97,12 +98,9 @@ def _conditions(wanted: UsageFilter) -> list[ColumnElement[bool]]:
 
 
 def _sum(name: str) -> ColumnElement[Any]:
-    return func.coalesce(func.sum(usage_ledger.c[name]), 0).label(name)
+    # PostgreSQL's sum of bigint is numeric.
+    return func.coalesce(func.sum(usage_ledger.c[name]), 0).cast(BigInteger).label(name)
 
 
-def _usage_row(row: Row[Any]) -> UsageRow:
-    return UsageRow(**{name: int(value) if _is_count(name) else value for name, value in row._mapping.items()})
-
-
-def _is_count(name: str) -> bool:
-    return name.endswith(("requests", "tokens"))
+def _usage_row(fields: RowMapping) -> UsageRow:
+    return msgspec.convert(dict(fields), UsageRow)

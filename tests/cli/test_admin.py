@@ -1,0 +1,244 @@
+"""`descant admin` against a real gateway application on a real socket."""
+
+import asyncio
+import csv
+import io
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import pytest
+import uvicorn
+from click.testing import CliRunner, Result
+from tests.gateway.databases import postgres_server, postgres_template, postgres_url
+
+from descant_cli.admin import admin
+from descant_gateway import keys
+from descant_gateway.app import build_app
+from descant_gateway.config import GatewayConfig, Secret
+from descant_gateway.ledger import Outcome, UsageRecord
+from descant_gateway.pipeline import Gateway
+from descant_gateway.routes.admin import admin_router
+from descant_gateway.store import ledger
+from descant_gateway.store.session import create_engine
+
+__all__ = ["postgres_server", "postgres_template", "postgres_url"]
+
+ADMIN_KEY = "an admin key of the tests"
+
+Run = Callable[..., Result]
+
+
+@asynccontextmanager
+async def no_data_side() -> AsyncIterator[Gateway]:
+    yield cast("Gateway", None)
+
+
+@pytest.fixture
+def gateway_url(postgres_url: str) -> Iterator[str]:
+    config = GatewayConfig(
+        database_url=Secret(postgres_url),
+        valkey_url=Secret(""),
+        key_pepper=Secret("p" * 32),
+        admin_key=Secret(ADMIN_KEY),
+    )
+    app = build_app(no_data_side, [admin_router(config, create_engine(config.database_url))])
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    ready = threading.Event()
+    for _ in range(400):
+        if server.started or ready.wait(0.025):
+            break
+    assert server.started
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def run(gateway_url: str) -> Run:
+    def run(*arguments: str, key: str = ADMIN_KEY, stdin: str = "") -> Result:
+        environment = {"DESCANT_GATEWAY_URL": gateway_url, "DESCANT_ADMIN_KEY": key}
+        return CliRunner().invoke(admin, list(arguments), env=environment, input=stdin)
+
+    return run
+
+
+def printed(result: Result) -> Any:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def refusal(result: Result) -> str:
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_a_team_from_creation_to_its_limits(run: Run) -> None:
+    team = printed(run("team", "create", "payments", "--rpm", "60", "--tpm", "10_000", "--json"))
+    assert (team["requests_per_minute"], team["tokens_per_minute"]) == (60, 10_000)
+    changed = printed(run("team", "set-limits", "payments", "--rpm", "none", "--json"))
+    assert (changed["requests_per_minute"], changed["tokens_per_minute"]) == (None, 10_000)
+    assert printed(run("team", "set-limits", team["id"], "--tpm", "5", "--json"))["tokens_per_minute"] == 5
+    lines = run("team", "list").stdout.splitlines()
+    assert " ".join(lines[0].split()) == "NAME ORGANIZATION REQUESTS PER MINUTE TOKENS PER MINUTE ALLOWED MODELS ID"
+    assert lines[1].split() == ["payments", "default", "-", "5", "-", team["id"]]
+
+
+def test_the_models_of_a_team(run: Run) -> None:
+    assert run("backend", "put", "engine", "http://engine:8000").exit_code == 0
+    for name in ("small", "large"):
+        assert run("model", "put", name, "--backend", "engine").exit_code == 0
+    team = printed(run("team", "create", "payments", "--model", "small", "--model", "large", "--json"))
+    assert team["allowed_models"] == ["small", "large"]
+    key = printed(run("key", "create", "payments", "--name", "ci", "--model", "small", "--json"))
+    assert key["allowed_models"] == ["small"]
+    assert printed(run("team", "set-limits", "payments", "--all-models", "--json"))["allowed_models"] is None
+
+
+def test_a_key_from_creation_to_revocation(run: Run) -> None:
+    run("team", "create", "payments")
+    created = run("key", "create", "payments", "--name", "ci", "--ip-range", "10.0.0.0/8", "--expires-in-days", "2")
+    assert created.exit_code == 0, created.output
+    first = created.stdout.split()[2]
+    public_id = keys.parse(first).public_id
+    assert "cannot be shown again" in created.stderr
+    rotated = printed(run("key", "rotate", public_id, "--grace-hours", "0.5", "--json"))
+    assert keys.parse(rotated["api_key"]).public_id == public_id
+    listed = run("key", "list", "--team", "payments")
+    assert public_id in listed.stdout
+    assert keys.parse(first).secret not in listed.stdout
+    assert printed(run("key", "revoke", public_id, "--json"))["revoked_at"]
+    assert "revoked" in refusal(run("key", "rotate", public_id))
+
+
+def test_models_with_slashes_and_backends(run: Run) -> None:
+    put = run(
+        "backend", "put", "cloud", "https://api.example.com/v1", "--api-key-file", "-", "--json", stdin="sk-canary\n"
+    )
+    assert printed(put) | {"created_at": ""} == {
+        "name": "cloud",
+        "base_url": "https://api.example.com",
+        "has_api_key": True,
+        "created_at": "",
+    }
+    assert (
+        printed(run("backend", "put", "cloud", "https://b.example.com", "--no-api-key", "--json"))["has_api_key"]
+        is False
+    )
+    assert run("model", "put", "org/base", "--backend", "cloud", "--upstream-name", "Base 7B").exit_code == 0
+    assert run("model", "put", "tickets", "--parent", "org/base").exit_code == 0
+    assert run("model", "put", "default", "--alias-of", "tickets").exit_code == 0
+    assert [model["name"] for model in printed(run("model", "list", "--json"))] == ["default", "org/base", "tickets"]
+    assert "depend on it" in refusal(run("model", "delete", "org/base"))
+    assert "still serves org/base" in refusal(run("backend", "delete", "cloud"))
+    for name in ("default", "tickets", "org/base"):
+        assert run("model", "delete", name).stdout == f"Deleted {name}.\n"
+    assert run("backend", "delete", "cloud").exit_code == 0
+    assert printed(run("backend", "list", "--json")) == []
+
+
+def test_every_page_of_a_listing_is_shown(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("descant_gateway.routes.admin.fields.DEFAULT_PAGE_SIZE", 2)
+    for number in range(5):
+        run("team", "create", f"team-{number}")
+    assert [team["name"] for team in printed(run("team", "list", "--json"))] == [f"team-{n}" for n in range(5)]
+
+
+def test_usage(run: Run, postgres_url: str) -> None:
+    team = printed(run("team", "create", "payments", "--json"))
+    asyncio.run(book(postgres_url, UUID(team["id"])))
+    days = ("--from", "2026-11-01", "--to", "2026-11-30")
+    lines = run("usage", *days, "--by", "team", "--by", "model").stdout.splitlines()
+    assert lines[1].split() == ["payments", "base", "2", "20", "8", "10", "0"]
+    report = printed(run("usage", *days, "--team", "payments", "--by", "day", "--json"))
+    assert [(row["day"], row["requests"]) for row in report["data"]] == [("2026-11-03", 2)]
+    (row,) = csv.DictReader(io.StringIO(run("usage", *days, "--by", "model", "--csv").stdout))
+    assert (row["model"], row["completion_tokens"]) == ("base", "10")
+    assert printed(run("usage", "--from", "2026-11-04", "--to", "2026-11-04", "--json"))["data"] == []
+
+
+async def book(postgres_url: str, team_id: UUID) -> None:
+    engine = create_engine(Secret(postgres_url))
+    records = [
+        UsageRecord(
+            charge_id=uuid4(),
+            created_at=datetime(2026, 11, 3, tzinfo=UTC),
+            organization_id=uuid4(),
+            team_id=team_id,
+            key_id=uuid4(),
+            request_id="req",
+            model="base",
+            parent=None,
+            backend="engine",
+            endpoint="/v1/completions",
+            stream=False,
+            outcome=Outcome.COMPLETED,
+            status=200,
+            prompt_tokens=10,
+            cached_tokens=4,
+            completion_tokens=5,
+            estimated=False,
+            ttft_ms=None,
+            duration_ms=3,
+        )
+        for _ in range(2)
+    ]
+    async with engine.begin() as connection:
+        await ledger.insert_records(connection, records)
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("team", "set-limits", "nobody", "--rpm", "1"), "no team 'nobody'"),
+        (("key", "create", "nobody", "--name", "ci"), "no team 'nobody'"),
+        (("key", "revoke", "nobody"), "no key 'nobody'"),
+        (("key", "revoke", "nobody/../x"), "There is no POST"),
+        (("model", "put", "m"), "at least one backend"),
+        (("model", "delete", "a b/ü?#"), "no model"),
+        (("backend", "put", "b", "ftp://x"), "base_url"),
+    ],
+)
+def test_a_refusal_is_one_line_and_exit_code_1(run: Run, arguments: tuple[str, ...], said: str) -> None:
+    assert said in refusal(run(*arguments))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("team", "create", "x", "--rpm", "0"),
+        ("team", "create", "x", "--rpm", "many"),
+        ("team", "set-limits", "x"),
+        ("team", "set-limits", "x", "--model", "a", "--all-models"),
+        ("key", "create", "x"),
+        ("usage", "--from", "yesterday"),
+        ("usage", "--by", "colour"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(run: Run, arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Usage:" in result.stderr
+
+
+def test_a_wrong_admin_key_and_none(run: Run) -> None:
+    assert "needs the admin key" in refusal(run("team", "list", key="wrong"))
+    assert "DESCANT_ADMIN_KEY" in refusal(run("team", "list", key=""))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "nonsense", "http://[", ""])
+def test_a_gateway_that_cannot_be_reached(url: str) -> None:
+    result = CliRunner().invoke(admin, ["--url", url, "--admin-key", ADMIN_KEY, "team", "list"])
+    assert "Cannot reach the gateway" in refusal(result)

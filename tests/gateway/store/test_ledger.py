@@ -1,0 +1,74 @@
+from datetime import UTC, date, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from descant_gateway.ledger import Outcome, UsageRecord
+from descant_gateway.store import ledger
+
+DAY = date(2026, 11, 21)
+
+
+def record_at(created_at: datetime) -> UsageRecord:
+    return UsageRecord(
+        charge_id=uuid4(),
+        created_at=created_at,
+        organization_id=uuid4(),
+        team_id=uuid4(),
+        key_id=uuid4(),
+        request_id="req",
+        model="base",
+        parent=None,
+        backend="engine",
+        endpoint="/v1/completions",
+        stream=False,
+        outcome=Outcome.REFUSED,
+        status=400,
+        prompt_tokens=2**40,
+        cached_tokens=0,
+        completion_tokens=0,
+        estimated=False,
+        ttft_ms=None,
+        duration_ms=3,
+    )
+
+
+async def homes(engine: AsyncEngine) -> list[str]:
+    """Which partition each row is in."""
+    async with engine.connect() as connection:
+        query = text("SELECT tableoid::regclass::text FROM usage_ledger ORDER BY created_at")
+        return list((await connection.execute(query)).scalars())
+
+
+async def test_a_day_without_partition_is_taken_by_the_default_and_moves_later(engine: AsyncEngine) -> None:
+    noon = datetime(2026, 11, 21, 12, tzinfo=UTC)
+    records = [record_at(noon), record_at(noon + timedelta(days=1)), record_at(noon + timedelta(days=90))]
+    async with engine.begin() as connection:
+        await ledger.insert_records(connection, records)
+    assert await homes(engine) == ["usage_ledger_default"] * 3
+    for _ in range(2):
+        async with engine.begin() as connection:
+            await ledger.ensure_partitions(connection, DAY, days=3)
+    assert await homes(engine) == ["usage_ledger_20261121", "usage_ledger_20261122", "usage_ledger_default"]
+    async with engine.begin() as connection:
+        await ledger.insert_records(connection, records)
+    assert len(await homes(engine)) == 3, "a charge that has moved is still there only once"
+
+
+async def test_the_day_is_that_of_utc(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        await ledger.ensure_partitions(connection, DAY, days=2)
+        late = datetime.fromisoformat("2026-11-22T01:30:00+02:00")
+        await ledger.insert_records(connection, [record_at(late)])
+    assert await homes(engine) == ["usage_ledger_20261121"]
+
+
+async def test_a_charge_cannot_be_booked_on_another_day(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        await ledger.insert_records(connection, [record_at(datetime(2026, 11, 21, tzinfo=UTC))])
+    with pytest.raises(IntegrityError, match="usage_ledger_day_check"):
+        async with engine.begin() as connection:
+            await connection.execute(text("UPDATE usage_ledger SET day = day + 1"))
