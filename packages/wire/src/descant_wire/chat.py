@@ -22,7 +22,7 @@ class ChatMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     role: Role
     content: str | list[TextPart] | None = None
     name: str | None = None
-    """Harmless: tells speakers of one role apart; the chat templates that we serve have no place for it."""
+    """Tells speakers of one role apart, where the model's chat template has a place for it."""
 
     # A client sends an assistant's message back as it got it, with these empty.
     refusal: str | None = None
@@ -38,13 +38,6 @@ class ChatMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         "function_call": (),
         "tool_calls": ([],),
     }
-
-    @property
-    def text(self) -> str:
-        """The content as one string; parts are joined as they are."""
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
 
 
 class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -151,6 +144,7 @@ class ChatChunkChoice(Struct, frozen=True, kw_only=True):
     index: int = 0
     logprobs: None = None
     finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
 
 
 class ChatCompletionChunk(Struct, frozen=True, kw_only=True):

@@ -87,6 +87,7 @@ class CompletionChunkChoice(Struct, frozen=True, kw_only=True):
     text: str
     logprobs: None = None
     finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
 
 
 class CompletionChunk(Struct, frozen=True, kw_only=True):

@@ -1,0 +1,5 @@
+"""python -m descant_server MODEL"""
+
+from descant_server.main import main
+
+main()

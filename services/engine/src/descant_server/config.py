@@ -1,0 +1,35 @@
+"""What `descant serve` was asked for. Frozen; made by the command line or by a test."""
+
+from dataclasses import dataclass
+
+from descant_engine.config import EngineConfig
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSource:
+    """An adapter to load at start."""
+
+    name: str
+    """The model id that requests will say."""
+    path: str
+    """A folder in PEFT's format."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    engine: EngineConfig
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 takes any free port; the line on standard output says which."""
+    served_model_names: tuple[str, ...] = ()
+    """Ids of the base model, the first of them in answers; empty means the engine's `model` as it is written."""
+    adapters: tuple[AdapterSource, ...] = ()
+    api_keys: tuple[str, ...] = ()
+    """Any of them opens the API; empty leaves it open to all."""
+    max_body_bytes: int = 16 << 20
+    drain_timeout_s: float = 30.0
+    """On SIGTERM, how long running requests may take before they are aborted."""
+
+    @property
+    def base_names(self) -> tuple[str, ...]:
+        return self.served_model_names or (self.engine.model,)

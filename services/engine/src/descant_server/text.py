@@ -1,0 +1,74 @@
+"""The tokenizer's uses beside generation. What may be long is encoded in a thread: the event loop never waits."""
+
+import asyncio
+from collections.abc import Sequence
+
+from descant_engine.async_engine import AsyncEngine
+from descant_engine.frontend import Prompt, PromptTooLong
+from descant_engine.text.chat_template import render_chat
+from descant_engine.text.tokenizer import TextTooLong
+from descant_server.errors import from_engine
+from descant_server.translate import chat_messages
+from descant_wire.completions import CompletionRequest
+from descant_wire.errors import invalid_request
+from descant_wire.tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+
+
+async def prompts_of(request: CompletionRequest, engine: AsyncEngine) -> Sequence[Prompt]:
+    """The request's prompts, encoded here only if they are to have no special tokens: the engine would add them.
+
+    Raises:
+        ApiError: 400, the prompt has the wrong form or is too long.
+    """
+    prompts = request.prompts()
+    if request.add_special_tokens is not False:
+        return prompts
+    return [
+        await _encode(engine, prompt, add_special_tokens=False, field="prompt") if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
+
+
+async def tokenize(request: TokenizeRequest, engine: AsyncEngine) -> TokenizeResponse:
+    """Raises ApiError 400: not exactly one of prompt and messages, or too long for the context."""
+    if (request.prompt is None) == (request.messages is None):
+        raise invalid_request("Give either `prompt` or `messages`.", param="prompt")
+    text, field, add_special_tokens = request.prompt, "prompt", True
+    if request.messages is not None:
+        text, field, add_special_tokens = await _render(request, engine), "messages", False
+    assert text is not None
+    if request.add_special_tokens is not None:
+        add_special_tokens = request.add_special_tokens
+    tokens = await _encode(engine, text, add_special_tokens=add_special_tokens, field=field)
+    return TokenizeResponse(
+        count=len(tokens),
+        max_model_len=engine.config.max_model_len,
+        tokens=tokens,
+        token_strs=[engine.tokenizer.token_text(token) for token in tokens] if request.return_token_strs else None,
+    )
+
+
+async def detokenize(request: DetokenizeRequest, engine: AsyncEngine) -> DetokenizeResponse:
+    return DetokenizeResponse(prompt=await asyncio.to_thread(engine.tokenizer.decode, request.tokens))
+
+
+async def _render(request: TokenizeRequest, engine: AsyncEngine) -> str:
+    messages = chat_messages(request.messages or [])
+    try:
+        return await asyncio.to_thread(
+            render_chat, engine.tokenizer, messages, add_generation_prompt=request.add_generation_prompt
+        )
+    except ValueError as error:
+        raise from_engine(error, "messages") from None
+
+
+async def _encode(engine: AsyncEngine, text: str, *, add_special_tokens: bool, field: str) -> list[int]:
+    max_model_len = engine.config.max_model_len
+    try:
+        return await asyncio.to_thread(
+            engine.tokenizer.encode, text, add_special_tokens=add_special_tokens, max_tokens=max_model_len
+        )
+    except TextTooLong as error:
+        raise from_engine(PromptTooLong(error.min_tokens, max_model_len, at_least=True), field) from None
+    except ValueError as error:
+        raise from_engine(error, field) from None
