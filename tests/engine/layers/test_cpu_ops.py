@@ -113,6 +113,26 @@ def test_attention_of_mixed_batches(dtype: torch.dtype, heads: tuple[int, int], 
             conversation.num_computed += len(q_part)
 
 
+def test_decode_of_very_different_lengths() -> None:
+    """Lengths in several classes of padding, in mixed order."""
+    shape = shape_with(4, 2, 16)
+    pool, ops = BlockPool(shape, num_blocks=240, block_size=16), CpuOps()
+    lengths = [3, 2049, 300, 40, 512, 513]
+    conversations = [Conversation([]) for _ in lengths]
+    history = [random(2, length, 2, 16, dtype=torch.float32, seed=length) for length in lengths]
+    for conversation, kv, length in zip(conversations, history, lengths, strict=True):
+        with step_context(StepContext(pool.caches, pool.attention_inputs([(conversation, length - 1)]), None)):
+            ops.attention(0, random(length - 1, 4, 16, dtype=torch.float32), kv[0, :-1], kv[1, :-1], 0.25)
+        conversation.num_computed = length - 1
+    q = random(len(lengths), 4, 16, dtype=torch.float32)
+    k, v = torch.stack([kv[:, -1] for kv in history], dim=1)
+    parts = [(conversation, 1) for conversation in conversations]
+    with step_context(StepContext(pool.caches, pool.attention_inputs(parts), None)):
+        output = ops.attention(0, q, k, v, 0.25)
+    for index, kv in enumerate(history):
+        assert_near(output[index : index + 1], attention(q[index : index + 1], kv))
+
+
 def attention(q: Tensor, kv: Tensor) -> Tensor:
     """Causal attention of the last len(q) of kv[2, seq_len, kvh, d], head by head."""
     keys, values = kv.double().repeat_interleave(q.shape[1] // kv.shape[2], dim=2)

@@ -3,13 +3,16 @@ gather and one or more scaled dot products.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from descant_engine.forward_context import AttentionInputs, KvCache
+
+SHORT = 512
+"""Tokens; requests up to here pad each other's decode step, whatever their lengths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +23,9 @@ class LayerRows:
     """
 
     blocks: Tensor
-    """[rows, block_size * kvh * d]: K of block b is row b * blocks_stride, its V the next."""
+    """[rows, block_size * kvh * d]: K of block b is row b * rows_per_block, its V the next."""
     tokens: Tensor
-    """[rows, kvh * d]: K of token t of block b is row b * tokens_stride + t, its V block_size rows further."""
+    """[rows, kvh * d]: K of token t of block b is row b * rows_per_block * block_size + t, its V block_size further."""
 
     @classmethod
     def of(cls, cache: KvCache) -> Self:
@@ -38,25 +41,51 @@ class LayerRows:
         return cls(rows_of(block_size * width), rows_of(width))
 
 
+class PoolGeometry(NamedTuple):
+    """How block ids become rows of LayerRows; the same for every layer."""
+
+    block_size: int
+    rows_per_block: int
+    """From a block's row to the next block's: K and V of every layer lie between."""
+
+    @classmethod
+    def of(cls, cache: KvCache) -> Self:
+        _, block_size, num_kv_heads, head_dim = cache.keys.shape
+        return cls(block_size, cache.keys.stride(0) // (block_size * num_kv_heads * head_dim))
+
+    def num_blocks(self, seq_len: int) -> int:
+        return -(-seq_len // self.block_size)
+
+    def block_rows(self, block_ids: Tensor) -> Tensor:
+        """For LayerRows.blocks: K of every block, then V of every block."""
+        key_rows = block_ids.flatten().to(torch.int64) * self.rows_per_block
+        return torch.cat([key_rows, key_rows + 1])
+
+    def token_rows(self, slot_mapping: Tensor) -> Tensor:
+        """[2 * num_tokens] for LayerRows.tokens: where each token's K goes, then where its V goes."""
+        blocks, offsets = slot_mapping // self.block_size, slot_mapping % self.block_size
+        key_rows = blocks * (self.rows_per_block * self.block_size) + offsets
+        return torch.cat([key_rows, key_rows + self.block_size])
+
+
 @dataclass(frozen=True, slots=True)
 class DecodePart:
-    """All requests with one query token, padded to the longest."""
+    """Requests of similar length with one query token each, padded to the longest."""
 
     tokens: Tensor | None
     """[num_requests] rows of q; None if they are all there is."""
     block_rows: Tensor
-    """[2 * num_requests * num_blocks] for LayerRows.blocks: K of every request, then V."""
+    """[2 * num_requests * num_blocks] for LayerRows.blocks"""
     mask: Tensor
     """[num_requests, 1, 1, padded length]: 0 or -inf, added to the scores."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillPart:
-    """One request with several query tokens."""
+    """One request with several query tokens: tokens [first, last) of the step."""
 
     first: int
     last: int
-    """Tokens [first, last) of the step."""
     block_rows: Tensor | None
     """[2 * num_blocks]; None if the step has all of the request's tokens, so that nothing need be gathered."""
     seq_len: int
@@ -67,37 +96,40 @@ class PrefillPart:
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
     write_rows: Tensor
-    """[2 * num_tokens] for LayerRows.tokens: where each token's K goes, then where its V goes."""
+    """[2 * num_tokens] for LayerRows.tokens: K, then V."""
     fresh_blocks: Tensor
     """Blocks that get their first token in this step."""
-    decode: DecodePart | None
+    decodes: tuple[DecodePart, ...]
     prefills: tuple[PrefillPart, ...]
 
     @classmethod
     def of(cls, inputs: AttentionInputs, cache: KvCache, dtype: torch.dtype) -> Self:
-        block_size, width = cache.keys.shape[1], cache.keys.shape[2] * cache.keys.shape[3]
-        blocks, offsets = inputs.slot_mapping // block_size, inputs.slot_mapping % block_size
-        key_rows = blocks * (cache.keys.stride(0) // width) + offsets
+        geometry = PoolGeometry.of(cache)
         starts, seq_lens = inputs.query_start_loc.tolist(), inputs.seq_lens.tolist()
-        block_stride = cache.keys.stride(0) // (width * block_size)
-        single = [i for i in range(len(seq_lens)) if starts[i + 1] - starts[i] == 1]
-        prefills = tuple(
-            _prefill_part(starts[i], starts[i + 1], seq_lens[i], inputs.block_tables[i], block_size, block_stride)
-            for i in range(len(seq_lens))
-            if starts[i + 1] - starts[i] > 1
+        decodes: dict[int, list[int]] = {}
+        prefills: list[PrefillPart] = []
+        for request, seq_len in enumerate(seq_lens):
+            first, last = starts[request : request + 2]
+            if last - first == 1:
+                decodes.setdefault(_length_class(seq_len), []).append(request)
+            elif last > first:
+                prefills.append(_prefill_part(first, last, seq_len, inputs.block_tables[request], geometry))
+        first_slots = inputs.slot_mapping[inputs.slot_mapping % geometry.block_size == 0]
+        return cls(
+            geometry.token_rows(inputs.slot_mapping),
+            first_slots // geometry.block_size,
+            tuple(_decode_part(inputs, requests, geometry, dtype) for requests in decodes.values()),
+            tuple(prefills),
         )
-        decode = _decode_part(inputs, single, starts, block_size, block_stride, dtype) if single else None
-        return cls(torch.cat([key_rows, key_rows + block_size]), blocks[offsets == 0], decode, prefills)
 
     def clear_fresh_blocks(self, caches: tuple[KvCache, ...]) -> None:
         """Zeros the blocks that start now. Gathers read whole blocks, and a masked token counts for 0 times its value:
         what a former owner left behind might be NaN.
         """
         if len(self.fresh_blocks):
-            whole = caches[0].keys.as_strided(
-                (len(caches[0].keys), caches[0].keys.stride(0)), (caches[0].keys.stride(0), 1), 0
-            )
-            whole.index_fill_(0, self.fresh_blocks, 0)
+            first = caches[0].keys  # a block begins with the first layer's K
+            whole_blocks = first.as_strided((len(first), first.stride(0)), (first.stride(0), 1))
+            whole_blocks.index_fill_(0, self.fresh_blocks, 0)
 
 
 def attend(plan: AttentionPlan, rows: LayerRows, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -105,50 +137,45 @@ def attend(plan: AttentionPlan, rows: LayerRows, q: Tensor, k: Tensor, v: Tensor
     num_tokens = len(q)
     rows.tokens.index_copy_(0, plan.write_rows[:num_tokens], k.flatten(1))
     rows.tokens.index_copy_(0, plan.write_rows[num_tokens:], v.flatten(1))
-    if plan.decode is not None and plan.decode.tokens is None:
-        return _attend_decode(plan.decode, rows, q, k.shape[1], scale)
+    if plan.decodes and plan.decodes[0].tokens is None:
+        return _attend_decode(plan.decodes[0], rows, q, k.shape[1], scale)
     output = q.new_empty(num_tokens, q.shape[1] * q.shape[2])
-    if plan.decode is not None:
-        output[plan.decode.tokens] = _attend_decode(plan.decode, rows, q[plan.decode.tokens], k.shape[1], scale)
+    for decode in plan.decodes:
+        output[decode.tokens] = _attend_decode(decode, rows, q[decode.tokens], k.shape[1], scale)
     for part in plan.prefills:
         here = slice(part.first, part.last)
         output[here] = _attend_prefill(part, rows, q[here], k[here], v[here], scale)
     return output
 
 
+def _length_class(seq_len: int) -> int:
+    """Requests of one class share a padded product: up to SHORT tokens, or within a factor of four of each other."""
+    return (((seq_len - 1) // SHORT).bit_length() + 1) // 2
+
+
 def _decode_part(
-    inputs: AttentionInputs, single: list[int], starts: list[int], block_size: int, stride: int, dtype: torch.dtype
+    inputs: AttentionInputs, requests: list[int], geometry: PoolGeometry, dtype: torch.dtype
 ) -> DecodePart:
-    all_of_them = len(single) == len(inputs.seq_lens)
-    seq_lens, tables = inputs.seq_lens, inputs.block_tables
-    if not all_of_them:
-        seq_lens, tables = seq_lens[single], tables[single]
-    num_blocks = -(-int(seq_lens.max()) // block_size)
-    tables = _own_blocks(tables[:, :num_blocks], seq_lens, block_size)
-    key_rows = (tables * stride).flatten()
-    beyond = torch.arange(num_blocks * block_size) >= seq_lens[:, None]
+    tokens, seq_lens, tables = None, inputs.seq_lens, inputs.block_tables
+    if len(requests) < len(seq_lens):
+        seq_lens, tables = seq_lens[requests], tables[requests]
+        tokens = inputs.query_start_loc[requests].to(torch.int64)
+    num_blocks = geometry.num_blocks(int(seq_lens.max()))
+    beyond = torch.arange(num_blocks * geometry.block_size) >= seq_lens[:, None]
     mask = torch.zeros(beyond.shape, dtype=dtype).masked_fill_(beyond, -torch.inf)
-    return DecodePart(
-        None if all_of_them else torch.tensor([starts[i] for i in single]),
-        torch.cat([key_rows, key_rows + 1]),
-        mask[:, None, None],
-    )
+    # Entries past a request's end are undefined: let them be its first block, which is its own and finite.
+    used = ~beyond[:, :: geometry.block_size]
+    tables = torch.where(used, tables[:, :num_blocks], tables[:, :1])
+    return DecodePart(tokens, geometry.block_rows(tables), mask[:, None, None])
 
 
-def _own_blocks(tables: Tensor, seq_lens: Tensor, block_size: int) -> Tensor:
-    """Entries past a request's end are undefined: let them be its first block, which is its own and finite."""
-    used = torch.arange(tables.shape[1]) * block_size < seq_lens[:, None]
-    return torch.where(used, tables, tables[:, :1]).to(torch.int64)
-
-
-def _prefill_part(first: int, last: int, seq_len: int, table: Tensor, block_size: int, stride: int) -> PrefillPart:
+def _prefill_part(first: int, last: int, seq_len: int, table: Tensor, geometry: PoolGeometry) -> PrefillPart:
     query_len = last - first
     if query_len == seq_len:
         return PrefillPart(first, last, None, seq_len, None)
-    key_rows = table[: -(-seq_len // block_size)].to(torch.int64) * stride
     positions = torch.arange(seq_len)
     mask = positions <= positions[seq_len - query_len :, None]
-    return PrefillPart(first, last, torch.cat([key_rows, key_rows + 1]), seq_len, mask)
+    return PrefillPart(first, last, geometry.block_rows(table[: geometry.num_blocks(seq_len)]), seq_len, mask)
 
 
 def _attend_decode(part: DecodePart, rows: LayerRows, q: Tensor, num_kv_heads: int, scale: float) -> Tensor:
