@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from descant_engine.adapter import TargetModule
-from descant_engine.adapter_files import AdapterRefused, CorruptFile, read_adapter
+from descant_engine.adapter_files import AdapterRefused, CorruptFile, check_unchanged, read_adapter
 from descant_engine.config import ModelShape, RopeScaling
 
 NUM_LAYERS = 12
@@ -141,6 +141,16 @@ def test_the_digest_covers_both_files(adapter: Path) -> None:
     tensors = load_file(adapter / "adapter_model.safetensors")
     save_file({key: tensor + 1 for key, tensor in tensors.items()}, adapter / "adapter_model.safetensors")
     assert len({original, other_config, read_adapter(adapter, SHAPE, 16).digest}) == 3
+
+
+def test_a_file_that_was_written_over_is_noticed(adapter: Path) -> None:
+    manifest = read_adapter(adapter, SHAPE, 16)
+    check_unchanged(manifest)
+    tensors = load_file(manifest.path)
+    save_file({key: tensor + 1 for key, tensor in tensors.items()}, manifest.path)
+    with pytest.raises(CorruptFile, match="register the adapter again"):
+        check_unchanged(manifest)
+    check_unchanged(read_adapter(adapter, SHAPE, 16))
 
 
 @pytest.mark.parametrize(

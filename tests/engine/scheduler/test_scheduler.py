@@ -517,13 +517,44 @@ def test_a_waiting_adapter_is_not_passed_by_forever(
     for _ in range(5):
         engine.step()
     patient = engine.add("patient", [3, 4, 5], adapter="c", max_tokens=4, ignore_eos=True)
-    for i in range(ADAPTER_PATIENCE_STEPS + 60):
+    for i in range(20 * ADAPTER_PATIENCE_STEPS):
         engine.add(f"r{i}", [3, 4, i % 20], adapter="ab"[i % 2], max_tokens=8, ignore_eos=True)
         engine.step()
         if "patient" in engine.finished:
             break
     engine.check_output(patient)
     engine.run()
+
+
+def test_standing_in_line_is_not_being_overtaken(engine_of: EngineOf, manifest_of: Callable[..., Any]) -> None:
+    """A long queue for room must not make everybody in it impatient: others may still go where there is room."""
+    engine = engine_of(20, 4, max_model_len=128, max_lora_rank=128)
+    engine.scheduler.register_adapter(manifest_of("large", 13))
+    engine.add("running", range(28), max_tokens=44, ignore_eos=True)
+    engine.add("adapted", [3, 4], adapter="large", max_tokens=2)
+    for _ in range(ADAPTER_PATIENCE_STEPS + 4):
+        engine.step()
+    engine.add("base", [3, 4], max_tokens=1)
+    assert [admitted.request_id for admitted in engine.step().admitted] == ["base"]
+    engine.run()
+
+
+def test_adapters_are_copied_side_by_side(engine_of: EngineOf, manifest_of: Callable[..., Any]) -> None:
+    """60 adapters where 20 fit, each copy taking four steps: the pool is kept busy, no copy waits for another."""
+    engine = engine_of(100, 64, steps_ahead=1, max_num_seqs=16, max_num_batched_tokens=64)
+    engine.runner.load_steps = 4
+    for i in range(60):
+        engine.scheduler.register_adapter(manifest_of(f"a{i}", 1 + i % 7))
+    specs = [
+        engine.add(f"r{i}", range(i % 9, 12), adapter=f"a{7 * i % 60}", max_tokens=1 + i % 20, ignore_eos=True)
+        for i in range(180)
+    ]
+    num_steps = engine.run()
+    for spec in specs:
+        engine.check_output(spec)
+    num_loads = len(_moves(engine, AdapterMoveKind.LOAD_DEVICE))
+    assert num_loads <= 180, "an adapter that was loaded served somebody"
+    assert num_steps < 2 * num_loads, "one after the other, each load alone takes five steps"
 
 
 def test_a_slow_file_closes_admission_for_nobody(engine_of: EngineOf, manifest_of: Callable[..., Any]) -> None:
@@ -558,8 +589,11 @@ def test_patience_ends_only_where_waiting_helps(engine_of: EngineOf, manifest_of
         engine.scheduler.register_adapter(manifest_of(name, 13))
     engine.add("running", range(28), max_tokens=44, ignore_eos=True)
     engine.add("patient", [3, 4], adapter="patient", max_tokens=2)
-    for _ in range(ADAPTER_PATIENCE_STEPS + 4):
-        engine.step()
+    engine.step()
+    engine.step()
+    for i in range(ADAPTER_PATIENCE_STEPS):
+        engine.add(f"overtakes-{i}", [3, 4], max_tokens=1)
+        assert engine.step().admitted
     engine.add("closed-out", [3, 4], max_tokens=1)
     assert not engine.step().admitted
     engine.runner.load_steps = 3

@@ -45,6 +45,8 @@ class AdapterManifest:
     """The safetensors file."""
     modules: tuple[ModuleLora, ...]
     """Sorted by (layer, module)."""
+    file_stamp: tuple[int, int] | None = None
+    """Size and modification time (ns) of the safetensors file when its digest was taken; None if it is not a file."""
 
     @property
     def max_lora_rank(self) -> int:

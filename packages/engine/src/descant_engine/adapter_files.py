@@ -11,7 +11,7 @@ from descant_engine.config import ModelShape
 from descant_engine.peft_config import AdapterRefused, PeftConfig, parse_peft_config
 from descant_engine.safetensors_header import CorruptFile, TensorInfo, read_header
 
-__all__ = ["AdapterRefused", "CorruptFile", "adapter_digest", "read_adapter"]
+__all__ = ["AdapterRefused", "CorruptFile", "adapter_digest", "check_unchanged", "read_adapter"]
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -44,8 +44,10 @@ def read_adapter(folder: Path, shape: ModelShape, max_lora_rank: int) -> Adapter
     config_path, weights_path = _find_files(folder)
     text = config_path.read_bytes()
     config = parse_peft_config(text)
+    stamp = _stamp(weights_path)
     modules = _match_modules(config, read_header(weights_path), shape)
-    manifest = AdapterManifest(adapter_digest(text, weights_path), weights_path, modules)
+    manifest = AdapterManifest(adapter_digest(text, weights_path), weights_path, modules, stamp)
+    check_unchanged(manifest)
     if manifest.max_lora_rank > max_lora_rank:
         raise AdapterRefused(
             f"r is {manifest.max_lora_rank}, but this engine was started with max_lora_rank={max_lora_rank}"
@@ -60,6 +62,21 @@ def adapter_digest(config_text: bytes, weights_path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def check_unchanged(manifest: AdapterManifest) -> None:
+    """To be called when the tensors have been read: they are those of the digest only if nobody wrote the file since.
+
+    Raises:
+        CorruptFile: the file is another one by now.
+    """
+    if manifest.file_stamp is not None and _stamp(manifest.path) != manifest.file_stamp:
+        raise CorruptFile(f"{manifest.path.name} was changed after it was registered; register the adapter again")
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _find_files(folder: Path) -> tuple[Path, Path]:
@@ -106,8 +123,8 @@ def _describe_surplus(key: str, shape: ModelShape) -> str:
     if match["module"] in {site.name for site in _sites(shape)}:
         return f"tensor {key!r} is there, but target_modules does not include its layer"
     return (
-        f"tensor {key[:200]!r} belongs to no layer that can be adapted: {shape.architecture} with {shape.num_layers} layers "
-        "allows q, k, v, o, gate, up and down"
+        f"tensor {key[:200]!r} belongs to no layer that can be adapted; those are q, k, v, o, gate, up and down of "
+        f"{shape.architecture}'s {shape.num_layers} layers"
     )
 
 

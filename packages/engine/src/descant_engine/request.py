@@ -67,8 +67,8 @@ class Request:
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache at first admission."""
     num_preemptions: int = 0
-    num_steps_without_room: int = 0
-    """Steps spent in the queue because nothing in the pool could be evicted for its adapter."""
+    num_steps_overtaken: int = 0
+    """Steps in which a later request was admitted while nothing in the pool could be evicted for this one's adapter."""
     adapter_slot: int = -1
     finish_reason: FinishReason | None = None
 

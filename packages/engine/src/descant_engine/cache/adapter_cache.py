@@ -74,8 +74,11 @@ class AdapterCache:
         return bool(self._moves)
 
     def register(self, manifest: AdapterManifest) -> None:
-        """Raises ValueError for an adapter that can never be served. A digest that is known already stays as it is."""
+        """Raises ValueError for an adapter that can never be served. Of a digest that is known already only the
+        place of its file is taken over.
+        """
         if (known := self._adapters.get(manifest.digest)) is not None:
+            known.manifest = manifest
             known.is_removed = False
         else:
             self._adapters[manifest.digest] = Adapter(manifest, self._required_blocks(manifest))

@@ -192,14 +192,17 @@ class DeviceTier:
         return True
 
     def _coldest(self, keep: Collection[str]) -> Adapter | None:
-        return next((adapter for adapter in self._idle.values() if adapter.digest not in keep), None)
+        """The idle adapter to evict next: longest unused, but first of all one that no queued request wants."""
+        unwanted = (a for a in self._idle.values() if a.num_users == 0 and a.digest not in keep)
+        wanted = (a for a in self._idle.values() if a.digest not in keep)
+        return next(unwanted, None) or next(wanted, None)
 
     def _is_colder_than_prefixes(self, adapter: Adapter, count: int) -> bool:
         """Whether taking `count` blocks would cost a cached prefix that was used since the adapter was."""
+        if count <= self._pool.num_empty_blocks or adapter.num_users > 0:
+            return False
         coldest_prefix = self._pool.coldest_cached_at
-        return (
-            count > self._pool.num_empty_blocks and coldest_prefix is not None and adapter.idle_since < coldest_prefix
-        )
+        return coldest_prefix is not None and adapter.idle_since < coldest_prefix
 
     def _evict(self, adapter: Adapter) -> None:
         self.num_evictions += 1

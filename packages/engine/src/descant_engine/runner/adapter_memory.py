@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from descant_engine.adapter import AdapterManifest, ModuleLora, TargetModule
+from descant_engine.adapter_files import check_unchanged
 from descant_engine.cache.adapter_layout import AdapterLayout, plan_layout, rank_tile
 from descant_engine.config import ResolvedConfig
 from descant_engine.forward_context import LoraTables
@@ -88,7 +89,10 @@ class AdapterMemory:
 
     def _read(self, manifest: AdapterManifest) -> HostAdapter:
         layout = plan_layout(manifest, self._config.shape, self._config.block_elements)
-        return HostAdapter(layout, read_blocks(manifest, layout, self._pool))
+        check_unchanged(manifest)
+        blocks = read_blocks(manifest, layout, self._pool)
+        check_unchanged(manifest)
+        return HostAdapter(layout, blocks)
 
     def _collect_read(self, digest: str) -> AdapterEvent:
         read = self._loading.pop(digest)

@@ -40,12 +40,13 @@ class OrderedRequests:
         del self._requests[position]
 
     def check_integrity(self) -> None:
-        keys = [_order(request) for request in self._requests]
+        keys = [order(request) for request in self._requests]
         assert keys == sorted(set(keys)), "requests out of order, or one of them twice"
 
     def _position(self, request: Request) -> int:
-        return bisect_left(self._requests, _order(request), key=_order)
+        return bisect_left(self._requests, order(request), key=order)
 
 
-def _order(request: Request) -> tuple[int, int]:
+def order(request: Request) -> tuple[int, int]:
+    """Smaller is served earlier."""
     return request.spec.priority, request.arrival_number

@@ -29,8 +29,8 @@ from descant_engine.scheduler.step_draft import StepDraft, num_schedulable_token
 __all__ = ["QueueFull", "RequestRefused", "Scheduler", "SchedulerStats"]
 
 ADAPTER_PATIENCE_STEPS = 32
-"""So many steps others may be admitted past a request whose adapter finds no room in the pool; then nobody behind it
-is, until enough has drained. Running requests are never preempted for an adapter."""
+"""In so many steps others may be admitted past a request whose adapter finds no room in the pool; from then on nobody
+behind it is, until enough has drained. Running requests are never preempted for an adapter."""
 SPARE_BLOCK_SHARE = 0.01
 """Kept free for the growth of running requests when something new comes in, so that it is not preempted at once."""
 
@@ -104,7 +104,7 @@ class Scheduler:
         step = StepDraft(self._config.max_num_batched_tokens)
         self._schedule_running(step)
         blocked = self._admit(step)
-        self._bring_adapters(blocked)
+        self._bring_adapters(step, blocked)
         for request in step.requests:
             self._kv.cache_full_blocks(request)
         if step.sampling:
@@ -201,23 +201,27 @@ class Scheduler:
         self._num_preemptions += 1
 
     def _admit(self, step: StepDraft) -> Request | None:
-        """Lets waiting requests in, in order; those whose adapter is not there are passed over. Returns the first
-        that found no room: everybody behind it waits with it.
+        """Lets waiting requests in, in order; those whose adapter is not there are passed over, for a time. Returns the
+        first that found no room for its tokens: everybody behind it waits with it.
         """
-        for request in list(self._waiting):
-            if step.num_tokens_left == 0 or len(self._running) == self._config.max_num_seqs:
-                return None
+        index = 0
+        while index < len(self._waiting) and self._has_place(step):
+            request = self._waiting[index]
             digest = request.spec.adapter_digest
             if digest is not None and not self._adapters.is_usable(digest):
                 if self._closes_admission(request, digest):
-                    return request
+                    return None
+                index += 1
             elif not self._try_admit(step, request):
                 return request
         return None
 
+    def _has_place(self, step: StepDraft) -> bool:
+        return step.num_tokens_left > 0 and len(self._running) < self._config.max_num_seqs
+
     def _closes_admission(self, request: Request, digest: str) -> bool:
         # Until its file is read nobody need wait for it: there is nothing yet that they could make room for.
-        return request.num_steps_without_room >= ADAPTER_PATIENCE_STEPS and self._adapters.is_on_host(digest)
+        return request.num_steps_overtaken >= ADAPTER_PATIENCE_STEPS and self._adapters.is_on_host(digest)
 
     def _try_admit(self, step: StepDraft, request: Request) -> bool:
         """Admits a request with blocks for all its known tokens, or leaves it as it was."""
@@ -256,7 +260,7 @@ class Scheduler:
             self._adapters.unpin(request.spec.adapter_digest)
             request.adapter_slot = -1
 
-    def _bring_adapters(self, blocked: Request | None) -> None:
+    def _bring_adapters(self, step: StepDraft, blocked: Request | None) -> None:
         """Moves the adapters of waiting requests towards the device, in order; nothing goes into the pool past a
         request that waits for room itself.
         """
@@ -270,7 +274,9 @@ class Scheduler:
                         digest, readiness.keys(), self._num_spare_blocks, into_pool=into_pool
                     )
                 self._note_readiness(request, readiness[digest])
-                into_pool = into_pool and readiness[digest] is not Readiness.NO_ROOM
+                if readiness[digest] is Readiness.NO_ROOM:
+                    into_pool = False
+                    request.num_steps_overtaken += step.admits_later_than(request)
             into_pool = into_pool and request is not blocked
 
     def _note_readiness(self, request: Request, readiness: Readiness) -> None:
@@ -278,7 +284,6 @@ class Scheduler:
             request.status = RequestStatus.PREEMPTED if request.num_preemptions else RequestStatus.WAITING
         else:
             request.status = RequestStatus.WAITING_FOR_ADAPTER
-            request.num_steps_without_room += readiness is Readiness.NO_ROOM
 
     def _append(self, request: Request, token_id: int) -> TokenDelta:
         request.output_token_ids.append(token_id)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from descant_engine.request import Request
 from descant_engine.scheduler.plan import AdapterMove, AdmittedRequest, ScheduledRequest, StepPlan
+from descant_engine.scheduler.queue import order
 
 
 @dataclass(slots=True)
@@ -15,6 +16,7 @@ class StepDraft:
     scheduled: list[ScheduledRequest] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     """Those in `scheduled`."""
+    last_admitted: Request | None = None
     sampling: dict[str, Request] = field(default_factory=dict)
     """Those whose next token this step samples."""
 
@@ -22,8 +24,13 @@ class StepDraft:
         """How many of the request's tokens the step has room for."""
         return min(num_schedulable_tokens(request), self.num_tokens_left)
 
+    def admits_later_than(self, request: Request) -> bool:
+        """Whether somebody who came after the request is admitted in this step."""
+        return self.last_admitted is not None and order(request) < order(self.last_admitted)
+
     def admit(self, request: Request) -> None:
-        """Describes the request to the runner in full."""
+        """Describes the request to the runner in full. Requests are admitted in the order of the queue."""
+        self.last_admitted = request
         self.admitted.append(
             AdmittedRequest(
                 request_id=request.request_id,
