@@ -292,10 +292,12 @@ def main() -> None:
         for connections in map(int, options.connections.split(",")):
             loads.append(measure(target, connections, options.seconds, folder))
             print(loads[-1], flush=True)
+        middle = loads[len(loads) // 2]
         result = {
-            "cpu_ms_per_request": min(load.cpu_ms_per_request for load in loads[1:] or loads),
-            "p50_ms": loads[0].p50_ms,
-            "rps": max(load.rps for load in loads),
+            "cpu_ms_per_request": middle.cpu_ms_per_request,
+            "p50_ms": middle.p50_ms,
+            "rps": middle.rps,
+            "connections": middle.connections,
             "rss_mb": round(rss_mb(target.pid), 1),
             "loads": [asdict(load) for load in loads],
             "backend": kind,

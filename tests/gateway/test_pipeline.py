@@ -5,14 +5,16 @@ import json
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
+import redis.asyncio
 
 from descant_gateway.catalogue import RateLimits
 from descant_gateway.ledger import Outcome
 from descant_gateway.ledger_writer import LedgerWriter
+from descant_gateway.limiter import Decision, Limiter, Reservation
 
 from .gateway_under_test import Running, World, bearer, eventually, running_gateway
 from .upstream import Upstream, running
@@ -113,9 +115,18 @@ async def test_concurrent_requests_never_pass_the_limit(world: World, gateway: R
 
 
 async def test_200_clients_that_leave_at_random_moments_leave_nothing_behind(
-    world: World, gateway: Running, upstream: Upstream
+    world: World, gateway: Running, upstream: Upstream, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No task, ticket or upstream request survives, and every admitted request is booked exactly once."""
+    """No task, reservation or upstream request survives, and every admitted request is booked exactly once."""
+    limiter = gateway.gateway.limiter
+    granted: list[UUID] = []
+
+    async def reserve(reservation: Reservation) -> Decision:
+        decision = await Limiter.reserve(limiter, reservation)
+        granted.extend([reservation.charge_id] if decision.is_granted else [])
+        return decision
+
+    monkeypatch.setattr(limiter, "reserve", reserve)
     team = world.add_team(RateLimits(requests_per_minute=1_000_000, tokens_per_minute=100_000_000))
     key = bearer(world.add_key(team))
     upstream.num_tokens, upstream.delay_s = 20, 0.01
@@ -135,11 +146,13 @@ async def test_200_clients_that_leave_at_random_moments_leave_nothing_behind(
         await asyncio.gather(*(leave(client, chance.uniform(0.1, 2.0), chance.random() < 0.6) for _ in range(200)))
     await eventually(lambda: upstream.num_running == 0)
     await eventually(lambda: gateway_tasks() <= tasks_before)
-    await gateway.gateway.limiter.drain(5)
-    assert gateway.gateway.limiter.num_unsettled == 0
+    await limiter.drain(5)
+    assert limiter.num_unsettled == 0
+    async with redis.asyncio.Redis.from_url(valkey_url) as client:
+        assert await client.keys("*reservation*") == []
     assert all(state.num_in_flight == 0 for state in gateway.gateway.backends.states.values())
-    charges = [record.charge_id for record in world.records]
-    assert len(charges) == len(set(charges)) >= len(upstream.received)
+    assert sorted(record.charge_id for record in world.records) == sorted(granted)
+    assert len(upstream.received) <= len(granted)
     outcomes = {record.outcome for record in world.records}
     assert outcomes == {Outcome.COMPLETED, Outcome.CLIENT_LEFT}
     assert "descant_gateway_requests_in_flight 0.0" in (await gateway.client.get("/metrics")).text

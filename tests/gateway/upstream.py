@@ -56,7 +56,14 @@ class Upstream:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        self.received.append(Received(request.path, {name.lower(): value for name, value in request.headers.items()}, request.raw_headers, body))
+        self.received.append(
+            Received(
+                request.path,
+                {name.lower(): value for name, value in request.headers.items()},
+                request.raw_headers,
+                body,
+            )
+        )
         self.num_running += 1
         try:
             if self.status != 200:

@@ -19,18 +19,26 @@ class Metrics:
             "descant_gateway_requests", "Admitted requests.", ("model", "outcome"), registry=self.registry
         )
         self._refused = Counter(
-            "descant_gateway_refused", "Requests that the gateway answered with an error of its own.", ("status", "code"),
+            "descant_gateway_refused",
+            "Requests answered with an error of the gateway's own.",
+            ("status", "code"),
             registry=self.registry,
-        )  # fmt: skip
+        )
         self._tokens = Counter("descant_gateway_tokens", "Tokens charged.", ("model", "kind"), registry=self.registry)
         self._duration = Histogram(
-            "descant_gateway_request_duration_seconds", "From the first byte in to the last byte out.", ("model",),
-            buckets=_SECONDS, registry=self.registry,
-        )  # fmt: skip
+            "descant_gateway_request_duration_seconds",
+            "From the first byte in to the last byte out.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         self._ttft = Histogram(
-            "descant_gateway_time_to_first_token_seconds", "From the first byte in to the first byte of the reply.",
-            ("model",), buckets=_SECONDS, registry=self.registry,
-        )  # fmt: skip
+            "descant_gateway_time_to_first_token_seconds",
+            "From the first byte in to the first byte of the reply.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         self._in_flight = Gauge(
             "descant_gateway_requests_in_flight", "Requests that are being relayed.", registry=self.registry
         )
