@@ -9,8 +9,6 @@ the next step's input; `update` supplies its id later, to the very request that 
 in the meantime.
 """
 
-from collections import Counter
-from collections.abc import Iterable
 from math import ceil
 from random import Random
 
@@ -21,6 +19,7 @@ from descant_engine.cache.kv_cache import KvCache
 from descant_engine.config import ResolvedConfig
 from descant_engine.request import EngineRequest, FinishReason, Request, RequestStatus, TokenDelta
 from descant_engine.scheduler.admission import QueueFull, RequestRefused, accept
+from descant_engine.scheduler.integrity import check_requests, count_adapters
 from descant_engine.scheduler.plan import AdapterEvent, StepPlan, StepResult
 from descant_engine.scheduler.queue import OrderedRequests
 from descant_engine.scheduler.stats import SchedulerStats
@@ -156,17 +155,12 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Asserts every invariant of requests, blocks and adapters. For tests, and for when nothing else is to do."""
-        for line in (self._waiting, self._running):
-            line.check_integrity()
-        assert {r.request_id for r in (*self._waiting, *self._running)} == self._requests.keys()
-        assert all(r.status is RequestStatus.RUNNING for r in self._running)
-        assert not any(r.status is RequestStatus.RUNNING or r.is_finished or r.block_ids for r in self._waiting)
+        check_requests(self._requests, self._waiting, self._running, self._sampling.values())
         assert len(self._running) <= self._config.max_num_seqs
-        self._check_samples_in_flight()
         alive = list(self._requests.values())
         self._kv.check_integrity(alive)
         self._pool.check_integrity(count_holders([*(r.block_ids for r in alive), *self._adapters.held_blocks()]))
-        self._adapters.check_integrity(_count_adapters(alive), _count_adapters(self._running))
+        self._adapters.check_integrity(count_adapters(alive), count_adapters(self._running))
 
     def _schedule_running(self, step: StepDraft) -> None:
         index = 0
@@ -338,14 +332,3 @@ class Scheduler:
     @property
     def _num_spare_blocks(self) -> int:
         return ceil(self._pool.num_blocks * SPARE_BLOCK_SHARE) if len(self._running) else 0
-
-    def _check_samples_in_flight(self) -> None:
-        in_flight = Counter(id(request) for sampling in self._sampling.values() for request in sampling.values())
-        for request in self._requests.values():
-            assert request.num_inflight_samples == in_flight[id(request)], f"samples of {request.request_id}"
-            assert 0 <= request.num_computed_tokens <= request.num_tokens
-            assert len(request.output_token_ids) + request.num_inflight_samples <= request.max_tokens
-
-
-def _count_adapters(requests: Iterable[Request]) -> dict[str, int]:
-    return Counter(r.spec.adapter_digest for r in requests if r.spec.adapter_digest is not None)
