@@ -1,6 +1,7 @@
 """The front's end of the engine process: starts it, passes messages both ways, and knows when it dies."""
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from descant_engine.messages import Configure, Fatal, Ready, Shutdown, ToEngine,
 
 EXIT_SECONDS = 5.0
 STDERR = 2
+ENGINE_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Unless the user says otherwise. torch's CPU threads spin while they wait for each other; when something else wants a
+core (the front, a gateway), they spin against the thread they wait for: 1 token/s in place of 12 on two busy cores."""
 
 
 class EngineDead(RuntimeError):
@@ -142,6 +146,7 @@ async def _spawn(engine_end: socket.socket) -> asyncio.subprocess.Process:
         "descant_engine.engine_process",
         str(descriptor),
         pass_fds=(descriptor,),
+        env=ENGINE_ENVIRONMENT | os.environ,
         stdin=subprocess.DEVNULL,
         # Standard output belongs to the front's own program.
         stdout=STDERR,
