@@ -5,12 +5,13 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
+import hiredis
 import structlog
 from msgspec import Struct
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 _MAX_BATCH: Final = 256
 _SECOND_LOOK_S: Final = 0.02
@@ -43,6 +44,7 @@ class ScriptQueue:
 
     def __init__(self, valkey: "Redis", script: str, timeout_s: float) -> None:
         self._valkey = valkey
+        self._connection = valkey.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         self._script = script
         self._sha = ""
         self._timeout_s = timeout_s
@@ -61,6 +63,7 @@ class ScriptQueue:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
         self._fail(self._waiting, ValkeyAway("the gateway is shutting down"))
+        await self._connection.disconnect()
         await self._valkey.aclose()
 
     def submit(self, keys: Sequence[str], args: Sequence[Argument]) -> asyncio.Future[Reply]:
@@ -125,11 +128,20 @@ class ScriptQueue:
         return replies
 
     async def _send(self, batch: list[_ScriptCall]) -> list[Reply | Exception]:
-        pipeline = self._valkey.pipeline(transaction=False)
-        for call in batch:
-            pipeline.evalsha(self._sha, len(call.keys), *call.keys, *call.args)
-        replies: list[Reply | Exception] = await pipeline.execute(raise_on_error=False)
-        return replies
+        """One write, then one reply for each call. On the bare connection: redis-py's pipeline costs twice the CPU."""
+        connection = self._connection
+        if not connection.is_connected:
+            await connection.connect()
+        commands = [_packed(self._sha, call) for call in batch]
+        await connection.send_packed_command(commands, check_health=False)
+        return [await self._read() for _ in batch]
+
+    async def _read(self) -> Reply | Exception:
+        try:
+            reply: Reply = await self._connection.read_response(disable_decoding=True)
+        except ResponseError as error:  # this call's own; whatever else breaks the connection breaks the batch
+            return error
+        return reply
 
     def _mark(self, is_available: bool, reason: str) -> None:
         if not is_available:
@@ -145,6 +157,11 @@ class ScriptQueue:
     def _fail(calls: list[_ScriptCall], error: ValkeyAway) -> None:
         for call in calls:
             _resolve(call.reply, error)
+
+
+def _packed(sha: str, call: _ScriptCall) -> bytes:
+    command = ("EVALSHA", sha, len(call.keys), *call.keys, *call.args)
+    return hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub knows commands of one word only
 
 
 def _resolve(future: asyncio.Future[Reply], reply: Reply | Exception) -> None:
