@@ -6,7 +6,7 @@ data lines; a byte order mark), works on bytes, and takes them in any pieces.
 
 from typing import NamedTuple
 
-CONTENT_TYPE = "text/event-stream; charset=utf-8"
+MEDIA_TYPE = "text/event-stream"
 DONE_DATA = b"[DONE]"
 DONE_EVENT = b"data: [DONE]\n\n"
 DEFAULT_MAX_EVENT_BYTES = 16 << 20

@@ -14,7 +14,7 @@ from litestar.types import Receive, Scope, Send
 from descant_server.errors import ClientLeft
 from descant_wire.decoding import decode_request
 from descant_wire.errors import unsupported_media_type
-from descant_wire.sse import CONTENT_TYPE
+from descant_wire.sse import MEDIA_TYPE
 
 RequestT = TypeVar("RequestT")
 ResultT = TypeVar("ResultT")
@@ -76,7 +76,7 @@ class EventStream(ASGIStreamingResponse):
         super().__init__(
             iterator=events,
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
-            media_type=CONTENT_TYPE,
+            media_type=MEDIA_TYPE,
             status_code=200,
         )
         self._close = close
