@@ -1,5 +1,6 @@
 """The admin API over HTTP messages, on a real PostgreSQL."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -304,6 +305,20 @@ class TestModelsAndBackends:
         await make_models(client, "base")
         await ok(await client.put("/models", json={"name": "alias", "alias_of": "base"}))
         assert error_of(await client.put("/models", json={"name": "m", **model}), 400)["param"] == param
+
+    async def test_changes_at_once_leave_models_that_can_be_routed(
+        self, client: httpx.AsyncClient, engine: AsyncEngine
+    ) -> None:
+        await make_models(client, "a", "b")
+        changes = [
+            client.put("/models", json={"name": "a", "alias_of": "b"}),
+            client.put("/models", json={"name": "b", "alias_of": "a"}),
+            client.put("/models", json={"name": "c", "parent": "a"}),
+            client.delete("/backends/engine"),
+        ]
+        assert {reply.status_code for reply in await asyncio.gather(*changes)} <= {200, 400, 409}
+        loaded = (await catalogue.load(engine, Sealer(PEPPER))).catalogue
+        assert all(model.upstream_name and model.backends == ("engine",) for model in loaded.models.values())
 
     @pytest.mark.parametrize(
         "base_url",

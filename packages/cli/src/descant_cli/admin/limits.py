@@ -7,7 +7,7 @@ import click
 LIFTED: Final = "none"
 
 
-class LimitParam(click.ParamType[int | str]):
+class LimitParam(click.ParamType):  # type: ignore[type-arg]
     """A number above 0, or `none` for no limit."""
 
     name = "N|none"

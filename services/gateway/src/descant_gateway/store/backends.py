@@ -8,6 +8,7 @@ from sqlalchemy import Row, delete, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from descant_gateway.store.catalogue import lock as lock_catalogue
 from descant_gateway.store.errors import InUse, NotFound
 from descant_gateway.store.tables import backends, model_backends
 
@@ -39,6 +40,7 @@ async def list_all(connection: AsyncConnection) -> list[BackendRow]:
 
 async def remove(connection: AsyncConnection, name: str) -> None:
     """Raises NotFound, or InUse with the models that are served there."""
+    await lock_catalogue(connection)
     users = select(model_backends.c.model).where(model_backends.c.backend == name).order_by(model_backends.c.model)
     served = list((await connection.execute(users)).scalars())
     if served:

@@ -1,9 +1,9 @@
 """The catalogue, read in one consistent look at the database."""
 
-import asyncio
 from collections import defaultdict
 from datetime import UTC, datetime
 from ipaddress import ip_network
+from typing import Any, Final
 from uuid import UUID
 
 from msgspec import Struct
@@ -13,6 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from descant_gateway.catalogue import Backend, Catalogue, Key, ModelRoute, RateLimits, Team
 from descant_gateway.sealing import Sealer
 from descant_gateway.store import tables
+
+IN_CHUNKS: Final = {"yield_per": 500}
+"""Ten thousands of keys must not hold up the requests on this event loop."""
 
 
 class SecretExpiry(Struct, frozen=True, order=True):
@@ -34,6 +37,11 @@ async def version(connection: AsyncConnection) -> int:
     """Rises with every change to the catalogue."""
     found: int = (await connection.execute(select(tables.catalogue_version.c.version))).scalar_one()
     return found
+
+
+async def lock(connection: AsyncConnection) -> None:
+    """Makes changes that check other rows first wait for one another, until the transaction ends."""
+    await connection.execute(select(tables.catalogue_version.c.version).with_for_update())
 
 
 async def load(engine: AsyncEngine, sealer: Sealer) -> Snapshot:
@@ -69,12 +77,8 @@ async def _teams(connection: AsyncConnection) -> dict[UUID, Team]:
 async def _keys(connection: AsyncConnection) -> tuple[dict[str, Key], tuple[SecretExpiry, ...]]:
     """Keys by public id, revoked and expired ones too: their holders are told so."""
     secrets, expiries = await _secrets(connection)
-    rows = (await connection.execute(select(tables.keys))).all()
-    keys = {}
-    for count, row in enumerate(rows):
-        keys[row.public_id] = _key(row, secrets.get(row.id, ()))
-        if count % 1000 == 999:  # Ten thousands of keys must not hold up the requests on this event loop.
-            await asyncio.sleep(0)
+    found = await connection.stream(select(tables.keys), execution_options=IN_CHUNKS)
+    keys = {row.public_id: _key(row, secrets.get(row.id, ())) async for rows in found.partitions() for row in rows}
     return keys, expiries
 
 
@@ -82,7 +86,7 @@ async def _secrets(connection: AsyncConnection) -> tuple[dict[UUID, tuple[bytes,
     """The secrets valid now, by key id."""
     now = datetime.now(UTC)
     columns = (tables.key_secrets.c.key_id, tables.key_secrets.c.secret_hmac, tables.key_secrets.c.not_after)
-    rows = await connection.execute(
+    query = (
         select(*columns, tables.keys.c.public_id)
         .join(tables.keys)
         .where((tables.key_secrets.c.not_after.is_(None)) | (tables.key_secrets.c.not_after > now))
@@ -90,10 +94,12 @@ async def _secrets(connection: AsyncConnection) -> tuple[dict[UUID, tuple[bytes,
     )
     secrets: defaultdict[UUID, tuple[bytes, ...]] = defaultdict(tuple)
     expiries = []
-    for row in rows:
-        secrets[row.key_id] += (row.secret_hmac,)
-        if row.not_after is not None:
-            expiries.append(SecretExpiry(row.not_after, row.public_id, row.secret_hmac))
+    found = await connection.stream(query, execution_options=IN_CHUNKS)
+    async for rows in found.partitions():
+        for row in rows:
+            secrets[row.key_id] += (row.secret_hmac,)
+            if row.not_after is not None:
+                expiries.append(SecretExpiry(row.not_after, row.public_id, row.secret_hmac))
     return dict(secrets), tuple(sorted(expiries))
 
 
@@ -109,7 +115,7 @@ async def _models(connection: AsyncConnection) -> dict[str, ModelRoute]:
     }
 
 
-def _model_route(name: str, row: Row, backends: dict[str, tuple[str, ...]]) -> ModelRoute:  # type: ignore[type-arg]
+def _model_route(name: str, row: Row[Any], backends: dict[str, tuple[str, ...]]) -> ModelRoute:
     return ModelRoute(
         name=name,
         upstream_name=row.upstream_name,
@@ -131,7 +137,7 @@ async def _backends(connection: AsyncConnection, sealer: Sealer) -> dict[str, Ba
     }
 
 
-def _key(row: Row, secret_hmacs: tuple[bytes, ...]) -> Key:  # type: ignore[type-arg]
+def _key(row: Row[Any], secret_hmacs: tuple[bytes, ...]) -> Key:
     return Key(
         id=row.id,
         public_id=row.public_id,
@@ -146,9 +152,9 @@ def _key(row: Row, secret_hmacs: tuple[bytes, ...]) -> Key:  # type: ignore[type
     )
 
 
-def _limits(row: Row) -> RateLimits:  # type: ignore[type-arg]
+def _limits(row: Row[Any]) -> RateLimits:
     return RateLimits(requests_per_minute=row.requests_per_minute, tokens_per_minute=row.tokens_per_minute)
 
 
-def _allowed_models(row: Row) -> frozenset[str] | None:  # type: ignore[type-arg]
+def _allowed_models(row: Row[Any]) -> frozenset[str] | None:
     return None if row.allowed_models is None else frozenset(row.allowed_models)

@@ -9,6 +9,7 @@ from sqlalchemy import Row, Select, delete, insert, or_, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from descant_gateway.store.catalogue import lock as lock_catalogue
 from descant_gateway.store.errors import InUse, Invalid, NotFound
 from descant_gateway.store.tables import backends, model_backends, models
 
@@ -39,6 +40,7 @@ class NewModel(Struct, frozen=True, kw_only=True):
 
 async def put(connection: AsyncConnection, model: NewModel) -> ModelRow:
     """Creates or replaces. Raises Invalid."""
+    await lock_catalogue(connection)
     await _require_parent(connection, model)
     await _require_backends(connection, model)
     values = {
@@ -59,6 +61,7 @@ async def put(connection: AsyncConnection, model: NewModel) -> ModelRow:
 
 async def put_alias(connection: AsyncConnection, name: str, *, target: str) -> ModelRow:
     """Creates or replaces. Raises Invalid: the target must be there, and no alias itself."""
+    await lock_catalogue(connection)
     row = await _row(connection, target)
     if row is None or target == name:
         raise Invalid(f"An alias needs another model to stand for; there is no {target!r}.", field="alias_of")
@@ -86,6 +89,7 @@ async def list_all(connection: AsyncConnection) -> list[ModelRow]:
 
 async def remove(connection: AsyncConnection, name: str) -> None:
     """Raises NotFound, or InUse with the adapters and aliases that need it."""
+    await lock_catalogue(connection)
     await _require_no_dependents(connection, name, "be deleted")
     removed = await connection.execute(delete(models).where(models.c.name == name))
     if removed.rowcount == 0:

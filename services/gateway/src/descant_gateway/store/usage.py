@@ -6,7 +6,6 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-import msgspec
 from msgspec import Struct
 from sqlalchemy import BigInteger, RowMapping, case, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -103,4 +102,18 @@ def _sum(name: str) -> ColumnElement[Any]:
 
 
 def _usage_row(fields: RowMapping) -> UsageRow:
-    return msgspec.convert(dict(fields), UsageRow)
+    return UsageRow(
+        day=fields.get("day"),
+        team_id=fields.get("team_id"),
+        team=fields.get("team"),
+        key_id=fields.get("key_id"),
+        key=fields.get("key"),
+        model=fields.get("model"),
+        adapter=fields.get("adapter"),
+        outcome=fields.get("outcome"),
+        requests=fields["requests"],
+        prompt_tokens=fields["prompt_tokens"],
+        cached_tokens=fields["cached_tokens"],
+        completion_tokens=fields["completion_tokens"],
+        estimated_requests=fields["estimated_requests"],
+    )
