@@ -420,3 +420,12 @@ async def test_a_reply_that_came_while_this_process_was_busy_is_no_outage(valkey
                 await asyncio.sleep(0)  # the script is on its way
             time.sleep(0.15)  # noqa: ASYNC251
             assert (await task).is_granted
+
+
+async def test_a_long_outage_collects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the calls that are refused at once nothing can be reserved, so nothing is kept to be given back."""
+    async with open_limiter("redis://127.0.0.1:1/0", timeout_s=0.2) as limiter:
+        for _ in range(500):
+            with pytest.raises(ValkeyAway):
+                await limiter.reserve(reservation_of(10))
+        assert limiter.num_unsettled <= 2

@@ -14,11 +14,13 @@ import structlog
 from msgspec import Struct
 
 from descant_gateway.limits import NOTHING, Amounts, Limit, Standing
-from descant_gateway.script_queue import Argument, Reply, ScriptQueue
+from descant_gateway.script_queue import Argument, CallNotSent, Reply, ScriptQueue
 
 _RESERVATION_TTL_S: Final = 3600
 """Longer than any request. A reservation whose gateway died goes then; its amounts have long been refilled."""
 _SETTLE_RETRY_S: Final = 1.0
+_SETTLE_GIVE_UP_S: Final = 180.0
+"""A bucket refills in a minute: long after that there is nothing left to give back. The ledger has the truth anyway."""
 
 
 class Reservation(Struct, frozen=True):
@@ -56,6 +58,8 @@ class Limiter:
         """Raises ValkeyAway. However it is left, by an error or a cancellation, nothing stays reserved."""
         try:
             reply = await self._submit("reserve", reservation, reservation.amounts)
+        except CallNotSent:
+            raise
         except BaseException:
             # The script may have run all the same. If it did not, this does nothing.
             self.settle(reservation, NOTHING)
@@ -68,7 +72,7 @@ class Limiter:
         """Books what was really used, at once or, while Valkey is away, when it is back. Never waits, never raises."""
         self._all_settled.clear()
         self._unsettled[reservation.charge_id] = None
-        self._try_settle(reservation, used, time.monotonic() + _RESERVATION_TTL_S)
+        self._try_settle(reservation, used, time.monotonic() + _SETTLE_GIVE_UP_S)
 
     async def drain(self, timeout_s: float) -> None:
         """Waits for the settlements on their way."""

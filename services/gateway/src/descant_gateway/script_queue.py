@@ -26,6 +26,10 @@ class ValkeyAway(Exception):
     """Valkey did not answer in time, or not at all. Whether the script ran is not known."""
 
 
+class CallNotSent(ValkeyAway):
+    """Refused at once, because Valkey was away a moment ago. The script did not run."""
+
+
 class _ScriptCall(Struct, frozen=True):
     keys: Sequence[str]
     args: Sequence[Argument]
@@ -70,7 +74,7 @@ class ScriptQueue:
         """The script's reply, or `ValkeyAway` within the timeout."""
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         if not self.is_available and time.monotonic() < self._retry_at:
-            reply.set_exception(ValkeyAway("Valkey is away"))
+            reply.set_exception(CallNotSent("Valkey was away a moment ago"))
         else:
             self._waiting.append(_ScriptCall(keys, args, reply))
             self._wake.set()
@@ -161,7 +165,8 @@ class ScriptQueue:
 
 def _packed(sha: str, call: _ScriptCall) -> bytes:
     command = ("EVALSHA", sha, len(call.keys), *call.keys, *call.args)
-    return hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub knows commands of one word only
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub knows one-word commands only
+    return packed
 
 
 def _resolve(future: asyncio.Future[Reply], reply: Reply | Exception) -> None:
