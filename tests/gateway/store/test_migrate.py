@@ -50,3 +50,34 @@ async def test_check_schema_says_what_to_do(empty_postgres_url: str) -> None:
     with pytest.raises(migrate.SchemaMismatch, match="at schema revision 9999, this gateway needs 0001"):
         await migrate.check_schema(engine)
     await engine.dispose()
+
+
+async def test_the_alembic_command_works_from_a_checkout(empty_postgres_url: str) -> None:
+    environment = {**os.environ, "DESCANT_DATABASE_URL": empty_postgres_url}
+    alembic = (sys.executable, "-m", "alembic", "-c", str(migrate.scripts_folder() / "alembic.ini"))
+    for command in (("upgrade", "head"), ("check",), ("downgrade", "base"), ("upgrade", "head")):
+        process = await asyncio.create_subprocess_exec(*alembic, *command, env=environment)
+        async with asyncio.timeout(60):
+            assert await process.wait() == 0, command
+    engine = create_engine(Secret(empty_postgres_url))
+    await migrate.check_schema(engine)
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (None, "DESCANT_DATABASE_URL is missing"),
+        ("postgresql://postgres@127.0.0.1:1/x", "PostgreSQL cannot be reached"),
+    ],
+)
+def test_the_command_says_what_is_wrong(
+    url: str | None, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("DESCANT_DATABASE_URL", raising=False)
+    if url is not None:
+        monkeypatch.setenv("DESCANT_DATABASE_URL", url)
+    assert migrate.main() != 0
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert "Traceback" not in printed

@@ -117,6 +117,14 @@ class GatewayConfig:
         return config
 
 
+def database_url(env: Mapping[str, str]) -> Secret:
+    """DESCANT_DATABASE_URL alone, for what needs nothing else. Raises ConfigError."""
+    read = _EnvironmentReader(env)
+    url = read.secret("DESCANT_DATABASE_URL", _postgres_url)
+    read.raise_problems()
+    return url
+
+
 class _EnvironmentReader:
     """Reads variables, collecting what is wrong with them instead of stopping at the first."""
 

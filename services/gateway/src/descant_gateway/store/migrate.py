@@ -1,6 +1,6 @@
 """Bring the database to the schema that this gateway needs, or refuse to start on another.
 
-`python -m descant_gateway.store.migrate` upgrades the database of DESCANT_DATABASE_URL.
+`python -m descant_gateway.store.migrate` upgrades the database of DESCANT_DATABASE_URL (or DESCANT_DATABASE_URL_FILE).
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.config import Secret
+from descant_gateway.config import ConfigError, Secret, database_url
 from descant_gateway.store.session import create_engine, is_outage
 
 COMMAND: Final = "python -m descant_gateway.store.migrate"
@@ -26,14 +26,14 @@ class SchemaMismatch(Exception):
     """The database is not at the revision that this gateway was written for."""
 
 
-def upgrade(database_url: str) -> None:
+def upgrade(url: str) -> None:
     """To the newest revision; does nothing if it is there. Runs may overlap: an advisory lock orders them."""
-    asyncio.run(upgrade_database(Secret(database_url)))
+    asyncio.run(upgrade_database(Secret(url)))
 
 
-async def upgrade_database(database_url: Secret) -> None:
+async def upgrade_database(url: Secret) -> None:
     """`upgrade` for a caller that has an event loop."""
-    engine = create_engine(database_url, pool_size=1)
+    engine = create_engine(url, pool_size=1)
     try:
         async with engine.connect() as connection:
             await connection.run_sync(_upgrade_to_head)
@@ -77,9 +77,9 @@ def _config() -> Config:
 
 def main() -> int:
     try:
-        upgrade(os.environ["DESCANT_DATABASE_URL"])
-    except KeyError:
-        print("DESCANT_DATABASE_URL is missing.", file=sys.stderr)
+        upgrade(database_url(os.environ).reveal())
+    except ConfigError as error:
+        print(error, file=sys.stderr)
         return 2
     except Exception as error:
         if not is_outage(error):
