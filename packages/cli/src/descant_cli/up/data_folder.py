@@ -107,7 +107,7 @@ def open_data_folder(path: Path) -> Iterator[DataFolder]:
 
 def _create(path: Path) -> None:
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
