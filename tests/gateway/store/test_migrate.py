@@ -67,7 +67,7 @@ async def test_the_alembic_command_works_from_a_checkout(empty_postgres_url: str
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        (None, "DESCANT_DATABASE_URL is missing"),
+        (None, "DESCANT_DATABASE_URL: missing"),
         ("postgresql://postgres@127.0.0.1:1/x", "PostgreSQL cannot be reached"),
     ],
 )
