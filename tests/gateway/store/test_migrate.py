@@ -68,6 +68,7 @@ async def test_the_alembic_command_works_from_a_checkout(empty_postgres_url: str
     ("url", "said"),
     [
         (None, "DESCANT_DATABASE_URL: missing"),
+        ("mysql://x/y", "DESCANT_DATABASE_URL: must look like"),
         ("postgresql://postgres@127.0.0.1:1/x", "PostgreSQL cannot be reached"),
     ],
 )
