@@ -365,6 +365,32 @@ async def test_sigterm_lets_the_stream_end_and_flushes_the_ledger(
         assert secret.encode() not in out + err
 
 
+async def test_a_stream_that_outlives_the_grace_is_cut_and_booked(
+    upstream: Upstream, engine: AsyncEngine, postgres_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    upstream.num_tokens, upstream.delay_s = 1000, 0.05
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    env = environment(postgres_url, valkey_url, tmp_path) | {"DESCANT_SHUTDOWN_GRACE_S": "1"}
+    with gateway_process(env, "--port", str(port)) as process:
+        await wait_until_ready(url, process)
+        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            key = await create_world(client, upstream)
+            await asyncio.sleep(0.5)
+            task = asyncio.create_task(client.post(CHAT, json=BODY | {"stream": True}, headers=bearer(key)))
+            await eventually(lambda: upstream.num_tokens_sent > 2)
+            process.send_signal(signal.SIGTERM)
+            await asyncio.gather(task, return_exceptions=True)
+        _, err = await asyncio.to_thread(process.communicate, timeout=10)
+        assert process.returncode == 0, err
+    await eventually(lambda: upstream.num_running == 0)
+    async with engine.connect() as connection:
+        rows = (await connection.exec_driver_sql("SELECT completion_tokens, estimated FROM usage_ledger")).all()
+    ((completion_tokens, estimated),) = rows
+    assert 2 < completion_tokens <= upstream.num_tokens_sent
+    assert estimated
+
+
 def failed_start(env: dict[str, str], *args: str) -> str:
     """What it says when it can't start; one line, no traceback."""
     command = [sys.executable, "-m", "descant_gateway", *args]

@@ -80,7 +80,9 @@ def _uvicorn_config(config: GatewayConfig, app: Litestar) -> uvicorn.Config:
 
 async def _settle_cancelled(server: uvicorn.Server) -> None:
     """Requests that outlived the grace were cancelled; each still has to be settled before the ledger closes."""
-    await asyncio.wait_for(asyncio.gather(*server.server_state.tasks, return_exceptions=True), 5.0)
+    tasks = list(server.server_state.tasks)
+    if tasks:
+        await asyncio.wait(tasks, timeout=5.0)
 
 
 class _Server(uvicorn.Server):
