@@ -40,6 +40,18 @@ class Server:
         wait_for(lambda: httpx.get(f"{self.url}/ready").status_code == 200 or None)
         return self
 
+    @property
+    def held_blocks(self) -> float:
+        """Share of the pool; adapters stay in it when they are idle."""
+        return self.metric("vllm:kv_cache_usage_perc")
+
+    def is_idle(self) -> bool:
+        """No request in the engine."""
+        return not (self.metric("vllm:num_requests_running") or self.metric("vllm:num_requests_waiting"))
+
+    def wait_until(self, look: Callable[[], bool], seconds: float = 10) -> None:
+        wait_for(lambda: look() or None, seconds)
+
     def stop(self, seconds: float = 20) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
@@ -127,7 +139,7 @@ def save_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pa
     return save
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def start_server(model_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers of `model_path` with further arguments, and ends them."""
     servers: list[Server] = []
@@ -155,3 +167,9 @@ def start_server(model_path: Path) -> Iterator[Callable[..., Server]]:
             except subprocess.TimeoutExpired:
                 server.process.kill()
                 server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def server(start_server: Callable[..., Server], save_adapter: Callable[[int], Path]) -> Server:
+    """One with two adapters, for tests that leave it as they found it."""
+    return start_server("--lora-modules", f"pirate={save_adapter(1)}", f"lawyer={save_adapter(2)}").wait_until_ready()

@@ -12,11 +12,6 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture(scope="module")
-def server(start_server, save_adapter):
-    return start_server("--lora-modules", f"pirate={save_adapter(1)}", f"lawyer={save_adapter(2)}").wait_until_ready()
-
-
-@pytest.fixture(scope="module")
 def client(server):
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30) as client:
         yield client

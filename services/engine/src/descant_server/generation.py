@@ -22,8 +22,8 @@ async def generate(engine: AsyncEngine, call: EngineCall, call_id: str, metrics:
         ApiError: what the engine refused, or why it failed.
     """
     started = time.monotonic()
-    async with AsyncExitStack() as stack:
-        try:
+    try:
+        async with AsyncExitStack() as stack:
             streams: list[AsyncIterator[RequestOutput]] = []
             for index, prompt in enumerate(call.prompts):
                 stream = await engine.submit(
@@ -40,8 +40,8 @@ async def generate(engine: AsyncEngine, call: EngineCall, call_id: str, metrics:
             async for index, output in outputs:
                 meters[index].saw(output)
                 yield index, output
-        except ENGINE_ERRORS as error:
-            raise from_engine(error, call.prompt_field) from error
+    except ENGINE_ERRORS as error:
+        raise from_engine(error, call.prompt_field) from error
 
 
 async def _interleave(streams: Sequence[AsyncIterator[RequestOutput]]) -> Outputs:

@@ -139,7 +139,7 @@ class RequestMeter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if isinstance(error, QueueFull):
+        if self._last is None and isinstance(error, QueueFull):
             self._metrics.count_rejection()
             return
         if self._last is None:

@@ -132,9 +132,13 @@ def _given(value: ValueT | None, default: ValueT) -> ValueT:
 def _out_of_range(message: str, request: SamplingFields) -> ApiError:
     """SamplingParams' messages begin with the field's name."""
     field = message.partition(" ")[0].removesuffix(":")
-    if field == "max_tokens" and isinstance(request, ChatCompletionRequest) and request.max_completion_tokens:
+    if field == "max_tokens" and _gives_completion_tokens(request):
         message, field = f"max_completion_tokens{message.removeprefix(field)}", "max_completion_tokens"
     return invalid_request(message, param=field, code="invalid_value")
+
+
+def _gives_completion_tokens(request: SamplingFields) -> bool:
+    return isinstance(request, ChatCompletionRequest) and request.max_completion_tokens is not None
 
 
 class AnswerFormat(Protocol):
