@@ -25,5 +25,5 @@ lint: setup ## Check style, format and import rules
 types: setup ## Check the types
 	$(BIN)/mypy
 
-bench: setup ## Measure; ARGS="--help" shows what
-	@exec $(BIN)/descant bench $(ARGS)
+bench: setup ## Measure the CPU; ARGS="--help" shows what else
+	@exec $(BIN)/descant bench $(or $(ARGS),cpu-speed)

@@ -1,0 +1,28 @@
+"""`descant bench MEASUREMENT`: runs one of this package's measurements with its own options."""
+
+import runpy
+import sys
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+import click
+
+MEASUREMENTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "cpu-speed": "SmolLM2 on the CPU beside transformers' generate, in one run.",
+        "throughput": "An engine in this process over recorded requests, arriving at once.",
+    }
+)
+_LIST: Final = "\n".join(f"  {name}: {summary}" for name, summary in MEASUREMENTS.items())
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    help=f"Run a measurement; `descant bench MEASUREMENT --help` shows its options.\n\n\b\n{_LIST}",
+)
+@click.argument("measurement", type=click.Choice(list(MEASUREMENTS)))
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def bench(measurement: str, options: tuple[str, ...]) -> None:
+    sys.argv = [f"descant bench {measurement}", *options]
+    runpy.run_module(f"descant_bench.{measurement.replace('-', '_')}", run_name="__main__")
