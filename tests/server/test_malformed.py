@@ -73,6 +73,7 @@ def http(server):
         (CHAT, ASK | {"stop": ["x"] * 17}, 400, "stop"),
         (CHAT, ASK | {"stop": {"a": 1}}, 400, "stop"),
         (CHAT, ASK | {"stop_token_ids": [10**12]}, 400, "stop_token_ids[0]"),
+        (CHAT, ASK | {"stop_token_ids": [264]}, 400, "stop_token_ids"),
         (CHAT, ASK | {"stream": 1}, 400, "stream"),
         (CHAT, ASK | {"stream_options": {"usage": True}}, 400, "stream_options.usage"),
         (CHAT, ASK | {"n": 2}, 400, "n"),

@@ -8,9 +8,11 @@ from litestar.exceptions import HTTPException
 
 from descant_engine.async_engine import EngineDraining
 from descant_engine.engine_client import EngineDead
-from descant_engine.frontend import PromptTooLong, UnknownModel
+from descant_engine.frontend import InvalidParams, InvalidPrompt, PromptTooLong, UnknownModel
 from descant_engine.request_stream import RequestFailed
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
+from descant_engine.text.chat_template import ChatTemplateError
+from descant_engine.text.tokenizer import TextNotUnicode
 from descant_wire.errors import (
     ApiError,
     ErrorDetail,
@@ -25,8 +27,11 @@ from descant_wire.errors import (
     service_unavailable,
 )
 
-ENGINE_ERRORS = (ValueError, EngineDead, EngineDraining, RequestFailed)
-"""What the engine raises, and says is fit for a client."""
+ENGINE_ERRORS = (
+    *(PromptTooLong, InvalidPrompt, ChatTemplateError, TextNotUnicode, InvalidParams, UnknownModel),
+    *(QueueFull, RequestRefused, RequestFailed, EngineDraining, EngineDead),
+)
+"""What the engine raises, and says is fit for a client. Anything else is a bug, and a 500."""
 RETRY_FULL_QUEUE_S = 1.0
 RETRY_RESTART_S = 5.0
 
@@ -46,6 +51,8 @@ def from_engine(error: Exception, prompt_field: str) -> ApiError:
             return context_length_exceeded(_sentence(error), param=prompt_field)
         case QueueFull():
             return rate_limit_exceeded(_sentence(error), retry_after_s=RETRY_FULL_QUEUE_S)
+        case InvalidParams():
+            return invalid_request(_sentence(error), param=field_of(str(error)), code="invalid_value")
         case ValueError():
             return invalid_request(_sentence(error), param=prompt_field, code="invalid_value")
         case EngineDraining() | EngineDead():
@@ -54,6 +61,11 @@ def from_engine(error: Exception, prompt_field: str) -> ApiError:
             )
         case _:
             return ApiError(500, ErrorDetail(message=_sentence(error), type="server_error", code="request_failed"))
+
+
+def field_of(message: str) -> str:
+    """The engine's messages about sampling values begin with the field's name."""
+    return message.partition(" ")[0].removesuffix(":")
 
 
 def _sentence(error: Exception) -> str:

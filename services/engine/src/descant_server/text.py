@@ -7,7 +7,7 @@ from descant_engine.async_engine import AsyncEngine
 from descant_engine.frontend import Prompt, PromptTooLong
 from descant_engine.text.chat_template import render_chat
 from descant_engine.text.tokenizer import TextTooLong
-from descant_server.errors import from_engine
+from descant_server.errors import ENGINE_ERRORS, from_engine
 from descant_server.translate import chat_messages
 from descant_wire.completions import CompletionRequest
 from descant_wire.errors import invalid_request
@@ -58,7 +58,7 @@ async def _render(request: TokenizeRequest, engine: AsyncEngine) -> str:
         return await asyncio.to_thread(
             render_chat, engine.tokenizer, messages, add_generation_prompt=request.add_generation_prompt
         )
-    except ValueError as error:
+    except ENGINE_ERRORS as error:
         raise from_engine(error, "messages") from None
 
 
@@ -70,5 +70,5 @@ async def _encode(engine: AsyncEngine, text: str, *, add_special_tokens: bool, f
         )
     except TextTooLong as error:
         raise from_engine(PromptTooLong(error.min_tokens, max_model_len, at_least=True), field) from None
-    except ValueError as error:
+    except ENGINE_ERRORS as error:
         raise from_engine(error, field) from None

@@ -17,6 +17,7 @@ from descant_engine.outputs import RequestOutput
 from descant_engine.outputs import Usage as EngineUsage
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.text import chat_template
+from descant_server.errors import field_of
 from descant_wire.chat import (
     ChatChoice,
     ChatChunkChoice,
@@ -130,8 +131,7 @@ def _given(value: ValueT | None, default: ValueT) -> ValueT:
 
 
 def _out_of_range(message: str, request: SamplingFields) -> ApiError:
-    """SamplingParams' messages begin with the field's name."""
-    field = message.partition(" ")[0].removesuffix(":")
+    field = field_of(message)
     if field == "max_tokens" and _gives_completion_tokens(request):
         message, field = f"max_completion_tokens{message.removeprefix(field)}", "max_completion_tokens"
     return invalid_request(message, param=field, code="invalid_value")
