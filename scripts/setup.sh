@@ -29,7 +29,14 @@ if [[ ! -x .venv/bin/python ]] || ! supported .venv/bin/python; then
     "$python" -m venv --clear .venv
 fi
 
-install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$@"; }
+# In a terminal pip shows its progress; a log is spared it.
+quiet=(--quiet)
+if [[ -t 1 ]]; then
+    quiet=()
+fi
+install() {
+    .venv/bin/python -m pip install ${quiet[@]+"${quiet[@]}"} --disable-pip-version-check --constraint constraints.txt "$@"
+}
 
 echo "Installing packages; the first time this downloads several hundred megabytes and takes minutes"
 # torch first and by itself: with it in place, no other package asks the index for another build of it.
