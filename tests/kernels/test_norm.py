@@ -46,6 +46,15 @@ def test_add_rms_norm_updates_the_residual_in_place(
     assert_close(normed, expected)
 
 
+@pytest.mark.parametrize("splits", [1, 3])
+def test_add_rms_norm_adds_up_partial_sums(device: str, dtype: torch.dtype, splits: int, assert_close: Check) -> None:
+    partials = torch.randn(splits, 5, 96, device=device)
+    residual, weight = torch.randn(5, 96, dtype=dtype, device=device), torch.randn(96, dtype=dtype, device=device)
+    expected = reference.add_rms_norm(partials, residual.clone(), weight, EPS)
+    for actual, wanted in zip(add_rms_norm(partials, residual, weight, EPS), expected, strict=True):
+        assert_close(actual, wanted)
+
+
 def test_refuses_rows_that_are_not_contiguous(device: str) -> None:
     with pytest.raises(ValueError, match="contiguous"):
         rms_norm(torch.randn(4, 8, device=device).T, torch.randn(4, device=device), EPS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from descant_kernels import reference, rotary
+from descant_kernels import reference, rotary, rotary_kv_write
 
 Check = Callable[[Tensor, Tensor], None]
 
@@ -30,6 +30,22 @@ def test_rotates_slices_of_a_packed_tensor(
         function(q, k, positions, cos_sin(100, dim, device))
     assert_close(packed, expected)
     assert torch.equal(packed[:, (q_heads + k_heads) * dim :], untouched[:, (q_heads + k_heads) * dim :])
+
+
+def test_rotary_and_kv_write_in_one_launch(device: str, dtype: torch.dtype, assert_close: Check) -> None:
+    num_tokens, dim = 5, 80
+    packed = torch.randn(num_tokens, 10, dim, dtype=dtype, device=device)
+    positions = torch.tensor([0, 3, 3, 99, 50], device=device)
+    slots = torch.tensor([7, -1, 0, 12, 3], device=device)
+    results = []
+    for function in (rotary_kv_write, reference.rotary_kv_write):
+        qkv, pool = packed.clone(), packed.new_zeros(4, 3, 2, 4, 2, dim)
+        caches = pool[:, 1, 0], pool[:, 1, 1]
+        function(*qkv.split((6, 2, 2), dim=1), positions, cos_sin(100, dim, device), *caches, slots)
+        results.append((qkv, pool))
+    for actual, expected in zip(*results, strict=True):
+        assert_close(actual, expected)
+    assert torch.equal(results[0][1] == 0, results[1][1] == 0)
 
 
 def test_equals_transformers_llama(device: str, assert_close: Check) -> None:

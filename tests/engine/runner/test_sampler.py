@@ -21,7 +21,7 @@ def admit(request_id: str, tokens: list[int], num_prompt: int, *, seed: int = 0,
 def sample(requests: list[AdmittedRequest], logits: torch.Tensor) -> list[int]:
     """One sample for each request, in the given order, in one batch."""
     states = RequestStates(8, 64, 16, torch.device("cpu"))
-    sampler = Sampler()
+    sampler = Sampler(torch.device("cpu"))
     states.apply(StepPlan(0, (), (), tuple(requests), ()))
     for request in requests:
         sampler.add(states.row(request.request_id), request)
@@ -34,7 +34,7 @@ def sample(requests: list[AdmittedRequest], logits: torch.Tensor) -> list[int]:
 def draws(logits: torch.Tensor, num_draws: int = 400, **options) -> list[int]:
     """Tokens drawn at `num_draws` different positions of one request."""
     states = RequestStates(1, 4, 16, torch.device("cpu"))
-    sampler = Sampler()
+    sampler = Sampler(torch.device("cpu"))
     request = admit("a", [1], 1, seed=7, **options)
     states.apply(StepPlan(0, (), (), (request,), ()))
     sampler.add(0, request)
@@ -127,7 +127,7 @@ def test_a_draw_does_not_depend_on_the_batch(logits):
 
 def test_rows_are_reused_without_leaking_options(logits):
     states = RequestStates(1, 64, 16, torch.device("cpu"))
-    sampler = Sampler()
+    sampler = Sampler(torch.device("cpu"))
     first = admit("a", [1], 1, top_k=1, repetition_penalty=2.0, min_tokens=3, stop=(4,))
     second = admit("b", [1], 1, temperature=0.0, stop=(4,))
     for plan, request in [((), first), (("a",), second)]:

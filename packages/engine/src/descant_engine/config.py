@@ -122,7 +122,7 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedConfig:
-    """EngineConfig with every open question answered. The number of blocks is not here: the memory profile returns it."""
+    """EngineConfig with every open question answered. Not here: the number of blocks, which the memory profile returns."""
 
     user: EngineConfig
     shape: ModelShape

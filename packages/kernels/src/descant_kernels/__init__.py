@@ -5,27 +5,33 @@ Importing compiles nothing and touches no device.
 
 from descant_kernels.activation import silu_mul
 from descant_kernels.attention import paged_attention
+from descant_kernels.greedy import greedy
 from descant_kernels.kv_write import kv_write
 from descant_kernels.lora_expand import lora_expand
 from descant_kernels.lora_segments import LoraSegments, segment_tokens
 from descant_kernels.lora_shrink import lora_shrink
 from descant_kernels.lora_tables import LoraTables, ProjectionGroup
 from descant_kernels.norm import add_rms_norm, rms_norm
-from descant_kernels.rotary import rotary
+from descant_kernels.rotary import rotary, rotary_kv_write
 from descant_kernels.sample import sample
+from descant_kernels.skinny_product import can_multiply, skinny_product
 
 __all__ = [
     "LoraSegments",
     "LoraTables",
     "ProjectionGroup",
     "add_rms_norm",
+    "can_multiply",
+    "greedy",
     "kv_write",
     "lora_expand",
     "lora_shrink",
     "paged_attention",
     "rms_norm",
     "rotary",
+    "rotary_kv_write",
     "sample",
     "segment_tokens",
     "silu_mul",
+    "skinny_product",
 ]

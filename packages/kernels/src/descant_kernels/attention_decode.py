@@ -30,12 +30,13 @@ def decode_attention(
     num_kv_heads = key_cache.shape[2]
     num_requests = seq_lens.shape[0]
     num_splits = decode_splits(num_requests, num_kv_heads, max_seq_len)
-    tiles = decode_tiles(head_dim, q.dtype, num_q_heads // num_kv_heads)
+    num_programs = num_requests * num_kv_heads * num_splits
+    tiles = decode_tiles(head_dim, q.dtype, num_q_heads // num_kv_heads, num_programs)
     block_dim = max(16, triton.next_power_of_2(head_dim))
     partial_shape = (num_requests, num_q_heads, num_splits) if num_splits > 1 else (0, 0, 0)
     partial_out = torch.empty((*partial_shape, head_dim), dtype=torch.float32, device=q.device)
     partial_lse = torch.empty(partial_shape, dtype=torch.float32, device=q.device)
-    _decode_kernel[(num_requests, num_kv_heads, num_splits)](
+    _decode_kernel[(num_kv_heads, num_requests, num_splits)](
         out,
         partial_out,
         partial_lse,
@@ -113,8 +114,9 @@ def _decode_kernel(
     TILE: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
 ):
-    request = tl.program_id(0).to(tl.int64)
-    kv_head = tl.program_id(1).to(tl.int64)
+    # Heads of a request are neighbours in time as they are in memory.
+    kv_head = tl.program_id(0).to(tl.int64)
+    request = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
     token = tl.load(query_start_loc + request).to(tl.int64)
     query_len = tl.load(query_start_loc + request + 1) - token
@@ -149,7 +151,7 @@ def _decode_kernel(
         place = out + token * out_stride_token + (head * HEAD_DIM)[:, None] + dims[None, :]
         tl.store(place, result.to(out.dtype.element_ty), mask=mask)
     else:
-        partial = (request * (tl.num_programs(1) * GROUP) + head) * NUM_SPLITS + split
+        partial = (request * (tl.num_programs(0) * GROUP) + head) * NUM_SPLITS + split
         tl.store(partial_out + (partial * HEAD_DIM)[:, None] + dims[None, :], result, mask=mask)
         tl.store(partial_lse + partial, row_max + tl.log2(row_sum), mask=rows < GROUP)
 

@@ -36,11 +36,19 @@ def attend_tile(
     key = first_key + tl.arange(0, TILE)
     dims = tl.arange(0, BLOCK_DIM)
     exists = key < keys_end
-    block = tl.load(block_table + key // KV_BLOCK, mask=exists, other=0).to(tl.int64)
+    mask = exists[:, None] & (dims < HEAD_DIM)[None, :]
+    if MASKED:
+        block = tl.load(block_table + key // KV_BLOCK, mask=exists, other=0).to(tl.int64)
+    else:
+        block = tl.load(block_table + key // KV_BLOCK).to(tl.int64)
     row = block * stride_block + (key % KV_BLOCK) * stride_token
     offsets = row[:, None] + dims[None, :]
-    mask = exists[:, None] & (dims < HEAD_DIM)[None, :]
-    k = tl.load(keys + offsets, mask=mask, other=0.0)
+    # A tile that exists as a whole needs no mask, and loads without one are cheaper.
+    UNMASKED: tl.constexpr = not MASKED and HEAD_DIM == BLOCK_DIM
+    if UNMASKED:
+        k = tl.load(keys + offsets)
+    else:
+        k = tl.load(keys + offsets, mask=mask, other=0.0)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * qk_scale
     if MASKED:
         scores = tl.where(key[None, :] <= last_key[:, None], scores, float("-inf"))
@@ -48,6 +56,9 @@ def attend_tile(
     probabilities = tl.exp2(scores - new_max[:, None])
     correction = tl.exp2(row_max - new_max)
     row_sum = row_sum * correction + tl.sum(probabilities, axis=1)
-    v = tl.load(values + offsets, mask=mask, other=0.0)
+    if UNMASKED:
+        v = tl.load(values + offsets)
+    else:
+        v = tl.load(values + offsets, mask=mask, other=0.0)
     acc = tl.dot(probabilities.to(v.dtype), v, acc * correction[:, None], input_precision="ieee")
     return acc, new_max, row_sum

@@ -15,10 +15,7 @@ def kv_write(keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tenso
         slot_mapping: [num_tokens] int64; -1 skips the token. No slot may appear twice.
     """
     num_tokens, num_heads, head_dim = keys.shape
-    if key_cache.stride() != value_cache.stride():
-        raise ValueError(f"caches must have equal strides: {key_cache.stride()} and {value_cache.stride()}")
-    if not keys.stride(-1) == values.stride(-1) == key_cache.stride(-1) == 1:
-        raise ValueError("the last dimension of keys, values and their caches must be contiguous")
+    check_caches(keys, values, key_cache, value_cache)
     _kv_write_kernel[(num_tokens,)](
         keys,
         values,
@@ -34,6 +31,13 @@ def kv_write(keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tenso
         BLOCK_HEADS=triton.next_power_of_2(num_heads),
         BLOCK_DIM=triton.next_power_of_2(head_dim),
     )
+
+
+def check_caches(keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor) -> None:
+    if key_cache.stride() != value_cache.stride():
+        raise ValueError(f"caches must have equal strides: {key_cache.stride()} and {value_cache.stride()}")
+    if not keys.stride(-1) == values.stride(-1) == key_cache.stride(-1) == 1:
+        raise ValueError("the last dimension of keys, values and their caches must be contiguous")
 
 
 @triton.jit(do_not_specialize_on_alignment=["slot_mapping"])

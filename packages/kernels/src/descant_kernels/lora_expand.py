@@ -6,7 +6,7 @@ from torch import Tensor
 
 from descant_kernels.lora_segments import LoraSegments
 from descant_kernels.lora_tables import MAX_PACKED, LoraTables, ProjectionGroup, alignment, check_tables, tile_rows
-from descant_kernels.tuning import LORA_BLOCK_RANK, expand_block, lora_warps
+from descant_kernels.tuning import EXPAND_BLOCK_OUT, LORA_BLOCK_RANK, expand_chunk, lora_warps
 
 
 def lora_expand(
@@ -16,8 +16,8 @@ def lora_expand(
 
     Args:
         partials: what `lora_shrink` returned for the same tables, layer, group and segments.
-        out: [num_tokens, sum(group.out_features)], rows contiguous; changed in place. Rows of base tokens and columns
-            of modules that the adapter leaves alone are not touched.
+        out: [num_tokens, sum(group.out_features)], rows contiguous, any float dtype; changed in place. Rows of base
+            tokens and columns of modules that the adapter leaves alone are not touched.
     """
     check_tables(out, tables, group)
     splits, num_modules, num_tokens, max_rank = partials.shape
@@ -25,9 +25,10 @@ def lora_expand(
     if out.shape != (num_tokens, sum(widths)):
         raise ValueError(f"out must be [{num_tokens}, {sum(widths)}] for columns of {widths}, got {list(out.shape)}")
     padded_widths = (*widths, *(0,) * (MAX_PACKED - num_modules))
-    block_out = expand_block(segments.segment_size)
-    num_blocks = sum(triton.cdiv(width, block_out) for width in widths)
-    _expand_kernel[(segments.lengths.shape[0], num_blocks)](
+    num_segments = segments.lengths.shape[0]
+    chunk = expand_chunk(segments.segment_size, num_segments)
+    num_chunks = sum(triton.cdiv(width, chunk) for width in widths)
+    _expand_kernel[(num_chunks, num_segments)](
         out,
         partials,
         tables.pool,
@@ -44,6 +45,7 @@ def lora_expand(
         num_tokens,
         *padded_widths,
         out.stride(0),
+        chunk,
         SPLITS=splits,
         MODULES=num_modules,
         MAX_RANK=max_rank,
@@ -52,13 +54,27 @@ def lora_expand(
         ALIGNED=min(alignment(width) for width in widths),
         SEGMENT=segments.segment_size,
         BLOCK_RANK=LORA_BLOCK_RANK,
-        BLOCK_OUT=block_out,
+        BLOCK_OUT=EXPAND_BLOCK_OUT,
         num_warps=lora_warps(segments.segment_size),
-        num_stages=2,
+        num_stages=3,
     )
 
 
-@triton.jit(do_not_specialize=["layer", "first_module", "num_tokens"])
+@triton.jit
+def _sum_of_splits(source, mask, split_stride, SPLITS: tl.constexpr):
+    total = tl.load(source, mask=mask, other=0.0)
+    for split in range(1, SPLITS):
+        total += tl.load(source + split * split_stride, mask=mask, other=0.0)
+    return total
+
+
+@triton.jit
+def _add_to(target, update, mask):
+    base = tl.load(target, mask=mask, other=0.0).to(tl.float32)
+    tl.store(target, (base + update).to(target.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["layer", "first_module", "num_tokens", "chunk_width"])
 def _expand_kernel(
     out,
     partials,
@@ -79,6 +95,7 @@ def _expand_kernel(
     width_1,
     width_2,
     out_stride,
+    chunk_width,
     SPLITS: tl.constexpr,
     MODULES: tl.constexpr,
     MAX_RANK: tl.constexpr,
@@ -89,43 +106,55 @@ def _expand_kernel(
     BLOCK_RANK: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
 ):
-    segment = tl.program_id(0)
+    segment = tl.program_id(1)
     # All at once: one wait for memory, not three.
     length, slot, start = tl.load(lengths + segment), tl.load(slots + segment), tl.load(starts + segment)
     if length == 0:
         return
-    block = tl.program_id(1)
-    second = tl.cdiv(width_0, BLOCK_OUT)
-    third = second + tl.cdiv(width_1, BLOCK_OUT)
-    module = (block >= second).to(tl.int32) + (block >= third).to(tl.int32)
-    first_block = tl.where(module == 0, 0, tl.where(module == 1, second, third))
-    first_column = tl.where(module == 0, 0, tl.where(module == 1, width_0, width_0 + width_1))
+    chunk = tl.program_id(0)
+    second = tl.cdiv(width_0, chunk_width)
+    third = second + tl.cdiv(width_1, chunk_width)
+    module = (chunk >= second).to(tl.int32) + (chunk >= third).to(tl.int32)
+    first_chunk = tl.where(module == 0, 0, tl.where(module == 1, second, third))
+    left_of_module = tl.where(module == 0, 0, tl.where(module == 1, width_0, width_0 + width_1))
     width = tl.where(module == 0, width_0, tl.where(module == 1, width_1, width_2))
     entry = (slot * num_layers + layer) * num_modules + first_module + module
     rank = tl.load(lora_ranks + entry)
     if rank == 0:
         return
 
+    scaling = tl.load(scalings + entry)
     member = tl.arange(0, SEGMENT)
-    is_member = member < length
-    token = tl.load(token_order + start + member, mask=is_member, other=0)
-    column = (block - first_block) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    is_column = column < width
-    acc = tl.zeros([SEGMENT, BLOCK_OUT], tl.float32)
+    is_member = (member < length)[:, None]
+    token = tl.load(token_order + start + member, mask=member < length, other=0)
     split_stride = num_tokens.to(tl.int64) * (MODULES * MAX_RANK)
-    shrunk_rows = partials + (module * num_tokens + token) * MAX_RANK
-    for first_row in range(0, rank, BLOCK_RANK):
-        row = first_row + tl.arange(0, BLOCK_RANK)
-        is_row = row < rank
-        source = shrunk_rows[:, None] + row[None, :]
-        is_shrunk = is_member[:, None] & is_row[None, :]
-        shrunk = tl.zeros([SEGMENT, BLOCK_RANK], tl.float32)
-        for split in range(SPLITS):
-            shrunk += tl.load(source + split * split_stride, mask=is_shrunk, other=0.0)
-        b_rows = tile_rows(pool, b_offsets + entry * MAX_TILES, row, is_row, width, RANK_TILE, ALIGNED)
-        b_tile = tl.load(b_rows[:, None] + column[None, :], mask=is_row[:, None] & is_column[None, :], other=0.0)
-        acc = tl.dot(shrunk.to(b_tile.dtype), b_tile, acc, input_precision="ieee")
-    target = out + (token * out_stride)[:, None] + (first_column + column)[None, :]
-    mask = is_member[:, None] & is_column[None, :]
-    base = tl.load(target, mask=mask, other=0.0).to(tl.float32)
-    tl.store(target, (base + tl.load(scalings + entry) * acc).to(out.dtype.element_ty), mask=mask)
+    shrunk_rows = partials + ((module * num_tokens + token) * MAX_RANK)[:, None]
+    out_rows = out + (token * out_stride)[:, None] + left_of_module
+    tiles = b_offsets + entry * MAX_TILES
+    row = tl.arange(0, BLOCK_RANK)
+    # The first ranks are summed once for all columns; most adapters have no others.
+    shrunk = _sum_of_splits(shrunk_rows + row, is_member & (row < rank), split_stride, SPLITS).to(pool.dtype.element_ty)
+    b_rows = tile_rows(pool, tiles, row, row < rank, width, RANK_TILE, ALIGNED)[:, None]
+    begin = (chunk - first_chunk) * chunk_width
+    end = tl.minimum(begin + chunk_width, width)
+    if rank <= BLOCK_RANK:
+        # A loop of its own: with another loop inside, loads would not be begun ahead.
+        for first_column in range(begin, end, BLOCK_OUT):
+            column = tl.multiple_of(first_column, BLOCK_OUT) + tl.arange(0, BLOCK_OUT)
+            is_column = (column < width)[None, :]
+            b_tile = tl.load(b_rows + column, mask=(row < rank)[:, None] & is_column, other=0.0)
+            acc = tl.dot(shrunk, b_tile, input_precision="ieee")
+            _add_to(out_rows + column, scaling * acc, is_member & is_column)
+    else:
+        for first_column in range(begin, end, BLOCK_OUT):
+            column = tl.multiple_of(first_column, BLOCK_OUT) + tl.arange(0, BLOCK_OUT)
+            is_column = (column < width)[None, :]
+            b_tile = tl.load(b_rows + column, mask=is_column, other=0.0)
+            acc = tl.dot(shrunk, b_tile, input_precision="ieee")
+            for first_row in range(BLOCK_RANK, rank, BLOCK_RANK):
+                more = first_row + row
+                more_shrunk = _sum_of_splits(shrunk_rows + more, is_member & (more < rank), split_stride, SPLITS)
+                more_rows = tile_rows(pool, tiles, more, more < rank, width, RANK_TILE, ALIGNED)[:, None]
+                b_tile = tl.load(more_rows + column, mask=(more < rank)[:, None] & is_column, other=0.0)
+                acc = tl.dot(more_shrunk.to(b_tile.dtype), b_tile, acc, input_precision="ieee")
+            _add_to(out_rows + column, scaling * acc, is_member & is_column)

@@ -21,6 +21,8 @@ def lora_shrink(x: Tensor, tables: LoraTables, layer: int, group: ProjectionGrou
         [splits, modules, num_tokens, max_tiles * rank_tile] float32; what no adapter covers is undefined.
     """
     check_tables(x, tables, group)
+    if x.dtype != tables.pool.dtype:
+        raise ValueError(f"activations are {x.dtype}, the pool {tables.pool.dtype}: they must agree")
     num_tokens, in_features = x.shape
     max_tiles = tables.a_offsets.shape[-1]
     num_modules = len(group.out_features)

@@ -49,13 +49,16 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     """residual += x (rounded to its dtype); returns (rms_norm(residual, weight, eps), residual).
 
     Args:
-        x, residual: [num_tokens, width], rows contiguous, same dtype. `residual` is changed in place.
+        x: [num_tokens, width], rows contiguous; or float32 partial sums of it, [splits, num_tokens, width], which are
+            added up in their order.
+        residual: [num_tokens, width], rows contiguous; changed in place.
         weight: [width].
     """
-    if x.shape != residual.shape or x.stride(-1) != 1 or residual.stride(-1) != 1:
+    if x.shape[-2:] != residual.shape or x.stride(-1) != 1 or residual.stride(-1) != 1:
         raise ValueError(f"x {tuple(x.shape)} and residual {tuple(residual.shape)} must agree, rows contiguous")
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    num_tokens, width = x.shape
+    out = torch.empty(residual.shape, dtype=residual.dtype, device=x.device)
+    num_tokens, width = residual.shape
+    splits = x.shape[0] if x.dim() == 3 else 1
     block_width = triton.next_power_of_2(width)
     _add_rms_norm_kernel[(num_tokens,)](
         out,
@@ -64,8 +67,10 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
         weight,
         eps,
         width,
-        x.stride(0),
+        x.stride(-2),
+        x.stride(0) if x.dim() == 3 else 0,
         residual.stride(0),
+        SPLITS=splits,
         BLOCK_WIDTH=block_width,
         num_warps=norm_warps(block_width),
     )
@@ -116,7 +121,9 @@ def _add_rms_norm_kernel(
     eps,
     width,
     x_stride,
+    split_stride,
     residual_stride,
+    SPLITS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -124,6 +131,8 @@ def _add_rms_norm_kernel(
     mask = columns < width
     place = residual + row * residual_stride + columns
     added = tl.load(x + row * x_stride + columns, mask=mask, other=0.0).to(tl.float32)
+    for split in tl.static_range(1, SPLITS):
+        added += tl.load(x + split * split_stride + row * x_stride + columns, mask=mask, other=0.0)
     total = (tl.load(place, mask=mask, other=0.0).to(tl.float32) + added).to(residual.dtype.element_ty)
     tl.store(place, total, mask=mask)
     scale = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)

@@ -60,8 +60,31 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    residual.add_(x)
+    residual.copy_(residual.float() + (x.float().sum(0) if x.dim() == 3 else x.float()))
     return rms_norm(residual, weight, eps), residual
+
+
+def skinny_product(x: Tensor, weight: Tensor, splits: int) -> Tensor:
+    parts = [a.float() @ b.float().T for a, b in zip(x.chunk(splits, 1), weight.chunk(splits, 1), strict=True)]
+    return torch.stack(parts).to(x.dtype if splits == 1 else torch.float32)
+
+
+def greedy(logits: Tensor) -> Tensor:
+    return logits.argmax(-1)
+
+
+def rotary_kv_write(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    cos_sin_cache: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+) -> None:
+    rotary(q, k, positions, cos_sin_cache)
+    kv_write(k, v, key_cache, value_cache, slot_mapping)
 
 
 def rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> None:

@@ -46,7 +46,7 @@ def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tenso
         LANE=SAMPLE_LANE,
     )
     block = max(16, triton.next_power_of_2(num_tiles))
-    _best_of_row_kernel[(num_rows,)](out, best_values, best_tokens, vocab_size, num_tiles, BLOCK=block, num_warps=1)
+    best_of_row_kernel[(num_rows,)](out, best_values, best_tokens, vocab_size, num_tiles, BLOCK=block, num_warps=1)
     return out
 
 
@@ -107,7 +107,8 @@ def _best_of_tile_kernel(
 
 
 @triton.jit
-def _best_of_row_kernel(out, best_values, best_tokens, vocab_size, num_tiles, BLOCK: tl.constexpr):
+def best_of_row_kernel(out, best_values, best_tokens, vocab_size, num_tiles, BLOCK: tl.constexpr):
+    """The best of each row's tiles; the lower token id among equals."""
     row = tl.program_id(0).to(tl.int64)
     tiles = tl.arange(0, BLOCK)
     mask = tiles < num_tiles

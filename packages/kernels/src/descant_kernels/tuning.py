@@ -1,6 +1,6 @@
 """Block sizes and split rules of every kernel in one place: what to change when tuning for a chip.
 
-Measured on nothing yet but chosen for Hopper: 132 multiprocessors, 227 KiB of shared memory each.
+Chosen by measurement on an H200 at the shapes of Llama-3.1-8B in bfloat16: docs/results/h200-kernels.md.
 """
 
 from typing import NamedTuple
@@ -16,20 +16,28 @@ LORA_BLOCK_RANK = 16
 LORA_RANK_LANES = 4
 """Programs that share a segment's ranks in shrink; one lane walks them all where ranks are small."""
 SHRINK_BLOCK_IN = 128
+EXPAND_BLOCK_OUT = 128
+"""Output features at once."""
 DECODE_SPLIT_IN, PREFILL_SPLIT_IN = 512, 2048
 """Input features of one split. They depend on nothing in the batch, so neither do a token's sums."""
 
 SORT_BLOCK, SORT_CHUNK = 32, 128
 """Tokens that a program places, and tokens that it compares them with at once."""
 
+SKINNY_BLOCK_OUT, SKINNY_BLOCK_IN = 64, 128
+"""Rows and columns of the weight that a skinny product holds at once, five times over."""
+
+GREEDY_BLOCK = 4096
+"""Logits that one program compares."""
+
 SAMPLE_LANE = 1024
 """Tokens per Philox output; a program covers four lanes. Part of the random stream: changing it changes draws."""
 
 DECODE_PROGRAMS = 528
 """Programs that fill the chip: four to a multiprocessor."""
-DECODE_MIN_SPLIT = 64
+DECODE_MIN_SPLIT = 32
 """Keys below which a split is not worth its share of the reduction."""
-DECODE_MAX_SPLITS = 64
+DECODE_MAX_SPLITS = 32
 
 
 class AttentionTiles(NamedTuple):
@@ -45,14 +53,15 @@ def prefill_tiles(head_dim: int, dtype: torch.dtype) -> AttentionTiles:
         return AttentionTiles(block_rows=16, tile_keys=16, num_warps=4, num_stages=2)
     if head_dim > 128:
         return AttentionTiles(block_rows=64, tile_keys=32, num_warps=8, num_stages=2)
-    return AttentionTiles(block_rows=128, tile_keys=64, num_warps=8, num_stages=3)
+    return AttentionTiles(block_rows=256, tile_keys=64, num_warps=8, num_stages=3)
 
 
-def decode_tiles(head_dim: int, dtype: torch.dtype, group_size: int) -> AttentionTiles:
+def decode_tiles(head_dim: int, dtype: torch.dtype, group_size: int, num_programs: int) -> AttentionTiles:
     block_rows = max(MIN_DOT, triton.next_power_of_2(group_size))
     if dtype == torch.float32:
         return AttentionTiles(block_rows, tile_keys=16, num_warps=4, num_stages=2)
-    return AttentionTiles(block_rows, tile_keys=32 if head_dim > 128 else 64, num_warps=4, num_stages=3)
+    is_chip_full = num_programs >= DECODE_PROGRAMS
+    return AttentionTiles(block_rows, tile_keys=32, num_warps=2 if is_chip_full else 4, num_stages=2)
 
 
 def decode_splits(num_requests: int, num_kv_heads: int, max_seq_len: int) -> int:
@@ -68,9 +77,9 @@ def shrink_split(in_features: int, segment_size: int) -> int:
     return min(in_features, DECODE_SPLIT_IN if segment_size == MIN_DOT else PREFILL_SPLIT_IN)
 
 
-def expand_block(segment_size: int) -> int:
-    """Output features of one program: many where tokens are few, to have enough bytes on their way."""
-    return 256 if segment_size == MIN_DOT else 128
+def expand_chunk(segment_size: int, max_segments: int) -> int:
+    """Output features of one program. Few segments need programs, many need bytes on their way in each."""
+    return 4 * EXPAND_BLOCK_OUT if segment_size == MIN_DOT and max_segments > 16 else EXPAND_BLOCK_OUT
 
 
 def lora_warps(segment_size: int) -> int:

@@ -1,11 +1,12 @@
 """Batched LoRA in torch: the adapters of a batch lie one under another in one A and one B, and a mask leaves each token
-the rank rows of its own adapter. A few products per packed layer, however many adapters there are.
+the rank rows of its own adapter. Two products per packed layer, however many adapters there are.
 
-They are float32 whatever the model is: for so few rows the fixed cost of a bfloat16 product (oneDNN, 15 us) is higher
-than the product itself.
+The first is float32 whatever the model is: for so few rows the fixed cost of a bfloat16 product (oneDNN, 15 us) is
+higher than the product itself. The second is as wide as the layer, and made like the layer's own.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from descant_engine.forward_context import LoraInputs, LoraTables
-from descant_engine.layers.ops import LoraGroup
+from descant_engine.layers.ops import LoraGroup, Product
+
+Prepare = Callable[[Tensor, Tensor | None], Product]
+"""`Ops.product`."""
 
 MAX_BUNDLES = 4
 """Sets of adapters whose matrices are kept at hand; requests that come and go change the set."""
@@ -36,17 +40,16 @@ class GroupTensors:
     lora_a: Tensor
     """[rank rows, in_features] float32: module by module, and within a module adapter by adapter."""
     rows: RankRows
-    rows_of_module: list[int]
-    lora_b: tuple[tuple[int, Tensor], ...]
-    """(number in the group, [its rank rows, out_features] float32) of each module that an adapter changes."""
+    expand: Product
+    """[T, rank rows] -> [T, sum(widths)], block-diagonal: a rank row reaches the columns of its own module only."""
 
 
 class LoraBundle:
     """The matrices of the adapters in `slots`, gathered from the pool layer by layer as they are first asked for."""
 
-    def __init__(self, tables: LoraTables, slots: tuple[int, ...]) -> None:
+    def __init__(self, tables: LoraTables, slots: tuple[int, ...], prepare: Prepare) -> None:
         index = list(slots)
-        self._tables, self._slots = tables, slots
+        self._tables, self._slots, self._prepare = tables, slots, prepare
         self._ranks: list[list[list[int]]] = tables.lora_ranks[index].tolist()
         self._scalings: list[list[list[float]]] = tables.scalings[index].tolist()
         self._rank_rows: dict[tuple[tuple[int, int, float], ...], RankRows] = {}
@@ -69,15 +72,11 @@ class LoraBundle:
                 lora_a += self._tiles(self._tables.a_offsets[slot, group.layer, module], lora_rank, group.in_features)
                 own_b += self._tiles(self._tables.b_offsets[slot, group.layer, module], lora_rank, width)
                 owners.append((slot, lora_rank, scalings[group.layer][module]))
-            lora_b.append(torch.cat(own_b).float())
+            lora_b.append(torch.cat(own_b))
         if not lora_a:
             return None
-        return GroupTensors(
-            torch.cat(lora_a).float(),
-            self._shared_rows(tuple(owners)),
-            [len(rows) for rows in lora_b],
-            tuple((number, rows) for number, rows in enumerate(lora_b) if len(rows)),
-        )
+        expand = self._prepare(torch.block_diag(*lora_b).T.contiguous(), None)
+        return GroupTensors(torch.cat(lora_a).float(), self._shared_rows(tuple(owners)), expand)
 
     def _tiles(self, offsets: Tensor, lora_rank: int, width: int) -> list[Tensor]:
         tiles = []
@@ -112,11 +111,7 @@ class LoraStep:
         if tensors is None:
             return output
         shrunk = F.linear(x.float(), tensors.lora_a).mul_(self._mask(tensors.rows))
-        columns = output.split_with_sizes(group.widths, 1)
-        rank_rows = shrunk.split_with_sizes(tensors.rows_of_module, 1)
-        for module, lora_b in tensors.lora_b:
-            columns[module].add_(torch.mm(rank_rows[module], lora_b))
-        return output
+        return output.add_(tensors.expand(shrunk.to(x.dtype)))
 
     def _mask(self, rows: RankRows) -> Tensor:
         """[T, rank rows] float32: the scaling in the rows of the token's own adapter, 0 elsewhere."""
@@ -128,7 +123,8 @@ class LoraStep:
 class LoraPlanner:
     """Finds or builds the bundle for a step. What was built for an older version of the tables is dropped."""
 
-    def __init__(self) -> None:
+    def __init__(self, prepare: Prepare) -> None:
+        self._prepare = prepare
         self._step: LoraStep | None = None
         self._bundles: OrderedDict[tuple[int, ...], LoraBundle] = OrderedDict()
         self._built_for: tuple[LoraTables, int] | None = None
@@ -144,7 +140,7 @@ class LoraPlanner:
             self._bundles.clear()
             self._built_for = tables, tables.version[0]
         if slots not in self._bundles:
-            self._bundles[slots] = LoraBundle(tables, slots)
+            self._bundles[slots] = LoraBundle(tables, slots, self._prepare)
         self._bundles.move_to_end(slots)
         if len(self._bundles) > MAX_BUNDLES:
             self._bundles.popitem(last=False)

@@ -3,6 +3,7 @@ for all layers is computed once per step.
 """
 
 from collections.abc import Callable
+from threading import Thread
 
 import torch
 from torch import Tensor
@@ -21,11 +22,12 @@ class CpuOps:
     """Keeps the plan of the step at hand. One thread, one step at a time."""
 
     def __init__(self) -> None:
+        keep_mkl_serial()
         self._step: StepContext | None = None
         self._attention: AttentionPlan | None = None
         self._rows: tuple[LayerRows, ...] = ()
         self._turns: tuple[Tensor, Tensor] | None = None
-        self._lora = LoraPlanner()
+        self._lora = LoraPlanner(self.product)
 
     def product(self, weight: Tensor, bias: Tensor | None) -> Product:
         if not _has_packed_products(weight.dtype):
@@ -34,6 +36,9 @@ class CpuOps:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_NUM_TOKENS)
         linear: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
         return lambda x: linear(x, packed, bias, "none", [], "")
+
+    def residual_product(self, weight: Tensor, bias: Tensor | None) -> Product:
+        return self.product(weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, eps)
@@ -56,6 +61,12 @@ class CpuOps:
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
 
+    def rotary_attention(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, scale: float
+    ) -> Tensor:
+        self.rotary(q, k, positions, cos_sin)
+        return self.attention(layer, q, k, v, scale)
+
     def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         step = self._begin_step()
         if self._attention is None:
@@ -63,10 +74,10 @@ class CpuOps:
             self._attention.clear_fresh_blocks(step.kv_caches)
         return attend(self._attention, self._rows[layer], q, k, v, scale)
 
-    def add_lora(self, group: LoraGroup, x: Tensor, output: Tensor) -> Tensor:
+    def lora_product(self, group: LoraGroup, product: Product, x: Tensor) -> Tensor:
         lora = current_step().lora
         assert lora is not None
-        return self._lora.plan(lora).add(group, x, output)
+        return self._lora.plan(lora).add(group, x, product(x))
 
     def _begin_step(self) -> StepContext:
         """Forgets the plan of the step before, if the layer calling is the first of a new one."""
@@ -76,6 +87,18 @@ class CpuOps:
                 self._rows = tuple(LayerRows.of(cache) for cache in step.kv_caches)
             self._step, self._attention, self._turns = step, None, None
         return step
+
+
+def keep_mkl_serial() -> None:
+    """Leaves OpenMP's threads to oneDNN. The products that MKL gets are small (adapters' ranks); with a team of its own
+    it took ten times as long, for waiting.
+
+    torch sets both libraries' threads at once, but MKL's number is the process's and OpenMP's the calling thread's: set
+    by a thread that then ends, it reaches MKL alone.
+    """
+    setter = Thread(target=torch.set_num_threads, args=(1,))
+    setter.start()
+    setter.join()
 
 
 def _has_packed_products(dtype: torch.dtype) -> bool:

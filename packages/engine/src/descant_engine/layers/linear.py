@@ -45,13 +45,23 @@ class Linear(nn.Module):
     def finish_loading(self) -> None:
         """Hands the loaded weight to the device's product, which may keep it in a layout of its own."""
         assert self.weight is not None
-        self._product = self.ops.product(self.weight.data, None if self.bias is None else self.bias.data)
+        self._product = self.prepare(self.weight.data, None if self.bias is None else self.bias.data)
         self.weight = None
+
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> Product:
+        return self.ops.product(weight, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[num_tokens, in_features] -> [num_tokens, sum of shards]"""
         assert self._product is not None, "finish_loading comes before the first forward pass"
         return self._product(x)
+
+
+class ResidualLinear(Linear):
+    """Its output is added to the residual stream by the norm that follows, and used for nothing else."""
+
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> Product:
+        return self.ops.residual_product(weight, bias)
 
 
 class QkvLinear(Linear):

@@ -19,10 +19,10 @@ class LoraLinear(nn.Module):
         self._ops = base.ops
 
     def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.base(x)
         if current_step().lora is None:
+            output: Tensor = self.base(x)
             return output
-        return self._ops.add_lora(self._group, x, output)
+        return self._ops.lora_product(self._group, self.base.forward, x)
 
 
 def wrap_linears(model: nn.Module) -> None:

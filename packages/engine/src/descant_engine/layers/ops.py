@@ -31,23 +31,27 @@ class Ops(Protocol):
     def product(self, weight: Tensor, bias: Tensor | None) -> Product:
         """Prepares weight [out, in] for use; the caller need not keep it."""
 
+    def residual_product(self, weight: Tensor, bias: Tensor | None) -> Product:
+        """Like `product`, for outputs that go into `add_rms_norm` and nowhere else: they may be partial sums."""
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / rms(x) * weight over the last dimension (arXiv 1910.07467); the mean is taken in float32."""
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """(rms_norm(x + residual), x + residual). Either input may be overwritten."""
-
-    def rotary(self, q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
-        """Turns q [T, qh, d] and k [T, kvh, d] in place. cos_sin [max_position, d]: cosines, then sines."""
+        """(rms_norm(x + residual), x + residual). Either input may be overwritten. x is what a norm, an embedding or a
+        `residual_product` gave."""
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """[T, 2n] -> silu(first half) * second half, [T, n]."""
 
-    def attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Writes k and v [T, kvh, d] to the layer's KV cache, then attends: q [T, qh, d] -> [T, qh * d]."""
+    def rotary_attention(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, scale: float
+    ) -> Tensor:
+        """Turns q [T, qh, d] and k [T, kvh, d] by their positions [T], writes k and v to the layer's KV cache, attends:
+        [T, qh * d]. cos_sin [max_position, d] has cosines, then sines. q and k may be overwritten."""
 
-    def add_lora(self, group: LoraGroup, x: Tensor, output: Tensor) -> Tensor:
-        """output [T, sum(widths)] plus each token's adapter on x [T, in]; only called when the step has adapters."""
+    def lora_product(self, group: LoraGroup, product: Product, x: Tensor) -> Tensor:
+        """product(x) [T, sum(widths)] plus each token's adapter on x [T, in]; for steps that have adapters."""
 
 
 def current_ops() -> Ops:

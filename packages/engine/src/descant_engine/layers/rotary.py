@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from descant_engine.config import RopeScaling
-from descant_engine.layers.ops import current_ops
 
 
 class Rotary(nn.Module):
@@ -17,14 +16,9 @@ class Rotary(nn.Module):
         angles = torch.outer(torch.arange(max_position, dtype=torch.float32), inverse_frequencies(head_dim, rope))
         table = torch.cat([angles.cos(), angles.sin()], dim=-1) * rope.attention_factor
         self.register_buffer("cos_sin", table, persistent=False)
-        self._ops = current_ops()
 
     cos_sin: Tensor
     """[max_position, head_dim] float32: cosines, then sines."""
-
-    def forward(self, q: Tensor, k: Tensor, positions: Tensor) -> None:
-        """Turns q [T, q heads, d] and k [T, KV heads, d] in place by their positions [T]."""
-        self._ops.rotary(q, k, positions, self.cos_sin)
 
 
 def inverse_frequencies(head_dim: int, rope: RopeScaling) -> Tensor:

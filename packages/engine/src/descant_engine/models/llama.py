@@ -6,7 +6,7 @@ from descant_engine.config import ModelShape
 from descant_engine.layers.activation import SiluMul
 from descant_engine.layers.attention import Attention
 from descant_engine.layers.embedding import Embedding, LmHead
-from descant_engine.layers.linear import GateUpLinear, Linear, QkvLinear
+from descant_engine.layers.linear import GateUpLinear, QkvLinear, ResidualLinear
 from descant_engine.layers.norm import RmsNorm
 from descant_engine.layers.rotary import Rotary
 
@@ -17,17 +17,15 @@ class LlamaAttention(nn.Module):
         self._head_dim = shape.head_dim
         self._num_heads = [shape.num_q_heads, shape.num_kv_heads, shape.num_kv_heads]
         self.qkv_proj = QkvLinear(shape)
-        self.rotary = rotary
-        self.attention = Attention(layer, shape.head_dim)
+        self.attention = Attention(layer, shape.head_dim, rotary)
         q_width = shape.num_q_heads * shape.head_dim
-        self.o_proj = Linear(q_width, {"o_proj": shape.hidden_size}, bias=shape.output_bias)
+        self.o_proj = ResidualLinear(q_width, {"o_proj": shape.hidden_size}, bias=shape.output_bias)
 
     def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:
         heads: Tensor = self.qkv_proj(hidden).unflatten(-1, (-1, self._head_dim))
         q, k, v = heads.split(self._num_heads, dim=1)
         q, k = self.norm_heads(q, k)
-        self.rotary(q, k, positions)
-        attended: Tensor = self.o_proj(self.attention(q, k, v))
+        attended: Tensor = self.o_proj(self.attention(q, k, v, positions))
         return attended
 
     def norm_heads(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +38,7 @@ class LlamaMlp(nn.Module):
         super().__init__()
         self.gate_up_proj = GateUpLinear(shape)
         self.silu_mul = SiluMul()
-        self.down_proj = Linear(shape.intermediate_size, {"down_proj": shape.hidden_size}, bias=shape.mlp_bias)
+        self.down_proj = ResidualLinear(shape.intermediate_size, {"down_proj": shape.hidden_size}, bias=shape.mlp_bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         output: Tensor = self.down_proj(self.silu_mul(self.gate_up_proj(hidden)))

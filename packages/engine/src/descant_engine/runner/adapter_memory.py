@@ -47,7 +47,9 @@ class AdapterMemory:
         max_tiles = -(-config.user.max_lora_rank // self._tile)
         self.tables = empty_tables(pool, num_slots, config.shape.num_layers, max_tiles, self._tile)
         self._side_stream = torch.cuda.Stream(pool.device) if pool.is_cuda else None
-        self._threads = ThreadPoolExecutor(NUM_LOADER_THREADS, thread_name_prefix="adapter-loader")
+        self._threads = ThreadPoolExecutor(
+            NUM_LOADER_THREADS, thread_name_prefix="adapter-loader", initializer=_without_own_team
+        )
         self._host: dict[str, HostAdapter] = {}
         self._loading: dict[str, Future[HostAdapter]] = {}
         self._copying: list[DeviceCopy] = []
@@ -130,6 +132,12 @@ class AdapterMemory:
     def _clear_slot(self, slot: int) -> None:
         self.tables.lora_ranks[slot] = 0
         self.tables.version[0] += 1
+
+
+def _without_own_team() -> None:
+    """A thread that runs torch in parallel keeps a team of OpenMP threads of its own, and with more threads than cores
+    every parallel operation of the engine waits 50 us for a sleeper to wake."""
+    torch.set_num_threads(1)
 
 
 def empty_tables(pool: Tensor, num_slots: int, num_layers: int, max_tiles: int, tile: int) -> LoraTables:

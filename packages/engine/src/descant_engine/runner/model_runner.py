@@ -55,7 +55,7 @@ class ModelRunner:
         pool = allocate_pool(config, self.num_blocks, dtype, self._device)
         self._kv_caches = kv_caches(pool, config.shape, config.user.block_size)
         self._states = RequestStates(config.max_num_seqs, config.max_model_len, config.user.block_size, self._device)
-        self._sampler = Sampler()
+        self._sampler = Sampler(self._device)
         self._adapters = AdapterMemory(config, pool, self.num_adapter_slots) if config.user.enable_lora else None
         self._graphs = self._decode_graphs() if config.device == "cuda" else None
 

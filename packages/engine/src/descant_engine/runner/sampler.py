@@ -2,6 +2,9 @@
 never on what else is in the batch.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -21,7 +24,8 @@ MASK_64 = (1 << 64) - 1
 
 
 class Sampler:
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._largest = _largest_on(device)
         self.features: tuple[SamplingFeature, ...] = (Penalties(), MinTokens(), Temperature(), Truncation())
         self._seed_of_row: dict[int, int] = {}
         self._plain_rows: set[int] = set()
@@ -42,7 +46,7 @@ class Sampler:
     def sample(self, logits: Tensor, batch: SampleRows) -> Tensor:
         """logits [num_samples, vocab] -> token ids [num_samples] int64."""
         if self._plain_rows.issuperset(batch.row_ids):
-            return logits.argmax(dim=-1)
+            return self._largest(logits)
         logits = logits.float()
         for feature in self.features:
             feature.apply(logits, batch)
@@ -50,7 +54,16 @@ class Sampler:
         for index, row in enumerate(batch.row_ids):
             if row in self._seed_of_row:
                 logits[index] += _gumbel(logits[index], self._seed_of_row[row], batch.positions[index])
-        return logits.argmax(dim=-1)
+        return self._largest(logits)
+
+
+def _largest_on(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """[num_rows, vocab] -> the index of each row's largest logit."""
+    if device.type != "cuda":
+        return partial(torch.argmax, dim=-1)
+    from descant_kernels import greedy
+
+    return greedy
 
 
 def is_plain(params: SamplingParams) -> bool:
