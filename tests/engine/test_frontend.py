@@ -115,3 +115,17 @@ def test_chats_and_texts_get_their_text(frontend: Frontend) -> None:
         assert output is not None
         assert output.text == " yes"
         assert output.usage.prompt_tokens == len(request.prompt_token_ids)
+
+
+def test_stop_tokens_beyond_the_bound_are_refused_by_their_number() -> None:
+    # Each is looked up for each token of the output, by the loop that serves everybody.
+    SamplingParams(stop_token_ids=tuple(range(1024)))
+    with pytest.raises(ValueError, match=r"^stop_token_ids: at most 1024; got 1025$"):
+        SamplingParams(stop_token_ids=tuple(range(1025)))
+
+
+@pytest.mark.parametrize("stop", [("x" * 10_000_000, ""), tuple("x" * 100_000)])
+def test_a_refusal_does_not_repeat_megabytes(stop: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="^stop: at most 16 strings") as caught:
+        SamplingParams(stop=stop)
+    assert len(str(caught.value)) < 400

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 MAX_STOP_STRINGS = 16
+MAX_STOP_TOKEN_IDS = 1024
+"""Each token of the output is looked up among them, in the loop that serves everybody."""
 GREEDY_EPSILON = 1e-5
 
 
@@ -51,7 +53,9 @@ class SamplingParams:
             _require("max_tokens", self.max_tokens, 1, 2**31 - 1)
         _require("min_tokens", self.min_tokens, 0, self.max_tokens if self.max_tokens is not None else 2**31 - 1)
         if len(self.stop) > MAX_STOP_STRINGS or "" in self.stop:
-            raise ValueError(f"stop: at most {MAX_STOP_STRINGS} strings, none empty; got {list(self.stop)!r}")
+            raise ValueError(f"stop: at most {MAX_STOP_STRINGS} strings, none empty; got {_shortened(self.stop)}")
+        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise ValueError(f"stop_token_ids: at most {MAX_STOP_TOKEN_IDS}; got {len(self.stop_token_ids)}")
 
     @property
     def is_greedy(self) -> bool:
@@ -64,3 +68,8 @@ def _require(name: str, value: float, low: float, high: float, *, above_low: boo
     if not inside:
         bracket = "(" if above_low else "["
         raise ValueError(f"{name} must be in {bracket}{low:g}, {high:g}]; got {value!r}")
+
+
+def _shortened(strings: tuple[str, ...]) -> str:
+    text = repr([string[:80] for string in strings[: MAX_STOP_STRINGS + 1]])
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(strings)} strings)"
