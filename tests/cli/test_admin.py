@@ -5,9 +5,9 @@ import csv
 import io
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from tests.gateway.databases import postgres_server, postgres_template, postgres_url
 
 from descant_cli.admin import admin
+from descant_cli.admin.local_key import local_admin_key
 from descant_gateway import keys
 from descant_gateway.app import build_app
 from descant_gateway.config import GatewayConfig, Secret
@@ -33,11 +34,6 @@ ADMIN_KEY = "an admin key of the tests"
 Run = Callable[..., Result]
 
 
-@asynccontextmanager
-async def no_data_side() -> AsyncIterator[Gateway]:
-    yield cast("Gateway", None)
-
-
 @pytest.fixture
 def gateway_url(postgres_url: str) -> Iterator[str]:
     config = GatewayConfig(
@@ -46,7 +42,7 @@ def gateway_url(postgres_url: str) -> Iterator[str]:
         key_pepper=Secret("p" * 32),
         admin_key=Secret(ADMIN_KEY),
     )
-    app = build_app(no_data_side, [admin_router(config, create_engine(config.database_url))])
+    app = build_app(cast("Gateway", None), [admin_router(config, create_engine(config.database_url))])
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -233,9 +229,20 @@ def test_wrong_usage_is_exit_code_2(run: Run, arguments: tuple[str, ...]) -> Non
     assert "Usage:" in result.stderr
 
 
-def test_a_wrong_admin_key_and_none(run: Run) -> None:
+def test_a_wrong_admin_key_and_none(run: Run, tmp_path: Path) -> None:
     assert "needs the admin key" in refusal(run("team", "list", key="wrong"))
-    assert "DESCANT_ADMIN_KEY" in refusal(run("team", "list", key=""))
+    assert "DESCANT_ADMIN_KEY" in refusal(run("--data-dir", str(tmp_path), "team", "list", key=""))
+
+
+def test_the_key_of_descant_up_on_this_machine(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "secrets.json").write_text(json.dumps({"key_pepper": "p" * 32, "admin_key": ADMIN_KEY}))
+    assert run("--data-dir", str(tmp_path), "team", "list", key="").exit_code == 0
+    assert local_admin_key("http://gateway.example:8080", tmp_path) is None
+
+
+def test_a_damaged_data_folder_is_named(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "secrets.json").write_text("{")
+    assert "secrets.json is damaged" in refusal(run("--data-dir", str(tmp_path), "team", "list", key=""))
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "nonsense", "http://[", ""])

@@ -1,10 +1,13 @@
 """The `descant admin` group: where the gateway is, who asks, and the commands below."""
 
+from pathlib import Path
+
 import click
 
 from descant_cli.admin.backends import backend
 from descant_cli.admin.client import AdminClient
 from descant_cli.admin.keys import key
+from descant_cli.admin.local_key import local_admin_key
 from descant_cli.admin.models import model
 from descant_cli.admin.organizations import organization
 from descant_cli.admin.teams import team
@@ -19,10 +22,14 @@ DEFAULT_URL = "http://127.0.0.1:8080"
     help="Where the gateway is.",
 )  # fmt: skip
 @click.option("--admin-key", envvar="DESCANT_ADMIN_KEY", show_envvar=True, help="Better given by the environment.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), default=Path(".descant"), show_default=True,
+    help="Where `descant up` keeps its admin key: taken if none is given and the gateway is on this machine.",
+)  # fmt: skip
 @click.pass_context
-def admin(context: click.Context, url: str, admin_key: str | None) -> None:
+def admin(context: click.Context, url: str, admin_key: str | None, data_dir: Path) -> None:
     """Manage teams, keys, models, backends and usage of a gateway."""
-    context.obj = context.with_resource(AdminClient(url, admin_key))
+    context.obj = context.with_resource(AdminClient(url, admin_key or local_admin_key(url, data_dir)))
 
 
 for command in (organization, team, key, backend, model, usage):

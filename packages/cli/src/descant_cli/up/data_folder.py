@@ -16,6 +16,7 @@ from descant_cli.up.problem import UpProblem
 
 MIN_FREE_BYTES: Final = 300 << 20
 """A new PostgreSQL takes 40 MB, its write-ahead log up to 200 MB more at first."""
+SECRETS_FILE: Final = "secrets.json"
 MAX_SOCKET_PATH: Final = 90
 """The kernel allows 107 bytes for a unix socket's path; the servers add their own file names to the folder's."""
 
@@ -59,24 +60,16 @@ class DataFolder:
     def secrets(self) -> Secrets:
         """Those of the last start, or new ones, already saved."""
         try:
-            return Secrets(**json.loads(self._secrets_file.read_text()))
+            return read_secrets(self.path)
         except FileNotFoundError:
             generated = Secrets.generate()
             self._save(generated)
             return generated
-        except (ValueError, TypeError) as error:
-            raise UpProblem(
-                f"{self._secrets_file} is damaged: restore it, or give another --data-dir to start afresh."
-            ) from error
 
     def keep_team_key(self, team_key: str) -> Secrets:
         kept = replace(self.secrets(), team_key=team_key)
         self._save(kept)
         return kept
-
-    @property
-    def _secrets_file(self) -> Path:
-        return self.path / "secrets.json"
 
     def _save(self, values: Secrets) -> None:
         """Replaces the file whole: a crash leaves the old one or the new one."""
@@ -85,7 +78,21 @@ class DataFolder:
             json.dump(asdict(values), file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, self._secrets_file)
+        os.replace(name, self.path / SECRETS_FILE)
+
+
+def read_secrets(path: Path) -> Secrets:
+    """Those in the data folder `path`.
+
+    Raises:
+        FileNotFoundError: nothing was ever started there.
+        UpProblem: the file is damaged.
+    """
+    file = path / SECRETS_FILE
+    try:
+        return Secrets(**json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UpProblem(f"{file} is damaged: restore it, or give another --data-dir to start afresh.") from error
 
 
 @contextmanager

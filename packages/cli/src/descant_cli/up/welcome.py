@@ -1,6 +1,9 @@
 """What is printed when everything is up. Plain text without wrapping: it is there to be copied."""
 
 import json
+import shlex
+import sys
+from pathlib import Path
 
 import click
 
@@ -28,7 +31,7 @@ def welcome(options: UpOptions, secrets: Secrets) -> None:
     for adapter in adapters[:1]:
         example = _curl(base_url, key, adapter, _EXAMPLES.get(adapter, _BLUNT))
         click.echo(f"\nAn adapter is a model of its own name:\n\n{example}")
-    click.echo("")
+    click.echo(f"\nWhat has been used, by team and model:\n\n{_usage(options)}\n")
 
 
 def _curl(base_url: str, key: str, model: str, question: str) -> str:
@@ -38,6 +41,14 @@ def _curl(base_url: str, key: str, model: str, question: str) -> str:
         f"  -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\\n"
         f"  -d '{body}'"
     )
+
+
+def _usage(options: UpOptions) -> str:
+    descant = Path(sys.executable).with_name("descant")
+    if descant.is_relative_to(Path.cwd()):
+        descant = descant.relative_to(Path.cwd())
+    words = [str(descant), "admin", "--url", gateway_url(options), "--data-dir", str(options.data_dir), "usage"]
+    return shlex.join(words)
 
 
 def _openai(base_url: str, key: str, model: str, question: str) -> str:
