@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from descant_engine import LLM, SamplingParams
+from descant_engine.text.chat_template import ChatMessage
 
 NUM_TOKENS = 64
 QUESTIONS = (
@@ -52,7 +53,7 @@ def our_cases(adapter_root: Path, dtype: str) -> list[Case]:
     for path in adapters:
         llm.load_adapter(path.name, path)
     names = [adapters[i % len(adapters)].name for i in range(8)]
-    chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    chats: list[list[ChatMessage]] = [[{"role": "user", "content": question}] for question in QUESTIONS]
     return [
         Case("one", 1, lambda: llm.chat(chats[:1], GREEDY, use_tqdm=False)),
         Case("eight", 8, lambda: llm.chat(chats, GREEDY, use_tqdm=False)),

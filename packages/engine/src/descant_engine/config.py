@@ -122,7 +122,7 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedConfig:
-    """EngineConfig with every open question answered. Not here: the number of blocks, which the memory profile returns."""
+    """EngineConfig with every open question answered, except the number of blocks: the memory profile returns it."""
 
     user: EngineConfig
     shape: ModelShape
