@@ -135,19 +135,20 @@ def _expand_kernel(
     # The first ranks are summed once for all columns; most adapters have no others.
     shrunk = _sum_of_splits(shrunk_rows + row, is_member & (row < rank), split_stride, SPLITS).to(pool.dtype.element_ty)
     b_rows = tile_rows(pool, tiles, row, row < rank, width, RANK_TILE, ALIGNED)[:, None]
-    begin = (chunk - first_chunk) * chunk_width
-    end = tl.minimum(begin + chunk_width, width)
+    # Counted in blocks, so that the compiler sees how columns are aligned.
+    begin = (chunk - first_chunk) * (chunk_width // BLOCK_OUT)
+    end = tl.minimum(begin + chunk_width // BLOCK_OUT, tl.cdiv(width, BLOCK_OUT))
     if rank <= BLOCK_RANK:
         # A loop of its own: with another loop inside, loads would not be begun ahead.
-        for first_column in range(begin, end, BLOCK_OUT):
-            column = tl.multiple_of(first_column, BLOCK_OUT) + tl.arange(0, BLOCK_OUT)
+        for block in range(begin, end):
+            column = block * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
             is_column = (column < width)[None, :]
             b_tile = tl.load(b_rows + column, mask=(row < rank)[:, None] & is_column, other=0.0)
             acc = tl.dot(shrunk, b_tile, input_precision="ieee")
             _add_to(out_rows + column, scaling * acc, is_member & is_column)
     else:
-        for first_column in range(begin, end, BLOCK_OUT):
-            column = tl.multiple_of(first_column, BLOCK_OUT) + tl.arange(0, BLOCK_OUT)
+        for block in range(begin, end):
+            column = block * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
             is_column = (column < width)[None, :]
             b_tile = tl.load(b_rows + column, mask=is_column, other=0.0)
             acc = tl.dot(shrunk, b_tile, input_precision="ieee")
