@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,25 @@ def test_a_file_that_was_written_over_is_noticed(adapter: Path) -> None:
 def test_what_cannot_be_served_exactly_is_refused_by_name(adapter: Path, fields: dict[str, Any], named: str) -> None:
     _edit_config(adapter, **fields)
     with pytest.raises(AdapterRefused, match=named):
+        read_adapter(adapter, SHAPE, 16)
+
+
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern", "layers_pattern"])
+def test_a_pattern_that_takes_for_ever_is_refused_in_time(adapter: Path, field: str) -> None:
+    endless = r"((a|[a-z0-9_.]|\w|.|\W)+)+(?<!proj)(?<!tokens)(?<!head)"
+    fields = {field: {endless: 4} if field == "rank_pattern" else endless}
+    if field == "layers_pattern":
+        fields |= {"layers_to_transform": [1]}
+    _edit_config(adapter, **fields)
+    started = time.monotonic()
+    with pytest.raises(AdapterRefused, match="takes too long to match"):
+        read_adapter(adapter, SHAPE, 16)
+    assert time.monotonic() - started < 5
+
+
+def test_a_pattern_that_hangs_the_standard_library_is_answered(adapter: Path) -> None:
+    _edit_config(adapter, target_modules="([a-z0-9_.]+)+!")
+    with pytest.raises(AdapterRefused, match="matches no linear layer"):
         read_adapter(adapter, SHAPE, 16)
 
 

@@ -126,6 +126,6 @@ def test_stop_tokens_beyond_the_bound_are_refused_by_their_number() -> None:
 
 @pytest.mark.parametrize("stop", [("x" * 10_000_000, ""), tuple("x" * 100_000)])
 def test_a_refusal_does_not_repeat_megabytes(stop: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="^stop: at most 16 strings") as caught:
+    with pytest.raises(ValueError, match=r"^stop: at most 16 strings") as caught:
         SamplingParams(stop=stop)
     assert len(str(caught.value)) < 400

@@ -7,9 +7,13 @@ what the adapter was trained with. A field that we do not know and that is set i
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+import regex
+
+MATCH_SECONDS = 0.25
+"""The most that one match may take. An honest pattern takes microseconds; a bad one would run for ever."""
 HARMLESS_FIELDS = frozenset(
     {
         "auto_mapping",
@@ -118,7 +122,7 @@ class PeftConfig:
         if self.layers_to_transform is None:
             return True
         for pattern in self.layers_pattern or (r".*?\.[^.]*",):
-            if match := re.match(_IN_LAYER.format(pattern), name):
+            if match := _matched(regex.match, _IN_LAYER.format(pattern), name):
                 return int(match["idx"]) in self.layers_to_transform
         return False
 
@@ -192,19 +196,28 @@ def _check_patterns(config: PeftConfig) -> None:
     for expression in expressions:
         try:
             re.compile(expression)
-        except (re.error, OverflowError, RecursionError) as error:
+            regex.compile(expression)
+        except (re.error, regex.error, OverflowError, RecursionError) as error:
             raise AdapterRefused(f"{_shortened(expression)} is not a valid regular expression: {error}") from None
 
 
 def _matches(modules: str | tuple[str, ...], name: str) -> bool:
     if isinstance(modules, str):
-        return re.fullmatch(modules, name) is not None
+        return _matched(regex.fullmatch, modules, name) is not None
     return any(name == module or name.endswith(f".{module}") for module in modules)
 
 
 def _pattern_of(patterns: Collection[str], name: str) -> str:
     """The first pattern that is the name, or its end after a dot."""
-    return next((pattern for pattern in patterns if re.match(_ENDS_WITH.format(pattern), name)), name)
+    return next((pattern for pattern in patterns if _matched(regex.match, _ENDS_WITH.format(pattern), name)), name)
+
+
+def _matched(match: "Callable[..., regex.Match[str] | None]", expression: str, name: str) -> "regex.Match[str] | None":
+    """`re`'s match or fullmatch, in bounded time and without the interpreter's lock: the file is not to be trusted."""
+    try:
+        return match(expression, name, timeout=MATCH_SECONDS, concurrent=True)
+    except TimeoutError:
+        raise AdapterRefused(f"{_shortened(expression)} takes too long to match {name!r}; simplify it") from None
 
 
 def _names(fields: Mapping[str, object], field: str) -> str | tuple[str, ...]:
