@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
+from descant_gateway.catalogue import Backend
 from descant_gateway.ledger import Outcome
 from descant_gateway.relay import rewrite_body
 from descant_gateway.request import read_request
@@ -367,6 +368,31 @@ async def test_leaving_before_the_body_is_complete_costs_nothing(world: World, g
     writer.close()
     await asyncio.sleep(0.1)
     assert world.records == []
+    assert (await ask(world, gateway)).status_code == 200
+
+
+@pytest.mark.parametrize("begun", [b"", b'{"model"'])
+async def test_a_body_that_does_not_come_is_408(
+    world: World, gateway: Running, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    monkeypatch.setattr("descant_gateway.call._BODY_TIMEOUT_S", 0.2)
+    host, port = gateway.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {world.add_key()}\r\ncontent-length: 100\r\n\r\n"
+    writer.write(head.encode() + begun)
+    async with asyncio.timeout(5):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408")
+    writer.close()
+    assert world.records == []
+
+
+async def test_a_backend_without_a_possible_address_costs_the_others_nothing(
+    world: World, gateway: Running, upstream: Upstream
+) -> None:
+    world.backends.append(Backend(name="odd", base_url="http://a..b:80"))
+    await gateway.gateway.backends.probe_all()
+    states = gateway.gateway.backends.states
+    assert (states["odd"].is_healthy, states[upstream.backend.name].is_healthy) == (False, True)
     assert (await ask(world, gateway)).status_code == 200
 
 

@@ -57,31 +57,23 @@ class Call:
         declared = self.headers.get(b"content-length")
         if declared is not None and int(declared) > max_bytes:
             raise _too_large(max_bytes)
-        message = await self._receive()
-        if message["type"] == "http.request" and not message.get("more_body"):
-            body: bytes = message.get("body", b"")
-            if len(body) > max_bytes:
-                raise _too_large(max_bytes)
-            return body
         try:
             async with asyncio.timeout(_BODY_TIMEOUT_S):
-                return await self._read_parts(message, max_bytes)
+                return await self._read_parts(max_bytes)
         except TimeoutError:
             raise request_timeout(f"The request's body did not arrive within {_BODY_TIMEOUT_S:.0f} s.") from None
 
-    async def _read_parts(self, message: object, max_bytes: int) -> bytes:
+    async def _read_parts(self, max_bytes: int) -> bytes:
         parts = bytearray()
-        event = message
         while True:
-            assert isinstance(event, dict)
-            if event["type"] == "http.disconnect":
+            event = await self._receive()
+            if event["type"] != "http.request":
                 raise ClientLeft
             parts += event.get("body", b"")
             if len(parts) > max_bytes:
                 raise _too_large(max_bytes)
             if not event.get("more_body"):
                 return bytes(parts)
-            event = await self._receive()
 
     def add_reply_headers(self, headers: dict[str, str]) -> None:
         self.reply_headers += [(name.encode(), value.encode()) for name, value in headers.items()]
