@@ -323,7 +323,9 @@ class TestModelsAndBackends:
     @pytest.mark.parametrize(
         "base_url",
         ["", "engine:8000", "ftp://engine", "http://", "http://u:p@engine", "http://engine?x=1", "http://169.254.169.254",
-         "http://[fe80::1]", "http://engine:99999", "http://en gine", "file:///etc/passwd"],
+         "http://[fe80::1]", "http://engine:99999", "http://en gine", "file:///etc/passwd",
+         "http://a..b:80", "http://" + "a" * 64, "http://a\x00b", "http://%zz", "http://[::ffff:169.254.169.254]",
+         "http://2852039166", "http://0xa9fea9fe", "http://169.254.43518"],
     )  # fmt: skip
     async def test_addresses_that_no_backend_has(self, client: httpx.AsyncClient, base_url: str) -> None:
         reply = await client.put("/backends", json={"name": "b", "base_url": base_url})

@@ -105,7 +105,8 @@ class Backends:
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
                 status = await self._probe_status(backend)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            # ValueError: a name that no resolver takes. It must not end the probing of the others.
             self.mark(backend, is_healthy=False, reason=f"no answer: {error!r}")
         else:
             self.mark(backend, is_healthy=status < 500, reason=f"status {status}")

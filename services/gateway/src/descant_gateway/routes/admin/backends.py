@@ -1,7 +1,9 @@
 """/admin/v1/backends: the only place upstream addresses come from."""
 
-from ipaddress import ip_address
-from typing import Annotated
+import re
+from ipaddress import IPv6Address, ip_address
+from socket import inet_aton
+from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 from litestar import delete, get, put
@@ -16,6 +18,8 @@ from descant_gateway.store import backends as store
 from descant_gateway.store.backends import BackendRow
 from descant_wire.errors import ApiError, invalid_request
 
+_LABEL: Final = re.compile(r"[0-9A-Za-z_]([0-9A-Za-z_-]{0,61}[0-9A-Za-z_])?")
+"""Between the dots of a name. Names in other scripts are given as they are looked up: xn--..."""
 HeaderText = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[\x21-\x7e]+$")]
 
 
@@ -60,16 +64,29 @@ def checked_base_url(text: str) -> str:
         raise _bad_url("must look like http://host:port")
     if url.username is not None or url.query or url.fragment or any(char.isspace() for char in text):
         raise _bad_url("must hold no user, query, fragment or blank; give a credential as api_key")
+    if not _is_host(host):
+        raise _bad_url(f"has {host[:80]!r} for a host, which no name server can look up")
     if _is_link_local(host):
         raise _bad_url("is a link-local address, where clouds keep their credentials")
     return text.rstrip("/").removesuffix("/v1")
 
 
+def _is_host(host: str) -> bool:
+    if ":" in host:
+        return True  # an IPv6 address: urlsplit has parsed it
+    labels = host.removesuffix(".").split(".")
+    return all(_LABEL.fullmatch(label) for label in labels)
+
+
 def _is_link_local(host: str) -> bool:
+    """In any form that a resolver takes for an address: 169.254.1.1 is 0xa9fe0101 and ::ffff:169.254.1.1 as well."""
     try:
-        return ip_address(host).is_link_local
-    except ValueError:
+        address = ip_address(inet_aton(host)) if ":" not in host else ip_address(host)
+    except (ValueError, OSError):
         return False
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped.is_link_local
+    return address.is_link_local
 
 
 def _bad_url(reason: str) -> ApiError:
