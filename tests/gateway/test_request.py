@@ -64,6 +64,15 @@ def test_a_wrong_field_is_named(body: bytes, param: str | None) -> None:
     assert caught.value.detail.type == "invalid_request_error"
 
 
+@pytest.mark.parametrize("priority", [-5, 1, -0.0, "0", []])
+def test_no_client_puts_itself_before_others(priority: object) -> None:
+    with pytest.raises(ApiError) as caught:
+        read(priority=priority)
+    assert (caught.value.status, caught.value.detail.param) == (400, "priority")
+    read(priority=0)
+    read(priority=None)
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"{'model':'m'}", b'{"model":"m"} x', b"\xff\xfe", b'{"a":' * 100_000, b'{"model":"m","\xff":1}'],

@@ -5,7 +5,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Raw, Struct, field
 
-from descant_wire.errors import invalid_request
+from descant_wire.errors import invalid_request, unsupported_field
 
 BYTES_PER_TOKEN: Final = 4
 """English text in today's vocabularies. For reservations only: the settlement takes the true count."""
@@ -49,6 +49,7 @@ _decided_decoder = msgspec.json.Decoder(_Decided)
 def read_request(endpoint: str, body: bytes) -> InferenceRequest:
     """400 in OpenAI's shape, naming the field, for anything that is not a request; unknown fields are the backend's."""
     members, decided = _decode(body)
+    _refuse_priority(members)
     limit = decided.max_completion_tokens
     return InferenceRequest(
         endpoint=endpoint,
@@ -59,6 +60,12 @@ def read_request(endpoint: str, body: bytes) -> InferenceRequest:
         include_usage=decided.stream_options is not None and bool(decided.stream_options.include_usage),
         estimated_prompt_tokens=_estimate_tokens(decided.messages) + _estimate_tokens(decided.prompt),
     )
+
+
+def _refuse_priority(members: dict[str, Raw]) -> None:
+    """An engine serves the smaller number first, whosever it is: a key could pass by everybody else's requests."""
+    if bytes(members.get("priority", b"0")) not in (b"0", b"null"):
+        raise unsupported_field("`priority` is not taken from clients of the gateway.", param="priority")
 
 
 def _decode(body: bytes) -> tuple[dict[str, Raw], _Decided]:
