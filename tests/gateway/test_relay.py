@@ -158,7 +158,11 @@ async def test_the_client_s_key_and_hop_headers_stay_here(upstream: Upstream, va
     assert received["authorization"] == "Bearer backend-key"
     assert received["x-request-id"] == "client-17"
     assert received["traceparent"] == "00-aa-bb-01"
-    assert set(received) <= {"host", "authorization", "x-request-id", "traceparent", "content-type", "content-length"}
+    assert received["x-descant-tenant"] == world.organization_id.hex
+    assert set(received) <= {
+        *("host", "authorization", "x-request-id", "traceparent", "content-type", "content-length"),
+        "x-descant-tenant",
+    }
     assert key.encode() not in b"".join(value for _, value in upstream.received[0].raw_headers)
     assert reply.headers["x-request-id"] == "client-17"
 

@@ -238,3 +238,19 @@ def test_errors_of_the_framework_have_openais_shape(http):
         assert response.status_code == status
         assert response.json()["error"]["code"] == code
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_prefix_blocks_are_shared_within_a_tenant_only(http):
+    body = {"model": "tiny", "prompt": "a prompt of two tenants, longer than a block of tokens " * 4, "max_tokens": 1}
+
+    def num_cached(tenant: str, cache_salt: str | None = None) -> int:
+        reply = http.post(
+            "/v1/completions", json=body | {"cache_salt": cache_salt}, headers={"x-descant-tenant": tenant}
+        )
+        return reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    assert num_cached("one") == 0
+    assert num_cached("one") > 0
+    assert num_cached("two") == 0
+    assert num_cached("two", "one") == 0
+    assert num_cached("two", "one") > 0

@@ -59,28 +59,36 @@ class EngineCall:
     priority: int
 
 
-def chat_call(request: ChatCompletionRequest, adapter: str | None) -> EngineCall:
+def chat_call(request: ChatCompletionRequest, adapter: str | None, tenant: str = "") -> EngineCall:
     """Raises ApiError 400 for a sampling value outside its range."""
     return EngineCall(
         prompts=(Chat(chat_messages(request.messages)),),
         prompt_field="messages",
         params=sampling_params(request, request.completion_limit),
         adapter=adapter,
-        tenant_salt=request.cache_salt or "",
+        tenant_salt=_salt(tenant, request.cache_salt),
         priority=request.priority or 0,
     )
 
 
-def completion_call(request: CompletionRequest, prompts: Sequence[Prompt], adapter: str | None) -> EngineCall:
+def completion_call(
+    request: CompletionRequest, prompts: Sequence[Prompt], adapter: str | None, tenant: str = ""
+) -> EngineCall:
     """Raises ApiError 400 for a sampling value outside its range."""
     return EngineCall(
         prompts=prompts,
         prompt_field="prompt",
         params=sampling_params(request, request.completion_limit),
         adapter=adapter,
-        tenant_salt=request.cache_salt or "",
+        tenant_salt=_salt(tenant, request.cache_salt),
         priority=request.priority or 0,
     )
+
+
+def _salt(tenant: str, cache_salt: str | None) -> str:
+    """A client's salt divides its tenant's blocks further, and can never mean another tenant's."""
+    # No header can hold the separator.
+    return f"{tenant}\0{cache_salt or ''}" if tenant else cache_salt or ""
 
 
 def chat_messages(messages: Sequence[ChatMessage]) -> list[chat_template.ChatMessage]:

@@ -55,4 +55,5 @@ async def serve(call: Call, gateway: Gateway) -> None:
         call.add_reply_headers(ticket.headers)
         with Settlement(call, caller, request, model, ticket, meter, gateway.ledger, gateway.metrics):
             candidates = route(model, catalogue, gateway.backends.states)
-            await relay(call, request, model, candidates, gateway.backends, meter, gateway.timeouts)
+            tenant = caller.team.organization_id.hex
+            await relay(call, request, model, tenant, candidates, gateway.backends, meter, gateway.timeouts)

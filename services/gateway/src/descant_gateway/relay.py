@@ -25,6 +25,7 @@ from descant_gateway.stream_tap import EventTooLarge, StreamTap
 from descant_wire.errors import ApiError, ErrorDetail, bad_gateway, gateway_timeout, service_unavailable
 from descant_wire.sse import encode_event
 
+TENANT_HEADER: Final = "x-descant-tenant"
 FORWARDED_REQUEST_HEADERS: Final = (b"traceparent", b"tracestate")
 """Besides what the relay sets itself. Only these pass, so that no client reaches a backend's internal headers."""
 
@@ -65,12 +66,15 @@ async def relay(
     call: Call,
     request: InferenceRequest,
     model: ModelRoute,
+    tenant: str,
     candidates: Sequence[Backend],
     backends: Backends,
     meter: Meter,
     timeouts: Timeouts,
 ) -> None:
     """Answers the call from the first candidate that takes it. ApiError if none does, ClientLeft if the client goes.
+
+    `tenant`: an engine shares prefix blocks among the requests of one tenant only.
 
     A client that goes cancels the request upstream at once: closing the connection is how backends are told.
     """
@@ -79,7 +83,7 @@ async def relay(
         for backend in candidates:
             try:
                 with backends.in_flight(backend):
-                    await _Exchange(call, request, backend, backends.session, meter, timeouts).run(body)
+                    await _Exchange(call, request, tenant, backend, backends.session, meter, timeouts).run(body)
                 return
             except BackendAway as away:
                 meter.is_generating = False
@@ -94,12 +98,13 @@ async def relay(
 class _Exchange:
     """One attempt at one backend."""
 
-    __slots__ = ("_backend", "_call", "_meter", "_request", "_session", "_timeouts")
+    __slots__ = ("_backend", "_call", "_meter", "_request", "_session", "_tenant", "_timeouts")
 
     def __init__(
         self,
         call: Call,
         request: InferenceRequest,
+        tenant: str,
         backend: Backend,
         session: aiohttp.ClientSession,
         meter: Meter,
@@ -107,6 +112,7 @@ class _Exchange:
     ) -> None:
         self._call = call
         self._request = request
+        self._tenant = tenant
         self._backend = backend
         self._session = session
         self._meter = meter
@@ -140,7 +146,7 @@ class _Exchange:
 
     async def _post(self, body: bytes) -> aiohttp.ClientResponse:
         url = _url(self._backend.base_url, self._request.endpoint)
-        headers = request_headers(self._call, self._backend)
+        headers = request_headers(self._call, self._backend, self._tenant)
         self._meter.is_generating = True
         try:
             try:
@@ -237,9 +243,9 @@ def _has_options(members: dict[str, Raw]) -> bool:
     return "stream_options" in members and bytes(members["stream_options"]) != b"null"
 
 
-def request_headers(call: Call, backend: Backend) -> dict[str, str]:
+def request_headers(call: Call, backend: Backend, tenant: str) -> dict[str, str]:
     """Everything the backend is told besides the body. The client's key stays here."""
-    headers = {"content-type": "application/json", "x-request-id": call.request_id}
+    headers = {"content-type": "application/json", "x-request-id": call.request_id, TENANT_HEADER: tenant}
     if backend.api_key is not None:
         headers["authorization"] = f"Bearer {backend.api_key}"
     for name in FORWARDED_REQUEST_HEADERS:
