@@ -319,6 +319,13 @@ async def test_without_max_tokens_the_model_s_longest_answer_is_reserved(limiter
     assert int(ticket.headers["x-ratelimit-remaining-tokens"]) == pytest.approx(800, abs=2)
 
 
+async def test_every_prompt_s_answer_is_reserved(limiter: Limiter) -> None:
+    caller = caller_with(RateLimits(tokens_per_minute=1000))
+    body = b'{"model":"m","max_tokens":100,"prompt":["a","b","c"]}'
+    ticket = await admit(caller, read_request("/v1/completions", body), MODEL, limiter)
+    assert int(ticket.headers["x-ratelimit-remaining-tokens"]) == pytest.approx(697, abs=3)
+
+
 async def test_a_ticket_is_settled_once(limiter: Limiter) -> None:
     ticket = await admit(caller_with(RateLimits(5, 5000)), request_of(), MODEL, limiter)
     ticket.settle(Amounts(1, 5))

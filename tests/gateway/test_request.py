@@ -64,6 +64,27 @@ def test_a_wrong_field_is_named(body: bytes, param: str | None) -> None:
     assert caught.value.detail.type == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("fields", "max_choices"),
+    [
+        ({"prompt": "a"}, 1),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"prompt": []}, 1),
+        ({"prompt": ["a", "b", "c"]}, 3),
+        ({"prompt": [[1], [2, 3]], "n": 4}, 8),
+        ({"prompt": "a", "n": 2, "best_of": 5}, 5),
+        ({"messages": [{"role": "user", "content": "x"}] * 3}, 1),
+    ],
+)
+def test_every_answer_that_may_come_is_counted(fields: dict[str, object], max_choices: int) -> None:
+    assert read(**fields).max_choices == max_choices
+
+
+def test_a_prompt_with_blanks_is_counted_alike() -> None:
+    assert read_request("/v1/completions", b'{"model":"m","prompt": [ 1, 2 ] }').max_choices == 1
+    assert read_request("/v1/completions", b'{"model":"m","prompt": [ "a" , "b" ] }').max_choices == 2
+
+
 @pytest.mark.parametrize("priority", [-5, 1, -0.0, "0", []])
 def test_no_client_puts_itself_before_others(priority: object) -> None:
     with pytest.raises(ApiError) as caught:

@@ -91,6 +91,6 @@ async def admit(caller: Caller, request: InferenceRequest, model: ModelRoute, li
 
 
 def estimated_tokens(request: InferenceRequest, model: ModelRoute) -> int:
-    """Prompt and the longest answer that the request allows."""
+    """Prompt and the longest answers that the request allows."""
     longest_answer = model.max_output_tokens if request.max_tokens is None else request.max_tokens
-    return request.estimated_prompt_tokens + longest_answer
+    return request.estimated_prompt_tokens + longest_answer * request.max_choices

@@ -11,6 +11,7 @@ BYTES_PER_TOKEN: Final = 4
 """English text in today's vocabularies. For reservations only: the settlement takes the true count."""
 
 TokenCount = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+ChoiceCount = Annotated[int, Meta(ge=1, le=10_000)]
 
 
 class StreamOptions(Struct, frozen=True):
@@ -22,6 +23,8 @@ class _Decided(Struct, frozen=True):
     stream: bool | None = None
     max_tokens: TokenCount | None = None
     max_completion_tokens: TokenCount | None = None
+    n: ChoiceCount | None = None
+    best_of: ChoiceCount | None = None
     stream_options: StreamOptions | None = None
     messages: Raw = field(default_factory=Raw)
     prompt: Raw = field(default_factory=Raw)
@@ -40,9 +43,12 @@ class InferenceRequest(Struct, frozen=True):
     include_usage: bool
     """The client wants the usage chunk at the end of its stream."""
     estimated_prompt_tokens: int
+    max_choices: int = 1
+    """Answers that one request may have: each may be as long as `max_tokens`."""
 
 
 _members_decoder = msgspec.json.Decoder(dict[str, Raw])
+_list_decoder = msgspec.json.Decoder(list[Raw])
 _decided_decoder = msgspec.json.Decoder(_Decided)
 
 
@@ -59,6 +65,7 @@ def read_request(endpoint: str, body: bytes) -> InferenceRequest:
         max_tokens=decided.max_tokens if limit is None else limit,
         include_usage=decided.stream_options is not None and bool(decided.stream_options.include_usage),
         estimated_prompt_tokens=_estimate_tokens(decided.messages) + _estimate_tokens(decided.prompt),
+        max_choices=_num_prompts(decided.prompt) * max(decided.n or 1, decided.best_of or 1),
     )
 
 
@@ -98,6 +105,17 @@ def _estimate_tokens(text: Raw) -> int:
     if _starts_token_ids(bytes(view[:2])):
         return bytes(text).count(b",") + 1
     return -(-view.nbytes // BYTES_PER_TOKEN)
+
+
+def _num_prompts(prompt: Raw) -> int:
+    """A list of texts, or of lists of token ids, is as many prompts."""
+    start = bytes(memoryview(prompt)[:2])
+    if start[:1] != b"[" or _starts_token_ids(start):
+        return 1
+    parts = _list_decoder.decode(prompt)
+    if not parts or bytes(parts[0])[:1].isdigit():
+        return 1
+    return len(parts)
 
 
 def _starts_token_ids(start: bytes) -> bool:
