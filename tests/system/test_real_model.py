@@ -1,0 +1,138 @@
+"""SmolLM2 and the demo adapters through the library, in float32, against transformers and PEFT, token for token."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from descant_cli.up.options import find_model
+from descant_engine import LLM, SamplingParams
+from descant_engine.config import EngineConfig
+from descant_engine.frontend import Chat, Frontend
+from descant_engine.model_config import resolve
+from descant_engine.outputs import RequestOutput
+
+from .conftest import ADAPTERS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+NUM_TOKENS = 64
+GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
+STARTS = (
+    "The capital of France is",
+    "Once upon a time",
+    "def fibonacci(n):",
+    "Dear colleagues,",
+    "The three laws of thermodynamics are",
+    "SELECT name FROM",
+    '{"category": "login",',
+    "It was a bright cold day in April, and",
+    "1, 1, 2, 3, 5, 8,",
+    "Wer früh aufsteht,",
+)
+QUESTIONS = (
+    "What is the capital of France?",
+    "Hello, I can't sign in to Polar Wiki. No rush.",
+    "warehouses(id, city, type, capacity, shelves)\nWhich warehouses have a capacity above 208?",
+    "Yvonne, review the team roster by noon. This is ridiculous.",
+    "Name three uses of a paper clip.",
+    "Explain in two sentences why the sky is blue.",
+    "My invoice 4711 was charged twice, please help.",
+    "Write a short note that tells the team about the new printer. " * 6,
+    "¿Dónde está la biblioteca? 図書館はどこですか。",
+    "x",
+)
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    llm = LLM(find_model(None)[0], dtype="float32", device="cpu", enable_lora=True, max_model_len=512)
+    for name, path in ADAPTERS.items():
+        llm.load_adapter(name, path)
+    yield llm
+    llm.close()
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[tuple[int, ...]]:
+    """Ten starts of a text and ten conversations."""
+    frontend = Frontend(resolve(EngineConfig(model=find_model(None)[0])))
+    chats = [Chat([{"role": "user", "content": question}]) for question in QUESTIONS]
+    return [frontend.encode(prompt) for prompt in (*STARTS, *chats)]
+
+
+@pytest.fixture(scope="module")
+def apart(llm: LLM, prompts: list[tuple[int, ...]]) -> dict[str | None, list[tuple[int, ...]]]:
+    """What base and each adapter say to every prompt, one model at a time."""
+    return {name: token_ids(llm.generate(prompts, GREEDY, adapter=name, use_tqdm=False)) for name in (None, *ADAPTERS)}
+
+
+@pytest.fixture(scope="module")
+def reference() -> PeftModel:
+    """transformers' model with PEFT's adapters around it."""
+    path = Path(find_model(None)[0])
+    base = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    first, *others = ADAPTERS
+    model = PeftModel.from_pretrained(base, ADAPTERS[first], adapter_name=first)
+    for name in others:
+        model.load_adapter(ADAPTERS[name], adapter_name=name)
+    return model.eval()
+
+
+def token_ids(outputs: list[RequestOutput]) -> list[tuple[int, ...]]:
+    return [output.token_ids for output in outputs]
+
+
+def chosen(model: PeftModel, adapter: str | None, token_ids: Sequence[int]) -> tuple[int, ...]:
+    """At every position, the token that greedy decoding would choose next."""
+    if adapter is not None:
+        model.set_adapter(adapter)
+    with torch.inference_mode(), nullcontext() if adapter is not None else model.disable_adapter():
+        logits = model(torch.tensor([token_ids])).logits[0]
+    return tuple(logits.argmax(-1).tolist())
+
+
+@pytest.mark.parametrize("adapter", [None, *ADAPTERS], ids=str)
+def test_greedy_output_is_the_reference_s(
+    adapter: str | None,
+    apart: dict[str | None, list[tuple[int, ...]]],
+    prompts: list[tuple[int, ...]],
+    reference: PeftModel,
+) -> None:
+    """By induction over the positions: given the same tokens before it, each token is the reference's own choice."""
+    assert len(prompts) == 20
+    for prompt, output in zip(prompts, apart[adapter], strict=True):
+        assert len(output) == NUM_TOKENS
+        assert chosen(reference, adapter, (*prompt, *output))[len(prompt) - 1 : -1] == output, prompt
+
+
+def test_every_model_has_its_own_answers(apart: dict[str | None, list[tuple[int, ...]]]) -> None:
+    """Without this, equality could be that of adapters that do nothing."""
+    for answers in zip(*apart.values(), strict=True):
+        assert len(set(answers)) > 1
+    assert len({tuple(answers) for answers in apart.values()}) == len(apart)
+
+
+def test_mixed_batch_gives_each_what_it_gets_apart(
+    llm: LLM, apart: dict[str | None, list[tuple[int, ...]]], prompts: list[tuple[int, ...]]
+) -> None:
+    names = [name for _ in prompts for name in apart]
+    mixed = token_ids(llm.generate([p for p in prompts for _ in apart], GREEDY, adapter=names, use_tqdm=False))
+    for index, name in enumerate(apart):
+        assert mixed[index :: len(apart)] == apart[name]
+
+
+@pytest.mark.parametrize(("number", "adapter"), [*enumerate([None, *ADAPTERS])], ids=str)
+def test_request_by_itself_gets_the_same(
+    number: int,
+    adapter: str | None,
+    llm: LLM,
+    apart: dict[str | None, list[tuple[int, ...]]],
+    prompts: list[tuple[int, ...]],
+) -> None:
+    chat = len(STARTS) + number
+    assert token_ids(llm.generate([prompts[chat]], GREEDY, adapter=adapter, use_tqdm=False)) == [apart[adapter][chat]]
