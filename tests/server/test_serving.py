@@ -131,6 +131,13 @@ def test_a_taken_port_is_one_clear_line(start_server):
     assert not any("Traceback" in line for line in server.lines)
 
 
+def test_a_wish_that_cannot_be_met_is_one_clear_line(start_server):
+    server = start_server("--max-model-len", "99999999")
+    assert server.process.wait(60) == 1
+    server.wait_until(lambda: any("max_model_len=99999999" in line for line in server.lines))
+    assert not any("Traceback" in line for line in server.lines)
+
+
 def test_an_adapter_that_is_not_there_is_one_clear_line(start_server):
     server = start_server("--lora-modules", "broken=/no/such/folder")
     assert server.process.wait(60) == 1

@@ -184,7 +184,9 @@ def run(channel: Channel) -> int:
     try:
         engine = start(channel)
     except Exception as error:
-        logger.exception("the engine could not start")
+        # A ValueError is about what the user asked for, and its message says what to do; any other needs its traceback.
+        level = logging.DEBUG if isinstance(error, ValueError) else logging.ERROR
+        logger.log(level, "the engine could not start", exc_info=error)
         channel.send_last(Fatal(_reason(error)))
         return EXIT_FAILED
     try:
