@@ -63,7 +63,8 @@ def our_cases(adapter_root: Path, dtype: str) -> list[Case]:
 
 def transformers_case(dtype: str) -> Case:
     path = smollm2_path()
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=getattr(torch, dtype))
+    # Converted after loading: asked for bfloat16 at once, transformers keeps GGUF weights packed, and is slower.
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name).to(getattr(torch, dtype))
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     inputs = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTIONS[0]}], add_generation_prompt=True, return_tensors="pt", return_dict=True

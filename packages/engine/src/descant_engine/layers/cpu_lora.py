@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from descant_engine.forward_context import LoraInputs, LoraTables
-from descant_engine.layers.ops import LoraGroup, Product
+from descant_engine.layers.ops import LoraGroup
 
-Prepare = Callable[[Tensor, Tensor | None], Product]
-"""`Ops.product`."""
+AddingProduct = Callable[[Tensor, Tensor], Tensor]
+"""(x [T, in], y [T, out]) -> y + x @ weight.T; may change y."""
+Prepare = Callable[[Tensor], AddingProduct]
+"""From weight [out, in]."""
 
 MAX_BUNDLES = 4
 """Sets of adapters whose matrices are kept at hand; requests that come and go change the set."""
@@ -40,8 +42,8 @@ class GroupTensors:
     lora_a: Tensor
     """[rank rows, in_features] float32: module by module, and within a module adapter by adapter."""
     rows: RankRows
-    expand: Product
-    """[T, rank rows] -> [T, sum(widths)], block-diagonal: a rank row reaches the columns of its own module only."""
+    expand: AddingProduct
+    """[T, rank rows] onto [T, sum(widths)]; block-diagonal: a rank row reaches the columns of its own module only."""
 
 
 class LoraBundle:
@@ -75,7 +77,7 @@ class LoraBundle:
             lora_b.append(torch.cat(own_b))
         if not lora_a:
             return None
-        expand = self._prepare(torch.block_diag(*lora_b).T.contiguous(), None)
+        expand = self._prepare(torch.block_diag(*lora_b).T.contiguous())
         return GroupTensors(torch.cat(lora_a).float(), self._shared_rows(tuple(owners)), expand)
 
     def _tiles(self, offsets: Tensor, lora_rank: int, width: int) -> list[Tensor]:
@@ -110,8 +112,9 @@ class LoraStep:
         tensors = self._bundle.tensors(group)
         if tensors is None:
             return output
-        shrunk = F.linear(x.float(), tensors.lora_a).mul_(self._mask(tensors.rows))
-        return output.add_(tensors.expand(shrunk.to(x.dtype)))
+        shrunk = F.linear(x.float(), tensors.lora_a)
+        own = torch.mul(shrunk, self._mask(tensors.rows), out=torch.empty_like(shrunk, dtype=x.dtype))
+        return tensors.expand(own, output)
 
     def _mask(self, rows: RankRows) -> Tensor:
         """[T, rank rows] float32: the scaling in the rows of the token's own adapter, 0 elsewhere."""

@@ -1,0 +1,89 @@
+"""The library's front door: what scripts may pass, and what comes back."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from descant_engine import LLM, EngineConfig, SamplingParams
+from descant_engine.config import EngineOptions
+from descant_engine.frontend import InvalidPrompt, PromptTooLong, UnknownModel
+from descant_engine.request import FinishReason
+
+from .conftest import byte_tokenizer
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_llama: Path) -> LLM:
+    return LLM(tiny_llama, dtype="float32", device="cpu", max_model_len=128, num_blocks=256, enable_lora=True)
+
+
+def test_options_are_the_fields_of_the_configuration() -> None:
+    fields = {field.name for field in dataclasses.fields(EngineConfig)}
+    assert EngineOptions.__annotations__.keys() == fields - {"model"}
+
+
+def test_one_prompt_a_list_and_token_ids_agree(llm: LLM) -> None:
+    one = llm.generate("hello", GREEDY, use_tqdm=False)[0]
+    listed = llm.generate(["hello", "bye"], GREEDY, use_tqdm=False)
+    # The tiny tokenizer has one token a byte, numbered in the byte alphabet's order.
+    as_ids = llm.generate([byte_tokenizer().encode("hello")], GREEDY, use_tqdm=False)[0]
+    assert one.token_ids == listed[0].token_ids == as_ids.token_ids
+    assert one.finish_reason is FinishReason.LENGTH
+    assert (one.usage.prompt_tokens, one.usage.completion_tokens) == (5, 4)
+
+
+def test_chat_takes_one_conversation_or_several(llm: LLM) -> None:
+    conversation = [{"role": "user", "content": "hi"}]
+    one = llm.chat(conversation, GREEDY, use_tqdm=False)
+    several = llm.chat([conversation, conversation], GREEDY, use_tqdm=False)
+    assert one[0].token_ids == several[0].token_ids == several[1].token_ids
+    assert one[0].usage.prompt_tokens == len("<user>hi\n<assistant>")
+
+
+def test_more_prompts_than_a_server_would_queue(llm: LLM) -> None:
+    short = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+    assert len(llm.generate([[1 + i % 200] for i in range(1500)], short, use_tqdm=False)) == 1500
+
+
+def test_a_progress_bar_counts_requests(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    llm.generate(["a", "b"], GREEDY)
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_a_stop_string_ends_one_request_and_not_the_others(llm: LLM) -> None:
+    long = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+    text = llm.generate("hello", long, use_tqdm=False)[0].text
+    stop = text[3:5]
+    stopping = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, stop=(stop,))
+    stopped, whole = llm.generate(["hello", "hello"], [stopping, long], use_tqdm=False)
+    assert whole.text == text
+    assert stopped.text == text[: text.index(stop)]
+    assert (stopped.finish_reason, stopped.stop_reason) == (FinishReason.STOP, stop)
+    assert llm.stats().num_running == 0
+
+
+def test_a_prompt_at_fault_is_named_and_nothing_is_left_behind(llm: LLM) -> None:
+    with pytest.raises(PromptTooLong, match=r"200 tokens.*128"):
+        llm.generate(["fine", [1] * 200], GREEDY)
+    with pytest.raises(InvalidPrompt, match="9999"):
+        llm.generate([[9999]], GREEDY)
+    with pytest.raises(UnknownModel, match="nowhere"):
+        llm.generate(["fine"], GREEDY, adapter="nowhere")
+    with pytest.raises(ValueError, match="params: 1 given for 2 prompts"):
+        llm.generate(["a", "b"], [GREEDY])
+    assert (llm.stats().num_running, llm.stats().num_waiting) == (0, 0)
+
+
+def test_adapters_come_and_go(llm: LLM, tiny_adapters: dict[str, Path]) -> None:
+    base = llm.generate("hello", GREEDY, use_tqdm=False)[0].token_ids
+    llm.load_adapter("mine", tiny_adapters["all"])
+    first = llm.generate("hello", GREEDY, adapter="mine", use_tqdm=False)[0].token_ids
+    llm.load_adapter("mine", tiny_adapters["attention"])
+    second = llm.generate("hello", GREEDY, adapter="mine", use_tqdm=False)[0].token_ids
+    assert len({base, first, second}) == 3
+    llm.unload_adapter("mine")
+    with pytest.raises(UnknownModel):
+        llm.generate("hello", GREEDY, adapter="mine")
