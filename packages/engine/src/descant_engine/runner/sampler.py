@@ -16,7 +16,6 @@ from descant_engine.runner.sampling_states import (
     Temperature,
     Truncation,
 )
-from descant_engine.sampling_params import SamplingParams
 from descant_engine.scheduler.plan import AdmittedRequest
 
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
@@ -29,19 +28,18 @@ class Sampler:
         self.features: tuple[SamplingFeature, ...] = (Penalties(), MinTokens(), Temperature(), Truncation())
         self._seed_of_row: dict[int, int] = {}
         self._plain_rows: set[int] = set()
-        """Rows that just take the largest logit."""
+        """Greedy rows whose logits no feature changes: they just take the largest."""
 
     def add(self, row: int, request: AdmittedRequest) -> None:
-        if is_plain(request.params):
-            self._plain_rows.add(row)
-        else:
-            self._plain_rows.discard(row)
-        for feature in self.features:
-            feature.add(row, request)
+        changes_logits = [feature.add(row, request) for feature in self.features]
         if request.params.is_greedy:
             self._seed_of_row.pop(row, None)
         else:
             self._seed_of_row[row] = request.seed
+        if request.params.is_greedy and not any(changes_logits):
+            self._plain_rows.add(row)
+        else:
+            self._plain_rows.discard(row)
 
     def sample(self, logits: Tensor, batch: SampleRows) -> Tensor:
         """logits [num_samples, vocab] -> token ids [num_samples] int64."""
@@ -64,12 +62,6 @@ def _largest_on(device: torch.device) -> Callable[[Tensor], Tensor]:
     from descant_kernels import greedy
 
     return greedy
-
-
-def is_plain(params: SamplingParams) -> bool:
-    """Greedy, and nothing changes the logits before."""
-    is_penalized = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
-    return params.is_greedy and not is_penalized and not params.min_tokens
 
 
 def _gumbel(like: Tensor, seed: int, position: int) -> Tensor:

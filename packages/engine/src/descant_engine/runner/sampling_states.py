@@ -34,8 +34,11 @@ class SampleRows:
 
 
 class SamplingFeature(Protocol):
-    def add(self, row: int, request: AdmittedRequest) -> None:
-        """Remember (or forget, if it does not ask for the feature) what `row` wants. Rows are reused."""
+    def add(self, row: int, request: AdmittedRequest) -> bool:
+        """Remember (or forget, if it does not ask for the feature) what `row` wants. Rows are reused.
+
+        Returns whether it may change the row's logits.
+        """
 
     def apply(self, logits: Tensor, batch: SampleRows) -> None: ...
 
@@ -49,10 +52,10 @@ class Penalties:
     def __init__(self) -> None:
         self._of_row: dict[int, tuple[float, float, float]] = {}
 
-    def add(self, row: int, request: AdmittedRequest) -> None:
+    def add(self, row: int, request: AdmittedRequest) -> bool:
         params = request.params
         wanted = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
-        _remember(self._of_row, row, wanted, neutral=(1.0, 0.0, 0.0))
+        return _remember(self._of_row, row, wanted, neutral=(1.0, 0.0, 0.0))
 
     def apply(self, logits: Tensor, batch: SampleRows) -> None:
         for index in _users(self._of_row, batch):
@@ -74,11 +77,12 @@ class MinTokens:
     def __init__(self) -> None:
         self._of_row: dict[int, tuple[int, Tensor]] = {}
 
-    def add(self, row: int, request: AdmittedRequest) -> None:
+    def add(self, row: int, request: AdmittedRequest) -> bool:
         self._of_row.pop(row, None)
         if request.params.min_tokens and request.stop_token_ids:
             first_free_position = request.num_prompt_tokens + request.params.min_tokens
             self._of_row[row] = (first_free_position, torch.tensor(request.stop_token_ids))
+        return row in self._of_row
 
     def apply(self, logits: Tensor, batch: SampleRows) -> None:
         for index in _users(self._of_row, batch):
@@ -93,9 +97,9 @@ class Temperature:
     def __init__(self) -> None:
         self._of_row: dict[int, float] = {}
 
-    def add(self, row: int, request: AdmittedRequest) -> None:
+    def add(self, row: int, request: AdmittedRequest) -> bool:
         wanted = 1.0 if request.params.is_greedy else request.params.temperature
-        _remember(self._of_row, row, wanted, neutral=1.0)
+        return _remember(self._of_row, row, wanted, neutral=1.0)
 
     def apply(self, logits: Tensor, batch: SampleRows) -> None:
         if not _users(self._of_row, batch):
@@ -110,10 +114,10 @@ class Truncation:
     def __init__(self) -> None:
         self._of_row: dict[int, tuple[float, int, float]] = {}
 
-    def add(self, row: int, request: AdmittedRequest) -> None:
+    def add(self, row: int, request: AdmittedRequest) -> bool:
         params = request.params
         wanted = (0.0, 0, 1.0) if params.is_greedy else (params.min_p, params.top_k, params.top_p)
-        _remember(self._of_row, row, wanted, neutral=(0.0, 0, 1.0))
+        return _remember(self._of_row, row, wanted, neutral=(0.0, 0, 1.0))
 
     def apply(self, logits: Tensor, batch: SampleRows) -> None:
         for index in _users(self._of_row, batch):
@@ -144,11 +148,12 @@ def _nucleus_threshold(scores: Tensor, top_p: float) -> Tensor:
     return likeliest[num_kept - 1]
 
 
-def _remember(of_row: dict[int, T], row: int, wanted: T, neutral: T) -> None:
+def _remember(of_row: dict[int, T], row: int, wanted: T, neutral: T) -> bool:
     if wanted == neutral:
         of_row.pop(row, None)
     else:
         of_row[row] = wanted
+    return wanted != neutral
 
 
 def _users(of_row: dict[int, T], batch: SampleRows) -> Sequence[int]:
