@@ -66,9 +66,12 @@ def prompts() -> list[tuple[int, ...]]:
 
 
 @pytest.fixture(scope="module")
-def apart(llm: LLM, prompts: list[tuple[int, ...]]) -> dict[str | None, list[tuple[int, ...]]]:
-    """What base and each adapter say to every prompt, one model at a time."""
-    return {name: token_ids(llm.generate(prompts, GREEDY, adapter=name, use_tqdm=False)) for name in (None, *ADAPTERS)}
+def mixed(llm: LLM, prompts: list[tuple[int, ...]]) -> dict[str | None, list[tuple[int, ...]]]:
+    """What base and each adapter say to every prompt, all of them in one batch."""
+    models = (None, *ADAPTERS)
+    names = [name for _ in prompts for name in models]
+    outputs = llm.generate([prompt for prompt in prompts for _ in models], GREEDY, adapter=names, use_tqdm=False)
+    return {name: token_ids(outputs[index :: len(models)]) for index, name in enumerate(models)}
 
 
 @pytest.fixture(scope="module")
@@ -99,40 +102,31 @@ def chosen(model: PeftModel, adapter: str | None, token_ids: Sequence[int]) -> t
 @pytest.mark.parametrize("adapter", [None, *ADAPTERS], ids=str)
 def test_greedy_output_is_the_reference_s(
     adapter: str | None,
-    apart: dict[str | None, list[tuple[int, ...]]],
+    mixed: dict[str | None, list[tuple[int, ...]]],
     prompts: list[tuple[int, ...]],
     reference: PeftModel,
 ) -> None:
     """By induction over the positions: given the same tokens before it, each token is the reference's own choice."""
     assert len(prompts) == 20
-    for prompt, output in zip(prompts, apart[adapter], strict=True):
+    for prompt, output in zip(prompts, mixed[adapter], strict=True):
         assert len(output) == NUM_TOKENS
         assert chosen(reference, adapter, (*prompt, *output))[len(prompt) - 1 : -1] == output, prompt
 
 
-def test_every_model_has_its_own_answers(apart: dict[str | None, list[tuple[int, ...]]]) -> None:
+def test_every_model_has_its_own_answers(mixed: dict[str | None, list[tuple[int, ...]]]) -> None:
     """Without this, equality could be that of adapters that do nothing."""
-    for answers in zip(*apart.values(), strict=True):
+    for answers in zip(*mixed.values(), strict=True):
         assert len(set(answers)) > 1
-    assert len({tuple(answers) for answers in apart.values()}) == len(apart)
-
-
-def test_mixed_batch_gives_each_what_it_gets_apart(
-    llm: LLM, apart: dict[str | None, list[tuple[int, ...]]], prompts: list[tuple[int, ...]]
-) -> None:
-    names = [name for _ in prompts for name in apart]
-    mixed = token_ids(llm.generate([p for p in prompts for _ in apart], GREEDY, adapter=names, use_tqdm=False))
-    for index, name in enumerate(apart):
-        assert mixed[index :: len(apart)] == apart[name]
+    assert len({tuple(answers) for answers in mixed.values()}) == len(mixed)
 
 
 @pytest.mark.parametrize(("number", "adapter"), [*enumerate([None, *ADAPTERS])], ids=str)
-def test_request_by_itself_gets_the_same(
+def test_request_by_itself_gets_what_it_gets_in_the_mixed_batch(
     number: int,
     adapter: str | None,
     llm: LLM,
-    apart: dict[str | None, list[tuple[int, ...]]],
+    mixed: dict[str | None, list[tuple[int, ...]]],
     prompts: list[tuple[int, ...]],
 ) -> None:
     chat = len(STARTS) + number
-    assert token_ids(llm.generate([prompts[chat]], GREEDY, adapter=adapter, use_tqdm=False)) == [apart[adapter][chat]]
+    assert token_ids(llm.generate([prompts[chat]], GREEDY, adapter=adapter, use_tqdm=False)) == [mixed[adapter][chat]]
