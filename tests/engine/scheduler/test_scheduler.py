@@ -7,8 +7,9 @@ import pytest
 
 from descant_engine.cache.adapter_cache import AdapterTier
 from descant_engine.request import FinishReason, TokenDelta
+from descant_engine.scheduler.admission import QueueFull, RequestRefused
 from descant_engine.scheduler.plan import AdapterMoveKind, StepPlan, StepResult
-from descant_engine.scheduler.scheduler import ADAPTER_PATIENCE_STEPS, QueueFull, RequestRefused
+from descant_engine.scheduler.scheduler import ADAPTER_PATIENCE_STEPS
 
 EngineOf = Callable[..., Any]
 EOS = 2

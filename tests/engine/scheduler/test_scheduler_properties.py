@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from descant_engine.request import EngineRequest, FinishReason
+from descant_engine.scheduler.admission import RequestRefused
 from descant_engine.scheduler.plan import AdapterMoveKind
-from descant_engine.scheduler.scheduler import RequestRefused
 
 ADAPTERS = {"a": 1, "b": 2, "c": 3, "d": 3, "e": 5}
 """Name -> blocks."""

@@ -7,7 +7,8 @@ from descant_engine.config import ResolvedConfig
 from descant_engine.request import EngineRequest, TokenDelta
 from descant_engine.runner.model_runner import ModelRunner, PendingStep
 from descant_engine.scheduler.plan import StepPlan
-from descant_engine.scheduler.scheduler import Scheduler, SchedulerStats
+from descant_engine.scheduler.scheduler import Scheduler
+from descant_engine.scheduler.stats import SchedulerStats
 
 ADAPTER_POLL_SECONDS = 0.005
 

@@ -25,8 +25,6 @@ from descant_engine.scheduler.queue import OrderedRequests
 from descant_engine.scheduler.stats import SchedulerStats
 from descant_engine.scheduler.step_draft import StepDraft, num_schedulable_tokens
 
-__all__ = ["QueueFull", "RequestRefused", "Scheduler", "SchedulerStats"]
-
 ADAPTER_PATIENCE_STEPS = 32
 """In so many steps others may be admitted past a request whose adapter finds no room in the pool; from then on nobody
 behind it is, until enough has drained. Running requests are never preempted for an adapter."""
