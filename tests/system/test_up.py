@@ -159,6 +159,11 @@ def test_first_start_answers_books_and_stops_and_the_second_keeps_all(data_dir: 
         taken = up.base_url.split(":")[2].split("/")[0]
         assert f"Port {taken} cannot be used" in refused("--data-dir", str(tmp_path / "other"), "--port", taken)
 
+        serve = next(part.cmdline() for part in up.below() if "serve" in part.cmdline())
+        engine_port = next(word.split("=")[1] for word in serve if word.startswith("--port="))
+        passing_by = httpx.get(f"http://127.0.0.1:{engine_port}/v1/models", timeout=10, trust_env=False)
+        assert passing_by.status_code == 401
+
         key = up.key
         assert up.stop(signal.SIGINT) == 0
         assert "Stopped." in up.text

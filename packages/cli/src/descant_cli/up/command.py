@@ -81,7 +81,7 @@ def run(options: UpOptions, console: Console) -> None:
 def _start(stack: Stack, options: UpOptions, folder: DataFolder, progress: ProgressLines) -> Secrets:
     """The engine first: its model loads while the rest comes up."""
     secrets = folder.secrets()
-    engine = services.engine(options)
+    engine = services.engine(options, secrets)
     stack.start(engine)
     with progress.step("PostgreSQL and Valkey"):
         create_database(folder)

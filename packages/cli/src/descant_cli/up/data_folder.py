@@ -27,12 +27,14 @@ class Secrets:
 
     key_pepper: str
     admin_key: str
+    engine_key: str
+    """What the engine asks of the gateway, so that nobody on this machine passes it by."""
     team_key: str | None = None
     """The demo team's API key; None until it is registered."""
 
     @classmethod
     def generate(cls) -> "Secrets":
-        return cls(key_pepper=secrets.token_hex(32), admin_key=secrets.token_hex(32))
+        return cls(key_pepper=secrets.token_hex(32), admin_key=secrets.token_hex(32), engine_key=secrets.token_hex(32))
 
 
 @dataclass(frozen=True, slots=True)

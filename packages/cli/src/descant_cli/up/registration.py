@@ -33,9 +33,9 @@ def register(options: UpOptions, folder: DataFolder, secrets: Secrets) -> Secret
         UpProblem: the engine or the gateway does not answer as it should.
     """
     try:
-        served = _served_models(engine_url(options))
+        served = _served_models(engine_url(options), secrets.engine_key)
         with AdminClient(gateway_url(options), secrets.admin_key) as client:
-            client.put("/backends", {"name": BACKEND, "base_url": engine_url(options)})
+            client.put("/backends", {"name": BACKEND, "base_url": engine_url(options), "api_key": secrets.engine_key})
             _put_models(client, served)
             return secrets if secrets.team_key else folder.keep_team_key(_create_key(client))
     except click.ClickException as error:
@@ -44,9 +44,10 @@ def register(options: UpOptions, folder: DataFolder, secrets: Secrets) -> Secret
         raise UpProblem(f"The engine did not say which models it serves: {error}") from error
 
 
-def _served_models(url: str) -> list[ServedModel]:
+def _served_models(url: str, key: str) -> list[ServedModel]:
     """Base models first, so that an adapter's parent is known before it."""
-    reply = httpx.get(f"{url}/v1/models", timeout=10.0, trust_env=False)
+    headers = {"Authorization": f"Bearer {key}"}
+    reply = httpx.get(f"{url}/v1/models", headers=headers, timeout=10.0, trust_env=False)
     reply.raise_for_status()
     models = [ServedModel(entry["id"], entry.get("parent")) for entry in reply.json()["data"]]
     return sorted(models, key=lambda model: model.parent is not None)

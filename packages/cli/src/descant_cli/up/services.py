@@ -14,7 +14,7 @@ from descant_cli.up.process import Part
 _DESCANT: Final = (sys.executable, "-m", "descant_cli")
 
 
-def engine(options: UpOptions) -> Part:
+def engine(options: UpOptions, secrets: Secrets) -> Part:
     argv = [
         *_DESCANT,
         "serve",
@@ -26,7 +26,12 @@ def engine(options: UpOptions) -> Part:
     ]
     if options.adapters:
         argv += ["--enable-lora", "--lora-modules", *(f"{folder.name}={folder}" for folder in options.adapters)]
-    return Part(name="engine", argv=tuple(argv), is_ready=lambda: _answers(f"{engine_url(options)}/ready"))
+    return Part(
+        name="engine",
+        argv=tuple(argv),
+        environment={"DESCANT_API_KEY": secrets.engine_key},
+        is_ready=lambda: _answers(f"{engine_url(options)}/ready"),
+    )
 
 
 def engine_url(options: UpOptions) -> str:
