@@ -235,7 +235,8 @@ def test_a_wrong_admin_key_and_none(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_key_of_descant_up_on_this_machine(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "secrets.json").write_text(json.dumps({"key_pepper": "p" * 32, "admin_key": ADMIN_KEY, "engine_key": "e" * 32}))
+    secrets = {"key_pepper": "p" * 32, "admin_key": ADMIN_KEY, "engine_key": "e" * 32}
+    (tmp_path / "secrets.json").write_text(json.dumps(secrets))
     assert run("--data-dir", str(tmp_path), "team", "list", key="").exit_code == 0
     assert local_admin_key("http://gateway.example:8080", tmp_path) is None
 
