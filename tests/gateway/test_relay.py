@@ -444,3 +444,34 @@ async def test_a_client_that_stops_reading_holds_nothing_upstream(
         await eventually(lambda: upstream.num_running == 0 and len(world.records) == 1, timeout_s=15)
         assert gateway.gateway.backends.state(upstream.name).num_in_flight == 0
         writer.close()
+
+
+async def test_a_request_that_a_backend_broke_off_at_is_not_given_to_the_next(valkey_url: str) -> None:
+    """What kills one engine must not go round and kill them all."""
+    num_posts = 0
+
+    async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal num_posts
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"POST" in head:
+            num_posts += 1
+        else:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            await writer.drain()
+        writer.close()
+
+    servers = [await asyncio.start_server(break_off, "127.0.0.1", 0) for _ in range(3)]
+    try:
+        world = World()
+        ports = [server.sockets[0].getsockname()[1] for server in servers]
+        backends = [Backend(name=f"b{port}", base_url=f"http://127.0.0.1:{port}") for port in ports]
+        world.add_model("m", *backends)
+        async with running_gateway(world, valkey_url) as gateway:
+            reply = await ask(world, gateway)
+        assert reply.status_code == 502
+        assert "not repeated" in reply.json()["error"]["message"]
+        assert num_posts <= 2  # once more to the same backend, in case only the connection was stale
+    finally:
+        for server in servers:
+            server.close()
+            await server.wait_closed()

@@ -154,8 +154,11 @@ class _Exchange:
             except aiohttp.ServerDisconnectedError:
                 # An idle connection that the backend closed just now; a fresh one tells whether it is really away.
                 return await self._session.post(url, data=body, headers=headers, allow_redirects=False)
-        except (aiohttp.ClientConnectionError, aiohttp.ServerTimeoutError) as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise BackendAway(repr(error)) from error
+        except (aiohttp.ClientConnectionError, aiohttp.ServerTimeoutError) as error:
+            # It had the request. If that is why it broke off, the next backend must not get it too.
+            raise bad_gateway("The backend broke off before it answered; the request was not repeated.") from error
 
     async def _relay_whole(self, response: aiohttp.ClientResponse) -> None:
         body = await response.read()
