@@ -8,6 +8,7 @@ A request's way: `frontend` (chat template, tokenizer) -> `async_engine` (proces
 from typing import TYPE_CHECKING
 
 from descant_engine.config import EngineConfig
+from descant_engine.cpu_threads import sleep_while_waiting
 from descant_engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ __all__ = ["LLM", "AsyncEngine", "EngineConfig", "SamplingParams"]
 def __getattr__(name: str) -> object:
     """LLM and AsyncEngine are imported when first used: a server's front needs no torch, a script no messages."""
     if name == "LLM":
+        # A script's model runs in its own process: here is the last moment before torch is imported.
+        sleep_while_waiting()
         from descant_engine.llm import LLM
 
         return LLM

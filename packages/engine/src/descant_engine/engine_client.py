@@ -9,13 +9,11 @@ from collections.abc import Callable
 from typing import cast
 
 from descant_engine.config import EngineConfig
+from descant_engine.cpu_threads import SLEEP_WHILE_WAITING
 from descant_engine.messages import Configure, Fatal, Ready, Shutdown, ToEngine, ToFront, frame, front_reader
 
 EXIT_SECONDS = 5.0
 STDERR = 2
-ENGINE_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Unless the user says otherwise. torch's CPU threads spin while they wait for each other; when something else wants a
-core (the front, a gateway), they spin against the thread they wait for: 1 token/s in place of 12 on two busy cores."""
 
 
 class EngineDead(RuntimeError):
@@ -146,7 +144,7 @@ async def _spawn(engine_end: socket.socket) -> asyncio.subprocess.Process:
         "descant_engine.engine_process",
         str(descriptor),
         pass_fds=(descriptor,),
-        env=ENGINE_ENVIRONMENT | os.environ,
+        env={**SLEEP_WHILE_WAITING, **os.environ},
         stdin=subprocess.DEVNULL,
         # Standard output belongs to the front's own program.
         stdout=STDERR,
