@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ ADMIN_KEY = "an admin key of the system's tests"
 ENGINE_START_S = 90.0
 DATABASE = "system_tests"
 MAX_MODEL_LEN = 1024
+PATIENCE_S = 20.0
 
 
 @dataclass
@@ -236,3 +237,12 @@ async def _visible_models(client: AsyncOpenAI) -> set[str]:
         return {model.id async for model in client.models.list()}
     except AuthenticationError:
         return set()
+
+
+async def eventually(is_reached: Callable[[], bool], what: str) -> None:
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while not await asyncio.to_thread(is_reached):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise AssertionError(f"waited {PATIENCE_S} s in vain for {what}") from None

@@ -3,20 +3,18 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable
 
 import aiohttp
 import pytest
 from tests.gateway.gateway_under_test import bearer
 
-from .conftest import MODELS, Stack
+from .conftest import MODELS, PATIENCE_S, Stack, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 NUM_CLIENTS = 200
 ARRIVALS_S = 8.0
 MAX_STAY_S = 3.0
-PATIENCE_S = 20.0
 
 
 async def leave_early(stack: Stack, session: aiohttp.ClientSession, number: int, stay_s: float) -> bool:
@@ -39,15 +37,6 @@ async def leave_early(stack: Stack, session: aiohttp.ClientSession, number: int,
     except TimeoutError:
         return has_begun
     raise AssertionError("the answer ended before its client left")
-
-
-async def eventually(is_reached: Callable[[], bool], what: str) -> None:
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            while not await asyncio.to_thread(is_reached):  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
-    except TimeoutError:
-        raise AssertionError(f"waited {PATIENCE_S} s in vain for {what}") from None
 
 
 async def eventually_only(tasks_before: set[asyncio.Task[object]]) -> None:
