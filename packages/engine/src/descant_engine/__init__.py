@@ -8,7 +8,7 @@ A request's way: `frontend` (chat template, tokenizer) -> `async_engine` (proces
 from typing import TYPE_CHECKING
 
 from descant_engine.config import EngineConfig
-from descant_engine.cpu_threads import sleep_while_waiting
+from descant_engine.cpu_threads import spin_briefly
 from descant_engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> object:
     """LLM and AsyncEngine are imported when first used: a server's front needs no torch, a script no messages."""
     if name == "LLM":
         # A script's model runs in its own process: here is the last moment before torch is imported.
-        sleep_while_waiting()
+        spin_briefly()
         from descant_engine.llm import LLM
 
         return LLM

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import cast
 
 from descant_engine.config import EngineConfig
-from descant_engine.cpu_threads import SLEEP_WHILE_WAITING
+from descant_engine.cpu_threads import openmp_environment
 from descant_engine.messages import Configure, Fatal, Ready, Shutdown, ToEngine, ToFront, frame, front_reader
 
 EXIT_SECONDS = 5.0
@@ -144,7 +144,7 @@ async def _spawn(engine_end: socket.socket) -> asyncio.subprocess.Process:
         "descant_engine.engine_process",
         str(descriptor),
         pass_fds=(descriptor,),
-        env={**SLEEP_WHILE_WAITING, **os.environ},
+        env={**os.environ, **openmp_environment(os.environ)},
         stdin=subprocess.DEVNULL,
         # Standard output belongs to the front's own program.
         stdout=STDERR,
