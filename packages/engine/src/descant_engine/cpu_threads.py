@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 SPIN_COUNT = "20000"
 """Some 100 us. By default it is fifteen times that: when something else wants a core, threads spin against the thread
-that they wait for (1 token/s in place of 12 on two busy cores). Without any spinning each parallel operation waits 50 us
-for a sleeper to wake: 27 tokens/s in place of 37 on two idle ones."""
+that they wait for (1 token/s in place of 12 on two busy cores). Without any spinning each parallel operation waits
+50 us for a sleeper to wake: 27 tokens/s in place of 37 on two idle ones."""
 
 
 def openmp_environment(given: Mapping[str, str]) -> dict[str, str]:
