@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from descant_gateway.admit import admit
+from descant_gateway.admitted_call import AdmittedCall
 from descant_gateway.authenticate import authenticate, permitted_model
 from descant_gateway.backends import Backends
 from descant_gateway.call import Call
 from descant_gateway.catalogue import Catalogue
 from descant_gateway.limiter import Limiter
-from descant_gateway.meter import Meter
 from descant_gateway.metrics import Metrics
 from descant_gateway.relay import Timeouts, relay
 from descant_gateway.request import read_request
@@ -51,9 +51,8 @@ async def serve(call: Call, gateway: Gateway) -> None:
     request = read_request(call.endpoint, await call.read_body(gateway.max_body_bytes))
     model = permitted_model(caller, request.model, catalogue)
     with await admit(caller, request, model, gateway.limiter) as ticket:
-        meter = Meter()
         call.add_reply_headers(ticket.headers)
-        with Settlement(call, caller, request, model, ticket, meter, gateway.ledger, gateway.metrics):
+        admitted = AdmittedCall(call=call, caller=caller, request=request, model=model, ticket=ticket)
+        with Settlement(admitted, gateway.ledger, gateway.metrics):
             candidates = route(model, catalogue, gateway.backends.states)
-            tenant = caller.team.organization_id.hex
-            await relay(call, request, model, tenant, candidates, gateway.backends, meter, gateway.timeouts)
+            await relay(admitted, candidates, gateway.backends, gateway.timeouts)

@@ -16,10 +16,11 @@ import structlog
 from msgspec import Raw, Struct
 from yarl import URL
 
+from descant_gateway.admitted_call import AdmittedCall
 from descant_gateway.backends import Backends
 from descant_gateway.call import Call, Headers
-from descant_gateway.catalogue import Backend, ModelRoute
-from descant_gateway.meter import Meter, usage_of_reply
+from descant_gateway.catalogue import Backend
+from descant_gateway.meter import usage_of_reply
 from descant_gateway.request import InferenceRequest
 from descant_gateway.stream_tap import EventTooLarge, StreamTap
 from descant_wire.errors import ApiError, ErrorDetail, bad_gateway, gateway_timeout, service_unavailable
@@ -62,34 +63,23 @@ class BackendAway(Exception):
     """The backend can't take the request now and has not begun it; another one may."""
 
 
-async def relay(
-    call: Call,
-    request: InferenceRequest,
-    model: ModelRoute,
-    tenant: str,
-    candidates: Sequence[Backend],
-    backends: Backends,
-    meter: Meter,
-    timeouts: Timeouts,
-) -> None:
+async def relay(admitted: AdmittedCall, candidates: Sequence[Backend], backends: Backends, timeouts: Timeouts) -> None:
     """Answers the call from the first candidate that takes it. ApiError if none does, ClientLeft if the client goes.
-
-    `tenant`: an engine shares prefix blocks among the requests of one tenant only.
 
     A client that goes cancels the request upstream at once: closing the connection is how backends are told.
     """
-    body = rewrite_body(request, model.upstream_name)
-    async with call.cancelled_on_disconnect():
+    body = rewrite_body(admitted.request, admitted.model.upstream_name)
+    async with admitted.call.cancelled_on_disconnect():
         for backend in candidates:
             try:
                 with backends.in_flight(backend):
-                    await _Exchange(call, request, tenant, backend, backends.session, meter, timeouts).run(body)
+                    await _Exchange(admitted, backend, backends.session, timeouts).run(body)
                 return
             except BackendAway as away:
-                meter.is_generating = False
+                admitted.meter.is_generating = False
                 _log.warning("backend did not take a request", backend=backend.name, reason=str(away))
         raise service_unavailable(
-            f"No backend for the model {model.name!r} takes requests right now. Try again shortly.",
+            f"No backend for the model {admitted.model.name!r} takes requests right now. Try again shortly.",
             retry_after_s=1,
             code="no_healthy_backend",
         )
@@ -101,21 +91,14 @@ class _Exchange:
     __slots__ = ("_backend", "_call", "_meter", "_request", "_session", "_tenant", "_timeouts")
 
     def __init__(
-        self,
-        call: Call,
-        request: InferenceRequest,
-        tenant: str,
-        backend: Backend,
-        session: aiohttp.ClientSession,
-        meter: Meter,
-        timeouts: Timeouts,
+        self, admitted: AdmittedCall, backend: Backend, session: aiohttp.ClientSession, timeouts: Timeouts
     ) -> None:
-        self._call = call
-        self._request = request
-        self._tenant = tenant
+        self._call = admitted.call
+        self._request = admitted.request
+        self._tenant = admitted.tenant
+        self._meter = admitted.meter
         self._backend = backend
         self._session = session
-        self._meter = meter
         self._timeouts = timeouts
 
     async def run(self, body: bytes) -> None:

@@ -7,10 +7,7 @@ from typing import Final, Protocol, Self
 
 import structlog
 
-from descant_gateway.admit import Ticket
-from descant_gateway.authenticate import Caller
-from descant_gateway.call import Call
-from descant_gateway.catalogue import ModelRoute
+from descant_gateway.admitted_call import AdmittedCall
 from descant_gateway.errors import ClientLeft
 from descant_gateway.ledger import Outcome, UsageRecord
 from descant_gateway.limits import NOTHING, Amounts
@@ -32,25 +29,10 @@ class UsageSink(Protocol):
 class Settlement:
     """`with` it around all that follows admission. Nothing in it waits, so no cancellation can cut it short."""
 
-    __slots__ = ("_call", "_caller", "_ledger", "_meter", "_metrics", "_model", "_request", "_ticket")
+    __slots__ = ("_admitted", "_ledger", "_metrics")
 
-    def __init__(
-        self,
-        call: Call,
-        caller: Caller,
-        request: InferenceRequest,
-        model: ModelRoute,
-        ticket: Ticket,
-        meter: Meter,
-        ledger: UsageSink,
-        metrics: Metrics,
-    ) -> None:
-        self._call = call
-        self._caller = caller
-        self._request = request
-        self._model = model
-        self._ticket = ticket
-        self._meter = meter
+    def __init__(self, admitted: AdmittedCall, ledger: UsageSink, metrics: Metrics) -> None:
+        self._admitted = admitted
         self._ledger = ledger
         self._metrics = metrics
 
@@ -61,36 +43,38 @@ class Settlement:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        outcome = outcome_of(exc, self._meter)
-        charge = charge_of(outcome, self._meter, self._request)
-        self._ticket.settle(amounts_of(outcome, charge))
+        admitted = self._admitted
+        outcome = outcome_of(exc, admitted.meter)
+        charge = charge_of(outcome, admitted.meter, admitted.request)
+        admitted.ticket.settle(amounts_of(outcome, charge))
         record = self._record(outcome, charge, exc)
         self._ledger.append(record)
         self._metrics.settled(record)
-        _log_request(record, self._meter)
+        _log_request(record, admitted.meter)
 
     def _record(self, outcome: Outcome, charge: Charge, exc: BaseException | None) -> UsageRecord:
-        team, meter = self._caller.team, self._meter
+        admitted = self._admitted
+        team, meter, model = admitted.caller.team, admitted.meter, admitted.model
         return UsageRecord(
-            charge_id=self._ticket.charge_id,
+            charge_id=admitted.ticket.charge_id,
             created_at=datetime.now(UTC),
             organization_id=team.organization_id,
             team_id=team.id,
-            key_id=self._caller.key.id,
-            request_id=self._call.request_id,
-            model=self._model.name,
-            parent=self._model.parent,
+            key_id=admitted.caller.key.id,
+            request_id=admitted.call.request_id,
+            model=model.name,
+            parent=model.parent,
             backend=meter.backend,
-            endpoint=self._request.endpoint,
-            stream=self._request.stream,
+            endpoint=admitted.request.endpoint,
+            stream=admitted.request.stream,
             outcome=outcome,
             status=status_of(exc, meter),
             prompt_tokens=charge.prompt_tokens,
             cached_tokens=charge.cached_tokens,
             completion_tokens=charge.completion_tokens,
             estimated=charge.is_estimated,
-            ttft_ms=None if meter.first_byte_at is None else _ms(meter.first_byte_at - self._call.started_at),
-            duration_ms=_ms(time.perf_counter() - self._call.started_at),
+            ttft_ms=None if meter.first_byte_at is None else _ms(meter.first_byte_at - admitted.call.started_at),
+            duration_ms=_ms(time.perf_counter() - admitted.call.started_at),
         )
 
 
