@@ -9,7 +9,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from descant_gateway.config import Secret
-from descant_gateway.store import migrate, tables
+from descant_gateway.store import migrate
+from descant_gateway.store.identity_tables import metadata
 from descant_gateway.store.session import create_engine
 
 
@@ -18,7 +19,7 @@ def differences(connection: Connection) -> list[object]:
         return not (kind == "table" and str(name).startswith("usage_ledger_"))
 
     context = MigrationContext.configure(connection, opts={"include_name": is_ours, "compare_server_default": False})
-    return list(compare_metadata(context, tables.metadata))
+    return list(compare_metadata(context, metadata))
 
 
 async def test_migrations_make_the_tables_that_the_metadata_describes(engine: AsyncEngine) -> None:
@@ -47,7 +48,7 @@ async def test_check_schema_says_what_to_do(empty_postgres_url: str) -> None:
     await migrate.check_schema(engine)
     async with engine.begin() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(migrate.SchemaMismatch, match="at schema revision 9999, this gateway needs 0001"):
+    with pytest.raises(migrate.SchemaMismatch, match="at schema revision 9999, this gateway needs"):
         await migrate.check_schema(engine)
     await engine.dispose()
 

@@ -6,6 +6,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network
+from typing import Final
 from uuid import UUID
 
 from msgspec import Struct, field
@@ -18,6 +19,47 @@ class RateLimits(Struct, frozen=True):
     tokens_per_minute: int | None = None
 
 
+class LimitRule(Struct, frozen=True, kw_only=True):
+    """One limit of an organization, team, project or key."""
+
+    kind: str
+    """A `limits.LimitKind`: which of the things that are counted, over which time."""
+    capacity: int
+    """Requests, tokens or micro-dollars."""
+    model: str | None = None
+    """Only what goes to this adapter, or to this model and its adapters; None: everything together."""
+    is_shadow: bool = False
+    """Counts and reports, never refuses."""
+    warn_at: tuple[int, ...] = ()
+    """Percent used, rising."""
+
+
+class Price(Struct, frozen=True):
+    """Micro-dollars per million tokens."""
+
+    input: int
+    cached: int
+    """Of the input, what the prefix cache had."""
+    output: int
+
+    def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
+        """Micro-dollars, rounded up. `cached_tokens` are part of `prompt_tokens`."""
+        uncached = prompt_tokens - cached_tokens
+        total = uncached * self.input + cached_tokens * self.cached + completion_tokens * self.output
+        return -(-total // 1_000_000)
+
+
+FREE: Final = Price(0, 0, 0)
+
+
+class Webhook(Struct, frozen=True):
+    """Where an organization is told that a limit passed a warning threshold."""
+
+    url: str
+    secret: str
+    """Signs what is sent."""
+
+
 class Team(Struct, frozen=True, kw_only=True):
     id: UUID
     organization_id: UUID
@@ -25,6 +67,10 @@ class Team(Struct, frozen=True, kw_only=True):
     limits: RateLimits = RateLimits()
     allowed_models: frozenset[str] | None = None
     """None allows every model."""
+    priority: int = 0
+    """While backends are saturated, the higher number goes first."""
+    weight: int = 1
+    """Among teams of one priority, each gets tokens in proportion to its weight."""
 
 
 class Key(Struct, frozen=True, kw_only=True):
@@ -51,6 +97,8 @@ class Backend(Struct, frozen=True, kw_only=True):
     base_url: str
     """Up to and without /v1, no trailing slash. Comes from configuration only, never from a request."""
     api_key: str | None = None
+    max_in_flight: int | None = None
+    """Requests that it takes at once; more wait in the gateway. None: no bound."""
 
 
 class ModelRoute(Struct, frozen=True, kw_only=True):
@@ -73,3 +121,13 @@ class Catalogue(Struct, frozen=True, kw_only=True):
     """By public id."""
     models: Mapping[str, ModelRoute] = field(default_factory=dict)
     backends: Mapping[str, Backend] = field(default_factory=dict)
+    limits: Mapping[UUID, tuple[LimitRule, ...]] = field(default_factory=dict)
+    """By the id of the organization, team, project or key whose they are."""
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    """By model name; `price_of` knows which one holds."""
+    webhooks: Mapping[UUID, Webhook] = field(default_factory=dict)
+    """By organization."""
+
+    def price_of(self, model: ModelRoute) -> Price:
+        """The model's own, else its base model's; without any it is free."""
+        return self.prices.get(model.name) or self.prices.get(model.parent or "") or FREE

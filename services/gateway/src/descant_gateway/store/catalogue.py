@@ -10,9 +10,9 @@ from msgspec import Struct
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from descant_gateway.catalogue import Backend, Catalogue, Key, ModelRoute, RateLimits, Team
+from descant_gateway.catalogue import Backend, Catalogue, Key, LimitRule, ModelRoute, Price, RateLimits, Team
 from descant_gateway.sealing import Sealer
-from descant_gateway.store import tables
+from descant_gateway.store import tables, webhooks
 
 IN_CHUNKS: Final = {"yield_per": 500}
 """Ten thousands of keys must not hold up the requests on this event loop."""
@@ -56,6 +56,9 @@ async def load(engine: AsyncEngine, sealer: Sealer) -> Snapshot:
             keys=keys,
             models=await _models(connection),
             backends=await _backends(connection, sealer),
+            limits=await _limit_rules(connection),
+            prices=await _prices(connection),
+            webhooks=await webhooks.by_organization(connection, sealer),
         )
     return Snapshot(catalogue, expiries)
 
@@ -69,6 +72,8 @@ async def _teams(connection: AsyncConnection) -> dict[UUID, Team]:
             name=row.name,
             limits=_limits(row),
             allowed_models=_allowed_models(row),
+            priority=row.priority,
+            weight=row.weight,
         )
         for row in rows
     }
@@ -132,9 +137,35 @@ async def _backends(connection: AsyncConnection, sealer: Sealer) -> dict[str, Ba
             name=row.name,
             base_url=row.base_url,
             api_key=sealer.unseal(row.sealed_api_key, name=row.name) if row.sealed_api_key else None,
+            max_in_flight=row.max_in_flight,
         )
         for row in rows
     }
+
+
+async def _limit_rules(connection: AsyncConnection) -> dict[UUID, tuple[LimitRule, ...]]:
+    """By the owner's id."""
+    rules: defaultdict[UUID, tuple[LimitRule, ...]] = defaultdict(tuple)
+    found = await connection.stream(select(tables.limits), execution_options=IN_CHUNKS)
+    async for rows in found.partitions():
+        for row in rows:
+            rules[row.owner_id] += (_limit_rule(row),)
+    return dict(rules)
+
+
+def _limit_rule(row: Row[Any]) -> LimitRule:
+    return LimitRule(
+        kind=row.kind,
+        capacity=row.capacity,
+        model=row.model,
+        is_shadow=row.is_shadow,
+        warn_at=tuple(row.warn_at),
+    )
+
+
+async def _prices(connection: AsyncConnection) -> dict[str, Price]:
+    rows = await connection.execute(select(tables.prices))
+    return {row.model: Price(row.input, row.cached, row.output) for row in rows}
 
 
 def _key(row: Row[Any], secret_hmacs: tuple[bytes, ...]) -> Key:

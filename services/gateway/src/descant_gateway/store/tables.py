@@ -22,6 +22,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    false,
     func,
     true,
 )
@@ -53,6 +54,8 @@ organizations = Table(
     metadata,
     _id(),
     Column("name", Text, nullable=False, unique=True),
+    Column("allowed_models", ARRAY(Text), comment="null allows every model"),
+    Column("allowed_adapters", ARRAY(Text), comment="null: adapters are as the models are"),
     _created_at(),
 )
 
@@ -65,8 +68,23 @@ teams = Table(
     Column("requests_per_minute", BigInteger, CheckConstraint("requests_per_minute > 0", name="requests_per_minute")),
     Column("tokens_per_minute", BigInteger, CheckConstraint("tokens_per_minute > 0", name="tokens_per_minute")),
     Column("allowed_models", ARRAY(Text), comment="null allows every model"),
+    Column("allowed_adapters", ARRAY(Text), comment="null: adapters are as the models are"),
+    Column("priority", SmallInteger, nullable=False, server_default="0"),
+    Column("weight", SmallInteger, CheckConstraint("weight > 0", name="weight"), nullable=False, server_default="1"),
     _created_at(),
     UniqueConstraint("organization_id", "name"),
+)
+
+projects = Table(
+    "projects",
+    metadata,
+    _id(),
+    Column("team_id", ForeignKey("teams.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("allowed_models", ARRAY(Text), comment="null inherits the team's list"),
+    Column("allowed_adapters", ARRAY(Text), comment="null: adapters are as the models are"),
+    _created_at(),
+    UniqueConstraint("team_id", "name"),
 )
 
 keys = Table(
@@ -82,6 +100,17 @@ keys = Table(
     Column("ip_ranges", ARRAY(Text), nullable=False, server_default="{}", comment="CIDR; empty allows every address"),
     Column("expires_at", DateTime(timezone=True)),
     Column("revoked_at", DateTime(timezone=True)),
+    Column("project_id", ForeignKey("projects.id"), index=True),
+    Column("service_account_id", ForeignKey("service_accounts.id"), index=True),
+    Column(
+        "role",
+        Text,
+        CheckConstraint("role IN ('owner', 'admin', 'member', 'viewer')", name="role"),
+        comment="what the key may administer; null: nothing",
+    ),
+    Column("scopes", ARRAY(Text), comment="null: every endpoint of /v1"),
+    Column("allowed_adapters", ARRAY(Text), comment="null: as the models are"),
+    Column("created_by", Text, comment="person:<id>, key:<id>, or null: the admin key"),
     _created_at(),
 )
 
@@ -101,6 +130,12 @@ backends = Table(
     Column("name", Text, primary_key=True),
     Column("base_url", Text, nullable=False),
     Column("sealed_api_key", LargeBinary, comment="encrypted, see sealing.py"),
+    Column(
+        "max_in_flight",
+        Integer,
+        CheckConstraint("max_in_flight > 0", name="max_in_flight"),
+        comment="null: no bound, so nothing queues",
+    ),
     _created_at(),
 )
 
@@ -126,6 +161,59 @@ model_backends = Table(
     Column("model", ForeignKey("models.name", ondelete="CASCADE"), primary_key=True),
     Column("backend", ForeignKey("backends.name"), primary_key=True, index=True),
     Column("position", SmallInteger, nullable=False),
+)
+
+limits = Table(
+    "limits",
+    metadata,
+    _id(),
+    Column("level", Text, nullable=False, comment="organization, team, project or key"),
+    Column("owner_id", Uuid, nullable=False, comment="of that level"),
+    Column("kind", Text, nullable=False, comment="see limits.LimitKind"),
+    Column(
+        "model",
+        ForeignKey("models.name", ondelete="CASCADE"),
+        index=True,
+        comment="a model with its adapters, or one adapter; null: all together",
+    ),
+    Column(
+        "capacity",
+        BigInteger,
+        CheckConstraint("capacity >= 0", name="capacity"),
+        nullable=False,
+        comment="requests, tokens or micro-dollars",
+    ),
+    Column("is_shadow", Boolean, nullable=False, server_default=false(), comment="counts, never refuses"),
+    Column("warn_at", ARRAY(SmallInteger), nullable=False, server_default="{}", comment="percent used"),
+    _created_at(),
+    UniqueConstraint("owner_id", "kind", "model", postgresql_nulls_not_distinct=True),
+)
+
+prices = Table(
+    "prices",
+    metadata,
+    Column("model", ForeignKey("models.name", ondelete="CASCADE"), primary_key=True),
+    Column("input", BigInteger, CheckConstraint("input >= 0", name="input"), nullable=False),
+    Column("cached", BigInteger, CheckConstraint("cached >= 0", name="cached"), nullable=False),
+    Column("output", BigInteger, CheckConstraint("output >= 0", name="output"), nullable=False),
+    comment="micro-dollars per million tokens",
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("organization_id", ForeignKey("organizations.id", ondelete="CASCADE"), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("sealed_secret", LargeBinary, nullable=False, comment="encrypted, see sealing.py"),
+    comment="told when a limit passes one of its warning thresholds",
+)
+
+catalogue_changes = Table(
+    "catalogue_changes",
+    metadata,
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", Text, nullable=False),
+    Column("ids", ARRAY(Text), comment="null: too many to tell, load everything"),
 )
 
 catalogue_version = Table(
@@ -158,6 +246,7 @@ usage_ledger = Table(
     Column("estimated", Boolean, nullable=False),
     Column("ttft_ms", BigInteger),
     Column("duration_ms", BigInteger, nullable=False),
+    Column("cost_microdollars", BigInteger, nullable=False, server_default="0"),
     # The day follows from created_at, so that one charge id always meets the same primary key.
     CheckConstraint("day = (created_at AT TIME ZONE 'UTC')::date", name="day"),
     comment="append-only; no foreign keys: a charge outlives what it names",

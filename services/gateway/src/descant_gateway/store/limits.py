@@ -1,0 +1,80 @@
+"""The limits that organizations, teams, projects and keys have, one row each."""
+
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from msgspec import Struct
+from sqlalchemy import Row, Table, delete, select
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from descant_gateway.store import models, tables
+from descant_gateway.store.errors import NotFound
+
+OWNERS: Final[dict[str, Table]] = {
+    level: tables.metadata.tables[name]
+    for level, name in {
+        "organization": "organizations",
+        "team": "teams",
+        "project": "projects",
+        "key": "keys",
+    }.items()
+    if name in tables.metadata.tables
+}
+"""The table that holds the owners of each level."""
+
+
+class NewLimit(Struct, frozen=True, kw_only=True):
+    level: str
+    owner_id: UUID
+    kind: str
+    model: str | None
+    capacity: int
+    is_shadow: bool
+    warn_at: list[int]
+
+
+class LimitRow(NewLimit, frozen=True, kw_only=True):
+    id: UUID
+    created_at: datetime
+
+
+async def put(connection: AsyncConnection, limit: NewLimit) -> LimitRow:
+    """Makes or changes the one limit of this owner, kind and model. Raises NotFound (owner), Invalid (model)."""
+    await _require_owner(connection, limit.level, limit.owner_id)
+    await models.require_known(connection, None if limit.model is None else [limit.model], field="model")
+    fields = {name: getattr(limit, name) for name in NewLimit.__struct_fields__}
+    changed = {name: fields[name] for name in ("capacity", "is_shadow", "warn_at")}
+    statement = (
+        upsert(tables.limits)
+        .values(fields)
+        .on_conflict_do_update(constraint="limits_owner_id_kind_model_key", set_=changed)
+        .returning(tables.limits)
+    )
+    return _limit_row((await connection.execute(statement)).one())
+
+
+async def find(connection: AsyncConnection, owner_id: UUID | None) -> list[LimitRow]:
+    """One owner's, or all."""
+    query = select(tables.limits).order_by(tables.limits.c.created_at, tables.limits.c.id)
+    if owner_id is not None:
+        query = query.where(tables.limits.c.owner_id == owner_id)
+    return [_limit_row(row) for row in await connection.execute(query)]
+
+
+async def remove(connection: AsyncConnection, limit_id: UUID) -> None:
+    """Raises NotFound."""
+    removed = await connection.execute(delete(tables.limits).where(tables.limits.c.id == limit_id))
+    if removed.rowcount == 0:
+        raise NotFound("limit", limit_id)
+
+
+async def _require_owner(connection: AsyncConnection, level: str, owner_id: UUID) -> None:
+    owners = OWNERS[level]
+    if (await connection.execute(select(owners.c.id).where(owners.c.id == owner_id))).one_or_none() is None:
+        raise NotFound(level, owner_id)
+
+
+def _limit_row(row: Row[Any]) -> LimitRow:
+    return LimitRow(**{name: getattr(row, name) for name in LimitRow.__struct_fields__})
