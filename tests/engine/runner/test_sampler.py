@@ -1,12 +1,10 @@
 """The sampler against plain definitions of each option, and its promise that a draw depends on its own request only."""
 
-import math
-
 import pytest
 import torch
 
 from descant_engine.runner.request_states import RequestStates
-from descant_engine.runner.sampler import Sampler, mix_seed
+from descant_engine.runner.sampler import Sampler
 from descant_engine.runner.sampling_states import SampleRows
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.scheduler.plan import AdmittedRequest, StepPlan
@@ -25,10 +23,15 @@ def sample(requests: list[AdmittedRequest], logits: torch.Tensor) -> list[int]:
     states.apply(StepPlan(0, (), (), tuple(requests), ()))
     for request in requests:
         sampler.add(states.row(request.request_id), request)
-    rows = SampleRows(
-        tuple(states.row(r.request_id) for r in requests), tuple(len(r.token_ids) for r in requests), states
+    rows = [states.row(r.request_id) for r in requests]
+    return sampler.sample(logits.clone(), batch_of(rows, [len(r.token_ids) for r in requests], states)).tolist()
+
+
+def batch_of(rows: list[int], lengths: list[int], states: RequestStates) -> SampleRows:
+    device = states.device
+    return SampleRows(
+        tuple(rows), tuple(lengths), torch.tensor(rows, device=device), torch.tensor(lengths, device=device), states
     )
-    return sampler.sample(logits.clone(), rows).tolist()
 
 
 def draws(logits: torch.Tensor, num_draws: int = 400, **options) -> list[int]:
@@ -39,7 +42,7 @@ def draws(logits: torch.Tensor, num_draws: int = 400, **options) -> list[int]:
     states.apply(StepPlan(0, (), (), (request,), ()))
     sampler.add(0, request)
     return [
-        sampler.sample(logits[None].clone(), SampleRows((0,), (position,), states)).item()
+        sampler.sample(logits[None].clone(), batch_of([0], [position], states)).item()
         for position in range(1, num_draws + 1)
     ]
 
@@ -133,11 +136,83 @@ def test_rows_are_reused_without_leaking_options(logits):
     for plan, request in [((), first), (("a",), second)]:
         states.apply(StepPlan(0, (), tuple(plan), (request,), ()))
         sampler.add(0, request)
-    assert sampler.sample(logits[None].clone(), SampleRows((0,), (1,), states)).item() == logits.argmax().item()
+    assert sampler.sample(logits[None].clone(), batch_of([0], [1], states)).item() == logits.argmax().item()
 
 
-def test_seeds_are_mixed_well():
-    seeds = {mix_seed(seed, position) for seed in (-1, 0, 1, 2**62) for position in range(100)}
-    assert len(seeds) == 400
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert math.isclose(sum(seeds) / 400 / 2**63, 0.5, abs_tol=0.05)
+def greedy(logits: torch.Tensor, tokens: list[int], num_prompt: int, **options) -> int:
+    (token,) = sample([admit("a", tokens, num_prompt, temperature=0.0, **options)], logits[None])
+    return token
+
+
+def test_logit_bias_adds_to_single_tokens(logits):
+    best, second = logits.topk(2).indices.tolist()
+    assert greedy(logits, [1], 1, logit_bias={best: -100.0}) == second
+    assert greedy(logits, [1], 1, logit_bias={7: 100.0}) == 7
+    assert greedy(logits, [1], 1, logit_bias={best: -100.0, second: -100.0, 3: 99.0}) == 3
+
+
+def test_allowed_tokens_forbid_all_others(logits):
+    allowed = logits.topk(10, largest=False).indices.tolist()
+    assert greedy(logits, [1], 1, allowed_token_ids=tuple(allowed)) == max(allowed, key=lambda token: logits[token])
+    assert set(draws(logits, allowed_token_ids=tuple(allowed), temperature=2.0)) <= set(allowed)
+
+
+def test_a_bad_sequence_is_broken_before_its_last_token(logits):
+    best, second = logits.topk(2).indices.tolist()
+    assert greedy(logits, [1], 1, bad_token_sequences=((best,),)) == second
+    begun = {"bad_token_sequences": ((4, 5, best), (9, 9, 9, 9, 9, 9, 9, 9), (5, best), (3,))}
+    assert greedy(logits, [1, 4, 5], 1, **begun) == second
+    assert greedy(logits, [1, 5], 1, **begun) == second
+    assert greedy(logits, [1, 6], 1, **begun) == best
+    # What the prompt says is nobody's output.
+    assert greedy(logits, [1, 4, 5], 3, **begun) == best
+    assert greedy(logits, [4, 5, 6], 2, bad_token_sequences=((5, 6, best),)) == best
+
+
+def test_rows_of_every_kind_share_a_batch(logits):
+    """Each row gets what it gets alone, whoever is beside it and in whatever order."""
+    torch.manual_seed(1)
+    requests = [
+        admit("greedy", [1], 1, temperature=0.0),
+        admit("hot", [1, 2], 2, seed=1, temperature=2.0),
+        admit("nucleus", [3], 1, seed=2, top_p=0.5),
+        admit("few", [3, 3], 1, seed=3, top_k=4, temperature=0.7),
+        admit("min-p", [3], 1, seed=4, min_p=0.1, top_p=0.99, top_k=20),
+        admit("biased", [2, 2, 9], 1, seed=5, logit_bias={3: 5.0, 4: -5.0}, frequency_penalty=1.0),
+        admit("allowed", [2], 1, seed=6, allowed_token_ids=(1, 2, 3)),
+        admit("bad", [2, 7], 1, seed=7, bad_token_sequences=((7, 8), (1,)), min_tokens=5, stop=(0,)),
+    ]
+    rows = torch.randn(len(requests), VOCAB) * 2
+    alone = [sample([request], row[None])[0] for request, row in zip(requests, rows, strict=True)]
+    order = [5, 2, 7, 0, 6, 1, 4, 3]
+    together = sample([requests[i] for i in order], rows[order])
+    assert together == [alone[i] for i in order]
+
+
+def test_a_mask_wins_over_every_feature(logits):
+    states = RequestStates(1, 4, 16, torch.device("cpu"))
+    sampler = Sampler(torch.device("cpu"))
+    request = admit("a", [1], 1, temperature=0.0, logit_bias={7: 100.0})
+    states.apply(StepPlan(0, (), (), (request,), ()))
+    sampler.add(0, request)
+
+    def only_token_3(scores: torch.Tensor) -> None:
+        kept = scores[:, 3].clone()
+        scores.fill_(-torch.inf)
+        scores[:, 3] = kept
+
+    assert sampler.sample(logits[None].clone(), batch_of([0], [1], states), only_token_3).item() == 3
+
+
+def test_a_row_of_nan_stays_inside_the_vocabulary(logits):
+    requests = [admit("a", [1], 1, seed=3), admit("b", [1], 1, seed=3)]
+    rows = torch.stack([torch.full_like(logits, torch.nan), logits])
+    broken, healthy = sample(requests, rows)
+    assert 0 <= broken < VOCAB
+    assert healthy == sample(requests[:1], logits[None])[0]
+
+
+def test_an_impossible_token_is_never_drawn():
+    logits = torch.full((VOCAB,), -torch.inf)
+    logits[[3, 40]] = 0.0
+    assert set(draws(logits, 300)) == {3, 40}

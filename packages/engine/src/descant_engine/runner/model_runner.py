@@ -106,8 +106,9 @@ class ModelRunner:
 
     def _sample(self, logits: Tensor, step: StepRows, rows: Tensor, positions: Tensor) -> Tensor:
         """Token ids [num_samples], which are also appended to their rows."""
-        row_ids, host_positions = step.rows[step.samples].tolist(), step.seq_lens[step.samples].tolist()
-        token_ids = self._sampler.sample(logits, SampleRows(tuple(row_ids), tuple(host_positions), self._states))
+        row_ids, lengths = step.rows[step.samples].tolist(), step.seq_lens[step.samples].tolist()
+        batch = SampleRows(tuple(row_ids), tuple(lengths), rows, positions, self._states)
+        token_ids = self._sampler.sample(logits, batch)
         self._states.append_sampled(rows, positions, token_ids)
         return token_ids
 

@@ -1,79 +1,62 @@
-"""Logits to tokens. Reproducible per request: a draw depends on the request's seed and the token's position only,
-never on what else is in the batch.
+"""Logits to tokens, and to log-probabilities for those who asked.
+
+In this order: log-probabilities of the model's own logits, features that change logits, the grammar's mask, truncation,
+temperature and draw. Only what some row of the batch asked for is done; rows that take the largest logit, and nothing
+else, cost one argmax.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from descant_engine.runner.sampling_states import (
-    MinTokens,
-    Penalties,
-    SampleRows,
-    SamplingFeature,
-    Temperature,
-    Truncation,
-)
+from descant_engine.runner.draw import Draw
+from descant_engine.runner.logits_features import AllowedTokens, BadSequences, LogitBias, MinTokens, Penalties
+from descant_engine.runner.sampling_states import SampleRows, SamplingFeature
+from descant_engine.runner.truncation import Truncation
 from descant_engine.scheduler.plan import AdmittedRequest
 
-GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-MASK_64 = (1 << 64) - 1
+LogitsMask = Callable[[Tensor], None]
+"""Changes logits [num_samples, vocab] float32 in place: tokens that are impossible become -inf."""
 
 
 class Sampler:
     def __init__(self, device: torch.device) -> None:
-        self._largest = _largest_on(device)
-        self.features: tuple[SamplingFeature, ...] = (Penalties(), MinTokens(), Temperature(), Truncation())
-        self._seed_of_row: dict[int, int] = {}
+        self.features: tuple[SamplingFeature, ...] = (
+            Penalties(),
+            LogitBias(),
+            AllowedTokens(),
+            BadSequences(),
+            MinTokens(),
+        )
+        self._truncation = Truncation()
+        self._draw = Draw(device)
         self._plain_rows: set[int] = set()
         """Greedy rows whose logits no feature changes: they just take the largest."""
 
     def add(self, row: int, request: AdmittedRequest) -> None:
-        changes_logits = [feature.add(row, request) for feature in self.features]
-        if request.params.is_greedy:
-            self._seed_of_row.pop(row, None)
-        else:
-            self._seed_of_row[row] = request.seed
+        changes_logits = [feature.add(row, request) for feature in (*self.features, self._truncation)]
+        self._draw.add(row, request)
         if request.params.is_greedy and not any(changes_logits):
             self._plain_rows.add(row)
         else:
             self._plain_rows.discard(row)
 
-    def sample(self, logits: Tensor, batch: SampleRows) -> Tensor:
-        """logits [num_samples, vocab] -> token ids [num_samples] int64."""
-        if self._plain_rows.issuperset(batch.row_ids):
-            return self._largest(logits)
-        logits = logits.float()
-        for feature in self.features:
+    def sample(self, logits: Tensor, batch: SampleRows, mask: LogitsMask | None = None) -> Tensor:
+        """logits [num_samples, vocab] -> token ids [num_samples] int64. The logits may be changed.
+
+        `mask`: of a grammar, for this step; applied after every feature, so that nothing brings back what it forbids.
+        """
+        if mask is None and self._plain_rows.issuperset(batch.row_ids):
+            return self._draw.largest(logits)
+        features = [feature for feature in self.features if feature.is_used_by(batch)]
+        truncates = self._truncation.is_used_by(batch)
+        if features or truncates or mask is not None:
+            logits = logits.float()
+        for feature in features:
             feature.apply(logits, batch)
-        # Gumbel-max: argmax(logits + Gumbel noise) is a draw from softmax(logits), without the softmax.
-        for index, row in enumerate(batch.row_ids):
-            if row in self._seed_of_row:
-                logits[index] += _gumbel(logits[index], self._seed_of_row[row], batch.positions[index])
-        return self._largest(logits)
-
-
-def _largest_on(device: torch.device) -> Callable[[Tensor], Tensor]:
-    """[num_rows, vocab] -> the index of each row's largest logit."""
-    if device.type != "cuda":
-        return partial(torch.argmax, dim=-1)
-    from descant_kernels import greedy
-
-    return greedy
-
-
-def _gumbel(like: Tensor, seed: int, position: int) -> Tensor:
-    generator = torch.Generator(like.device).manual_seed(mix_seed(seed, position))
-    exponential = torch.empty_like(like).exponential_(generator=generator)
-    # A zero would make the noise infinite, and an impossible token (-inf) NaN.
-    return -exponential.clamp_min_(torch.finfo(like.dtype).tiny).log()
-
-
-def mix_seed(seed: int, position: int) -> int:
-    """SplitMix64 (Steele et al., OOPSLA 2014) of the pair: neighbouring positions give unrelated streams."""
-    z = (seed + (position + 1) * GOLDEN_GAMMA) & MASK_64
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK_64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK_64
-    return (z ^ (z >> 31)) & (MASK_64 >> 1)
+        if mask is not None:
+            mask(logits)
+        if truncates:
+            self._truncation.apply(logits, batch)
+        return self._draw.choose(logits, batch)

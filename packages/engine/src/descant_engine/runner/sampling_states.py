@@ -1,35 +1,34 @@
 """What each request asked of the sampler, one class a feature. A feature owns its rows' state and its hook; the
 sampler only fans out. To add one: write a class with `add` and `apply`, and put it in `Sampler.features`.
 
-All hooks change `logits` [num_samples, vocab] float32 in place. The host knows which rows use a feature, so a
-batch in which nobody does costs nothing.
+`apply` changes the logits of all rows that use the feature at once. The host knows which they are, so a batch in which
+nobody does costs nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from descant_engine.runner.request_states import RequestStates
-from descant_engine.runner.transfer import to_device
 from descant_engine.scheduler.plan import AdmittedRequest
 
-T = TypeVar("T")
-
-NUCLEUS_PREFIX = 1024
-"""top_p looks at this many of the likeliest tokens first: nearly always enough, and a fraction of a full sort."""
+WantedT = TypeVar("WantedT")
+TensorsT = TypeVar("TensorsT")
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRows:
-    """The rows that sample in this step, in batch order."""
+    """The rows that sample in this step, in batch order, on the host and on the device."""
 
     row_ids: tuple[int, ...]
-    positions: tuple[int, ...]
-    """The sampled token's position, which is also the number of tokens before it."""
+    lengths: tuple[int, ...]
+    """Tokens before each sample."""
+    rows: Tensor
+    """[num_samples] int64: `row_ids`"""
+    positions: Tensor
+    """[num_samples] int64: `lengths`, which are also the samples' positions"""
     states: RequestStates
 
 
@@ -40,124 +39,57 @@ class SamplingFeature(Protocol):
         Returns whether it may change the row's logits.
         """
 
-    def apply(self, logits: Tensor, batch: SampleRows) -> None: ...
+    def is_used_by(self, batch: SampleRows) -> bool: ...
+
+    def apply(self, logits: Tensor, batch: SampleRows) -> None:
+        """Changes `logits` [num_samples, vocab] float32 in place. Called only for a batch that uses the feature."""
 
 
-class Penalties:
-    """repetition_penalty over prompt and output, presence and frequency over the output.
+@dataclass(frozen=True, slots=True)
+class User(Generic[WantedT]):
+    """A row of the batch that uses a feature."""
 
-    Counts are taken from the rows' tokens at each step: no state to keep true under preemption.
+    index: int
+    """In the batch."""
+    wanted: WantedT
+
+
+class RowOptions(Generic[WantedT, TensorsT]):
+    """What the rows that use one feature asked for, and the feature's tensors for the rows that sample now.
+
+    The tensors are made anew only when the batch has changed, not for each step.
     """
 
-    def __init__(self) -> None:
-        self._of_row: dict[int, tuple[float, float, float]] = {}
+    def __init__(self, gather: Callable[[list[User[WantedT]], SampleRows], TensorsT]) -> None:
+        """`gather` makes the tensors for the users, at least one, among a batch's rows."""
+        self._gather = gather
+        self._of_row: dict[int, WantedT] = {}
+        self._users: list[User[WantedT]] = []
+        self._users_of: tuple[int, ...] | None = None
+        """The batch whose users are known."""
+        self._tensors: TensorsT | None = None
 
-    def add(self, row: int, request: AdmittedRequest) -> bool:
-        params = request.params
-        wanted = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
-        return _remember(self._of_row, row, wanted, neutral=(1.0, 0.0, 0.0))
+    def set(self, row: int, wanted: WantedT | None) -> bool:
+        """None: the row does not use the feature. Returns whether it does."""
+        before = self._of_row.pop(row, None)
+        if wanted is not None:
+            self._of_row[row] = wanted
+        if before is not None or wanted is not None:
+            self._users_of = None
+        return wanted is not None
 
-    def apply(self, logits: Tensor, batch: SampleRows) -> None:
-        for index in _users(self._of_row, batch):
-            repetition, presence, frequency = self._of_row[batch.row_ids[index]]
-            row, length = batch.row_ids[index], batch.positions[index]
-            tokens = batch.states.token_ids[row, :length]
-            is_output = (torch.arange(length, device=logits.device) >= batch.states.num_prompt_tokens[row]).float()
-            scores = logits[index]
-            known = torch.zeros_like(scores).index_fill_(0, tokens, 1.0)
-            output = torch.zeros_like(scores).scatter_add_(0, tokens, is_output)
-            penalized = torch.where(scores > 0, scores / repetition, scores * repetition)
-            scores = torch.where(known > 0, penalized, scores)
-            logits[index] = scores - frequency * output - presence * (output > 0)
+    def users(self, batch: SampleRows) -> list[User[WantedT]]:
+        if not self._of_row:
+            return []
+        if self._users_of != batch.row_ids:
+            self._users = [User(i, self._of_row[row]) for i, row in enumerate(batch.row_ids) if row in self._of_row]
+            self._users_of = batch.row_ids
+            self._tensors = None
+        return self._users
 
-
-class MinTokens:
-    """Tokens that would end the request are impossible until it has min_tokens of output."""
-
-    def __init__(self) -> None:
-        self._of_row: dict[int, tuple[int, Tensor]] = {}
-
-    def add(self, row: int, request: AdmittedRequest) -> bool:
-        self._of_row.pop(row, None)
-        if request.params.min_tokens and request.stop_token_ids:
-            first_free_position = request.num_prompt_tokens + request.params.min_tokens
-            self._of_row[row] = (first_free_position, torch.tensor(request.stop_token_ids))
-        return row in self._of_row
-
-    def apply(self, logits: Tensor, batch: SampleRows) -> None:
-        for index in _users(self._of_row, batch):
-            first_free_position, stop_ids = self._of_row[batch.row_ids[index]]
-            if batch.positions[index] < first_free_position:
-                logits[index, stop_ids.to(logits.device, non_blocking=True)] = -torch.inf
-
-
-class Temperature:
-    """Divides the logits. Greedy rows (temperature 0) are left alone: they take the largest logit."""
-
-    def __init__(self) -> None:
-        self._of_row: dict[int, float] = {}
-
-    def add(self, row: int, request: AdmittedRequest) -> bool:
-        wanted = 1.0 if request.params.is_greedy else request.params.temperature
-        return _remember(self._of_row, row, wanted, neutral=1.0)
-
-    def apply(self, logits: Tensor, batch: SampleRows) -> None:
-        if not _users(self._of_row, batch):
-            return
-        divisors = np.array([self._of_row.get(row, 1.0) for row in batch.row_ids], dtype=np.float32)
-        logits.div_(to_device(divisors, logits.device).unsqueeze(1))
-
-
-class Truncation:
-    """min_p, then top_k, then top_p: unlikely tokens become impossible."""
-
-    def __init__(self) -> None:
-        self._of_row: dict[int, tuple[float, int, float]] = {}
-
-    def add(self, row: int, request: AdmittedRequest) -> bool:
-        params = request.params
-        wanted = (0.0, 0, 1.0) if params.is_greedy else (params.min_p, params.top_k, params.top_p)
-        return _remember(self._of_row, row, wanted, neutral=(0.0, 0, 1.0))
-
-    def apply(self, logits: Tensor, batch: SampleRows) -> None:
-        for index in _users(self._of_row, batch):
-            min_p, top_k, top_p = self._of_row[batch.row_ids[index]]
-            scores = logits[index]
-            if min_p > 0.0:
-                _drop_below(scores, scores.max() + float(np.log(min_p)))
-            if 0 < top_k < scores.numel():
-                _drop_below(scores, scores.topk(top_k).values[-1])
-            if top_p < 1.0:
-                _drop_below(scores, _nucleus_threshold(scores, top_p))
-
-
-def _drop_below(scores: Tensor, threshold: Tensor) -> None:
-    scores.masked_fill_(scores < threshold, -torch.inf)
-
-
-def _nucleus_threshold(scores: Tensor, top_p: float) -> Tensor:
-    """The smallest score among the fewest likeliest tokens whose probability reaches top_p."""
-    log_total = scores.logsumexp(0)
-    likeliest = scores.topk(min(NUCLEUS_PREFIX, scores.numel())).values
-    cumulative = (likeliest - log_total).exp().cumsum(0)
-    if likeliest.numel() < scores.numel() and cumulative[-1] < top_p:
-        likeliest = scores.sort(descending=True).values
-        cumulative = (likeliest - log_total).exp().cumsum(0)
-    # A token belongs to the nucleus if the likelier ones together have not reached top_p; the first always does.
-    num_kept = 1 + (cumulative[:-1] < top_p).sum()
-    return likeliest[num_kept - 1]
-
-
-def _remember(of_row: dict[int, T], row: int, wanted: T, neutral: T) -> bool:
-    if wanted == neutral:
-        of_row.pop(row, None)
-    else:
-        of_row[row] = wanted
-    return wanted != neutral
-
-
-def _users(of_row: dict[int, T], batch: SampleRows) -> Sequence[int]:
-    """Batch indices of the rows that use a feature."""
-    if not of_row:
-        return ()
-    return [index for index, row in enumerate(batch.row_ids) if row in of_row]
+    def tensors(self, batch: SampleRows) -> TensorsT:
+        """For a batch that has users."""
+        users = self.users(batch)
+        if self._tensors is None:
+            self._tensors = self._gather(users, batch)
+        return self._tensors
