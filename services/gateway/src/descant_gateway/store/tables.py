@@ -29,6 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 CATALOGUE_CHANNEL: Final = "descant_catalogue"
+_ROLES: Final = "role IN ('owner', 'admin', 'member', 'viewer')"
 
 metadata = MetaData(
     naming_convention={
@@ -87,6 +88,20 @@ projects = Table(
     UniqueConstraint("team_id", "name"),
 )
 
+service_accounts = Table(
+    "service_accounts",
+    metadata,
+    _id(),
+    Column("organization_id", ForeignKey("organizations.id"), nullable=False),
+    Column("team_id", ForeignKey("teams.id"), comment="null: the whole organization"),
+    Column("name", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("disabled_at", DateTime(timezone=True)),
+    _created_at(),
+    UniqueConstraint("organization_id", "name"),
+    CheckConstraint(_ROLES, name="role"),
+)
+
 keys = Table(
     "keys",
     metadata,
@@ -105,7 +120,7 @@ keys = Table(
     Column(
         "role",
         Text,
-        CheckConstraint("role IN ('owner', 'admin', 'member', 'viewer')", name="role"),
+        CheckConstraint(_ROLES, name="role"),
         comment="what the key may administer; null: nothing",
     ),
     Column("scopes", ARRAY(Text), comment="null: every endpoint of /v1"),
