@@ -37,7 +37,7 @@ class ActiveRequests:
 
     def add(self, engine_id: str, text: OutputText) -> RequestStream:
         """`engine_id` is the request's id in the engine, never used before."""
-        buffer = OutputBuffer()
+        buffer = OutputBuffer(text.num_prompt_tokens)
         self._active[engine_id] = _Active(text, buffer)
         self._none.clear()
         return RequestStream(text.request_id, buffer, partial(self.abandon, engine_id))

@@ -62,6 +62,10 @@ class OutputText:
     def request_id(self) -> str:
         return self._request.request_id
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self._request.prompt_token_ids)
+
     def apply(self, delta: TokenDelta) -> RequestOutput | None:
         """None if the output had ended before this delta."""
         if self.is_finished:

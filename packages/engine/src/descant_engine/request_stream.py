@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable
 from types import TracebackType
 
-from descant_engine.outputs import RequestOutput
+from descant_engine.outputs import RequestOutput, Usage
 
 
 class RequestFailed(RuntimeError):
@@ -15,13 +15,16 @@ class RequestFailed(RuntimeError):
 class OutputBuffer:
     """Between the engine's deltas and a reader of any speed: what the reader has not taken yet is merged into one."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_prompt_tokens: int) -> None:
+        self.usage = Usage(prompt_tokens=num_prompt_tokens, completion_tokens=0, cached_tokens=0)
+        """Of everything that was put, taken or not."""
         self._output: RequestOutput | None = None
         self._error: Exception | None = None
         self._is_closed = False
         self._changed = asyncio.Event()
 
     def put(self, output: RequestOutput) -> None:
+        self.usage = output.usage
         self._output = output if self._output is None else self._output.followed_by(output)
         self._changed.set()
 
@@ -69,6 +72,11 @@ class RequestStream:
         self._is_over = False
         self._abandon = weakref.finalize(self, abandon)
         self._abandon.atexit = False
+
+    @property
+    def usage(self) -> Usage:
+        """What the request has come to, with what nobody has read: after `aclose`, what it came to in all."""
+        return self._buffer.usage
 
     def __aiter__(self) -> "RequestStream":
         return self

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from litestar.response.base import ASGIResponse
 
 from descant_engine.outputs import RequestOutput
-from descant_server.bodies import EventStream, HttpRequest, json_answer, unless_client_leaves
+from descant_server.bodies import EventStream, HttpRequest, charge_of, json_answer, unless_client_leaves
 from descant_server.generation import Outputs, collect, generate
 from descant_server.service import Service
 from descant_server.translate import AnswerFormat, EngineCall, total_usage
@@ -20,7 +20,7 @@ async def answer_whole(
     request: HttpRequest, service: Service, call: EngineCall, answer_format: AnswerFormat
 ) -> ASGIResponse:
     """Raises ApiError, or ClientLeft as soon as nobody waits any more."""
-    outputs = generate(service.engine, call, answer_format.id, service.metrics)
+    outputs = generate(service, call, answer_format.id, charge_of(request))
     complete = await unless_client_leaves(request, collect(outputs, len(call.prompts)))
     usage = total_usage([output.usage for output in complete])
     return json_answer(answer_format.whole(complete, usage))
@@ -33,7 +33,7 @@ async def answer_stream(
 
     Raises ApiError, or ClientLeft as soon as nobody waits any more.
     """
-    outputs = generate(service.engine, call, answer_format.id, service.metrics)
+    outputs = generate(service, call, answer_format.id, charge_of(request))
     first = await unless_client_leaves(request, _first(outputs))
     return EventStream(_events(first, outputs, answer_format, with_usage=with_usage), outputs.aclose)
 

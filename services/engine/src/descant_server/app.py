@@ -12,7 +12,7 @@ from descant_server.errors import (
     answer_framework_error,
     answer_unforeseen,
 )
-from descant_server.routes import adapters, chat, completions, health, models, tokenize
+from descant_server.routes import adapters, chat, completions, health, internal, models, tokenize
 from descant_server.service import Service
 from descant_wire.errors import ApiError
 
@@ -25,6 +25,8 @@ ROUTES = (
     adapters.unload_adapter,
     tokenize.tokenize_text,
     tokenize.detokenize_tokens,
+    internal.show_load,
+    internal.show_usage,
     health.health,
     health.ready,
     health.show_version,

@@ -14,6 +14,7 @@ from litestar.types import Receive, Scope, Send
 from descant_server.errors import ClientLeft
 from descant_wire.decoding import decode_request
 from descant_wire.errors import unsupported_media_type
+from descant_wire.load import CHARGE_HEADER
 from descant_wire.sse import MEDIA_TYPE
 
 RequestT = TypeVar("RequestT")
@@ -46,6 +47,11 @@ async def read_json(request: HttpRequest, request_type: type[RequestT]) -> Reque
 def tenant_of(request: HttpRequest) -> str:
     """Whose prefix blocks this request may share, by the gateway's word; empty without a gateway."""
     return request.headers.get(TENANT_HEADER, "")
+
+
+def charge_of(request: HttpRequest) -> str:
+    """The gateway's name for this call; empty without a gateway."""
+    return request.headers.get(CHARGE_HEADER, "")
 
 
 async def unless_client_leaves(request: HttpRequest, work: Coroutine[Any, Any, ResultT]) -> ResultT:

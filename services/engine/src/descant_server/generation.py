@@ -6,17 +6,19 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 
-from descant_engine.async_engine import AsyncEngine
 from descant_engine.outputs import RequestOutput
+from descant_engine.request_stream import RequestStream
 from descant_server.errors import ENGINE_ERRORS, from_engine
-from descant_server.metrics import Metrics
+from descant_server.service import Service
 from descant_server.translate import EngineCall
 
 Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
 
 
-async def generate(engine: AsyncEngine, call: EngineCall, call_id: str, metrics: Metrics) -> Outputs:
+async def generate(service: Service, call: EngineCall, call_id: str, charge: str) -> Outputs:
     """Submits the call's prompts and gives their outputs as they come. Closing it ends what is unfinished at once.
+
+    `charge`: under which its usage is kept, see `usage_book`.
 
     Raises:
         ApiError: what the engine refused, or why it failed.
@@ -24,9 +26,10 @@ async def generate(engine: AsyncEngine, call: EngineCall, call_id: str, metrics:
     started = time.monotonic()
     try:
         async with AsyncExitStack() as stack:
-            streams: list[AsyncIterator[RequestOutput]] = []
+            streams: list[RequestStream] = []
+            stack.enter_context(service.usage_book.entry(charge, streams))
             for index, prompt in enumerate(call.prompts):
-                stream = await engine.submit(
+                stream = await service.engine.submit(
                     prompt,
                     call.params,
                     adapter=call.adapter,
@@ -35,7 +38,7 @@ async def generate(engine: AsyncEngine, call: EngineCall, call_id: str, metrics:
                     priority=call.priority,
                 )
                 streams.append(await stack.enter_async_context(stream))
-            meters = [stack.enter_context(metrics.request(call.adapter, started)) for _ in streams]
+            meters = [stack.enter_context(service.metrics.request(call.adapter, started)) for _ in streams]
             outputs = await stack.enter_async_context(aclosing(_interleave(streams)))
             async for index, output in outputs:
                 meters[index].saw(output)

@@ -7,7 +7,9 @@ import time
 from descant_engine.async_engine import AsyncEngine
 from descant_server.config import AdapterSource, ServerConfig
 from descant_server.errors import RETRY_RESTART_S
+from descant_server.load_report import LoadReport
 from descant_server.metrics import EngineView, Metrics
+from descant_server.usage_book import UsageBook
 from descant_wire.errors import (
     invalid_request,
     model_not_found,
@@ -25,6 +27,8 @@ class Service:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.metrics = Metrics(config.base_names[0], self._view)
+        self.load_report = LoadReport()
+        self.usage_book = UsageBook()
         self._created = int(time.time())
         self._engine: AsyncEngine | None = None
         self._is_draining = False

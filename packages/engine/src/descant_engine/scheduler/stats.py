@@ -13,6 +13,8 @@ class SchedulerStats:
     num_waiting: int
     """All that are not running, those waiting for an adapter included."""
     num_waiting_for_adapter: int
+    num_queued_tokens: int
+    """Tokens of all these that are known and not computed yet: the work ahead before anybody new is served."""
     block_usage: float
     """Share of the pool that is held, 0 to 1; cached prefixes that nobody uses count as free."""
     prefix_query_tokens: int
