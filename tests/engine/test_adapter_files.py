@@ -6,6 +6,7 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from descant_engine.adapter import TargetModule
-from descant_engine.adapter_files import AdapterRefused, CorruptFile, check_unchanged, read_adapter
+from descant_engine.adapter_files import AdapterRefused, CorruptFile, check_unchanged, content_digest, read_adapter
 from descant_engine.config import ModelShape, RopeScaling
 
 NUM_LAYERS = 12
@@ -133,15 +134,38 @@ def test_modules_are_sorted_and_name_their_tensors(saved: Path) -> None:
     assert manifest.modules[0].scaling == 2.0
 
 
-def test_the_digest_covers_both_files(adapter: Path) -> None:
-    original = read_adapter(adapter, SHAPE, 16).digest
+def test_the_identity_covers_both_files_and_nothing_else(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    original = content_digest(read_adapter(adapter, SHAPE, 16))
     assert len(original) == 64
-    assert read_adapter(adapter, SHAPE, 16).digest == original
+    elsewhere = Path(copytree(adapter, tmp_path_factory.mktemp("elsewhere") / "copy"))
+    assert content_digest(read_adapter(elsewhere, SHAPE, 16)) == original
     _edit_config(adapter, lora_alpha=9)
-    other_config = read_adapter(adapter, SHAPE, 16).digest
+    other_config = content_digest(read_adapter(adapter, SHAPE, 16))
     tensors = load_file(adapter / "adapter_model.safetensors")
     save_file({key: tensor + 1 for key, tensor in tensors.items()}, adapter / "adapter_model.safetensors")
-    assert len({original, other_config, read_adapter(adapter, SHAPE, 16).digest}) == 3
+    assert len({original, other_config, content_digest(read_adapter(adapter, SHAPE, 16))}) == 3
+
+
+def test_a_registration_is_named_without_reading_weights(adapter: Path) -> None:
+    first = read_adapter(adapter, SHAPE, 16)
+    assert first.content_digest is None
+    assert read_adapter(adapter, SHAPE, 16).digest == first.digest
+    _edit_config(adapter, lora_alpha=9)
+    other_config = read_adapter(adapter, SHAPE, 16)
+    weights = adapter / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert len({first.digest, other_config.digest, read_adapter(adapter, SHAPE, 16).digest}) == 3
+
+
+def test_what_adapters_of_one_recipe_have_in_common_is_worked_out_once(
+    adapter: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = Path(copytree(adapter, tmp_path_factory.mktemp("other") / "copy"))
+    assert read_adapter(other, SHAPE, 16).modules is read_adapter(adapter, SHAPE, 16).modules
+    _edit_config(other, lora_alpha=9)
+    assert read_adapter(other, SHAPE, 16).modules[0].scaling == 9 / 4
 
 
 def test_a_file_that_was_written_over_is_noticed(adapter: Path) -> None:

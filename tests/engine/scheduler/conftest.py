@@ -207,8 +207,8 @@ class FakeRunner:
             return AdapterEvent(move.kind, digest, error=f"{digest} is broken")
         if move.kind is AdapterMoveKind.LOAD_HOST:
             self.host.add(digest)
-        else:
-            self.slots[move.slot] = move
+            return AdapterEvent(move.kind, digest, content_digest=f"content of {digest}")
+        self.slots[move.slot] = move
         return AdapterEvent(move.kind, digest)
 
 

@@ -1,11 +1,13 @@
 """LoRA adapters in PEFT's format: what is in the folder, and whether we can serve it exactly.
 
-A manifest is all the engine needs to know to place an adapter; the tensors are read later, by the runner.
+A manifest is all the engine needs to know to place an adapter; the tensors are read later, by the runner, and with
+them the identity of its content.
 """
 
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import NamedTuple
 
 
 class TargetModule(IntEnum):
@@ -35,18 +37,30 @@ class ModuleLora:
     """Name of the [out_features, lora_rank] tensor."""
 
 
+class FileStamp(NamedTuple):
+    """What tells one state of a file from another without reading it."""
+
+    size: int
+    modified_ns: int
+    inode: int
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterManifest:
-    """An adapter's identity and shape. Equal digests mean equal content."""
+    """One registration of an adapter: where it is, and what shape it has. Its weights need not have been read."""
 
     digest: str
-    """sha256 over adapter_config.json and the weight file, hex."""
+    """Names the registration, by place, configuration and stamp: files that were written over give another one."""
     path: Path
     """The safetensors file."""
     modules: tuple[ModuleLora, ...]
     """Sorted by (layer, module)."""
-    file_stamp: tuple[int, int] | None = None
-    """Size and modification time (ns) of the safetensors file when its digest was taken; None if it is not a file."""
+    file_stamp: FileStamp | None = None
+    """Of the safetensors file when its header was read; None if there is no such file."""
+    config_digest: str = ""
+    """sha256 of adapter_config.json, hex."""
+    content_digest: str | None = None
+    """The identity: equal ones mean equal content. Known once the weights have been read for the first time."""
 
     @property
     def max_lora_rank(self) -> int:

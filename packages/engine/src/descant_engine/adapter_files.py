@@ -2,22 +2,24 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from descant_engine.adapter import AdapterManifest, ModuleLora, TargetModule
+from descant_engine.adapter import AdapterManifest, FileStamp, ModuleLora, TargetModule
 from descant_engine.config import ModelShape
 from descant_engine.peft_config import AdapterRefused, PeftConfig, parse_peft_config
-from descant_engine.safetensors_header import CorruptFile, TensorInfo, read_header
+from descant_engine.safetensors_header import CorruptFile, RawHeader, TensorInfo, parse_header, read_raw_header
 
-__all__ = ["AdapterRefused", "CorruptFile", "adapter_digest", "check_unchanged", "read_adapter"]
+__all__ = ["AdapterRefused", "CorruptFile", "check_unchanged", "content_digest", "read_adapter"]
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _PICKLE_NAME = "adapter_model.bin"
 _MAX_CONFIG_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
+_MAX_CACHED_HEADER_BYTES = 1 << 20
 _FLOAT_DTYPES = ("F16", "BF16", "F32", "F64")
 _ATTENTION_MODULES = (TargetModule.Q_PROJ, TargetModule.K_PROJ, TargetModule.V_PROJ, TargetModule.O_PROJ)
 _KEY_PREFIX = "base_model.model."
@@ -34,7 +36,7 @@ class _Site(NamedTuple):
 
 
 def read_adapter(folder: Path, shape: ModelShape, max_lora_rank: int) -> AdapterManifest:
-    """The manifest of the adapter that PEFT saved into `folder`. Tensors are not read, except for the digest.
+    """The manifest of the adapter that PEFT saved into `folder`: configuration and header are read, no weights.
 
     Raises:
         AdapterRefused: the adapter does something that we cannot do exactly, or does not fit the base model.
@@ -43,10 +45,11 @@ def read_adapter(folder: Path, shape: ModelShape, max_lora_rank: int) -> Adapter
     """
     config_path, weights_path = _find_files(folder)
     text = config_path.read_bytes()
-    config = parse_peft_config(text)
     stamp = _stamp(weights_path)
-    modules = _match_modules(config, read_header(weights_path), shape)
-    manifest = AdapterManifest(adapter_digest(text, weights_path), weights_path, modules, stamp)
+    modules = _modules(text, read_raw_header(weights_path), shape)
+    config_digest = sha256(text).hexdigest()
+    digest = _registration_digest(weights_path, config_digest, stamp)
+    manifest = AdapterManifest(digest, weights_path, modules, stamp, config_digest)
     check_unchanged(manifest)
     if manifest.max_lora_rank > max_lora_rank:
         raise AdapterRefused(
@@ -55,17 +58,18 @@ def read_adapter(folder: Path, shape: ModelShape, max_lora_rank: int) -> Adapter
     return manifest
 
 
-def adapter_digest(config_text: bytes, weights_path: Path) -> str:
-    """sha256, hex, over the configuration, its length first so that it cannot run into the weights, and the weights."""
-    digest = sha256(len(config_text).to_bytes(8, "little") + config_text)
-    with weights_path.open("rb") as file:
+def content_digest(manifest: AdapterManifest) -> str:
+    """The identity of the adapter's content: sha256, hex, over its configuration's digest and its weights, all of which
+    are read. Without the interpreter lock for all but a moment."""
+    digest = sha256(bytes.fromhex(manifest.config_digest))
+    with manifest.path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
 
 
 def check_unchanged(manifest: AdapterManifest) -> None:
-    """To be called when the tensors have been read: they are those of the digest only if nobody wrote the file since.
+    """To be called before and after the weights are read: between, they are those that the manifest was made from.
 
     Raises:
         CorruptFile: the file is another one by now.
@@ -74,9 +78,24 @@ def check_unchanged(manifest: AdapterManifest) -> None:
         raise CorruptFile(f"{manifest.path.name} was changed after it was registered; register the adapter again")
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(path: Path) -> FileStamp:
     status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    return FileStamp(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def _registration_digest(weights_path: Path, config_digest: str, stamp: FileStamp) -> str:
+    return sha256(f"{weights_path.resolve()}\0{config_digest}\0{stamp}".encode()).hexdigest()
+
+
+def _modules(config_text: bytes, header: RawHeader, shape: ModelShape) -> tuple[ModuleLora, ...]:
+    """Adapters that came out of one recipe differ in their weights alone: all but the first are found here."""
+    read = _read_modules if len(header.text) <= _MAX_CACHED_HEADER_BYTES else _read_modules.__wrapped__
+    return read(config_text, header, shape)
+
+
+@lru_cache(maxsize=32)
+def _read_modules(config_text: bytes, header: RawHeader, shape: ModelShape) -> tuple[ModuleLora, ...]:
+    return _match_modules(parse_peft_config(config_text), parse_header(header), shape)
 
 
 def _find_files(folder: Path) -> tuple[Path, Path]:

@@ -33,7 +33,7 @@ class EngineRequest:
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     adapter_digest: str | None = None
-    """Content digest of the adapter, None for the base model."""
+    """Names a registered adapter; None is the base model."""
     tenant_salt: str = ""
     """Requests of different salts never share prefix blocks."""
     priority: int = 0
@@ -70,6 +70,8 @@ class Request:
     num_steps_overtaken: int = 0
     """Steps in which a later request was admitted while nothing in the pool could be evicted for this one's adapter."""
     adapter_slot: int = -1
+    adapter_content: str | None = None
+    """The adapter's identity, from the first admission on: by then its weights have been read."""
     finish_reason: FinishReason | None = None
 
     @property

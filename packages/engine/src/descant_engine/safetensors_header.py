@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -45,6 +46,15 @@ class TensorInfo:
     stop: int
 
 
+class RawHeader(NamedTuple):
+    """A header as it stands in its file, and what it must agree with."""
+
+    file_name: str
+    text: bytes
+    num_data_bytes: int
+    """How many bytes follow it."""
+
+
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Name -> tensor of every tensor in the file.
 
@@ -52,6 +62,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         CorruptFile: truncated, or a header that is too long, is not valid or does not fit the file's size.
         OSError: the file cannot be read.
     """
+    return parse_header(read_raw_header(path))
+
+
+def read_raw_header(path: Path) -> RawHeader:
+    """Raises CorruptFile for a file that is too short for its header, OSError if it cannot be read."""
     file_size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -61,12 +76,16 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                 f"{path.name}: the header claims {length} bytes, but the file has {file_size} and the format allows "
                 f"{MAX_HEADER_BYTES}; the file is truncated or not safetensors"
             )
-        header = file.read(length)
+        return RawHeader(path.name, file.read(length), num_data_bytes)
+
+
+def parse_header(header: RawHeader) -> dict[str, TensorInfo]:
+    """Name -> tensor. Raises CorruptFile for a header that is not valid or does not fit the file's size."""
     try:
-        tensors = _parse(header)
-        _check_coverage(tensors, num_data_bytes)
+        tensors = _parse(header.text)
+        _check_coverage(tensors, header.num_data_bytes)
     except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{path.name}: {error}; the file is corrupt or not safetensors") from None
+        raise CorruptFile(f"{header.file_name}: {error}; the file is corrupt or not safetensors") from None
     return tensors
 
 

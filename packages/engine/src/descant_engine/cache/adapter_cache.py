@@ -5,6 +5,7 @@ its event has come back. A device copy comes from a host copy; either may be evi
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
@@ -74,11 +75,8 @@ class AdapterCache:
         return bool(self._moves)
 
     def register(self, manifest: AdapterManifest) -> None:
-        """Raises ValueError for an adapter that can never be served. Of a digest that is known already only the
-        place of its file is taken over.
-        """
+        """Raises ValueError for an adapter that can never be served. One that is registered already stays what it is."""
         if (known := self._adapters.get(manifest.digest)) is not None:
-            known.manifest = manifest
             known.is_removed = False
         else:
             self._adapters[manifest.digest] = Adapter(manifest, self._required_blocks(manifest))
@@ -99,6 +97,12 @@ class AdapterCache:
 
     def num_blocks(self, digest: str) -> int:
         return self._adapters[digest].num_blocks
+
+    def content_digest(self, digest: str) -> str:
+        """The identity of an adapter that has been read."""
+        content = self._adapters[digest].manifest.content_digest
+        assert content is not None, "nobody knows what is in an adapter before its weights have been read"
+        return content
 
     def is_usable(self, digest: str) -> bool:
         return self._adapters[digest].device is Copy.READY
@@ -149,6 +153,8 @@ class AdapterCache:
         match event.kind:
             case AdapterMoveKind.LOAD_HOST:
                 self._host.finish_read(adapter, is_ready=is_ready)
+                if is_ready:
+                    adapter.manifest = replace(adapter.manifest, content_digest=event.content_digest)
             case AdapterMoveKind.LOAD_DEVICE:
                 self._device.finish_copy(adapter, is_ready=is_ready)
                 if not is_ready:

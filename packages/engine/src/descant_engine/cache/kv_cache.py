@@ -98,7 +98,7 @@ class KvCache:
         hashes = self._hashes.setdefault(request.request_id, [])
         start, stop = len(hashes) * self._block_size, request.num_known_tokens
         if stop - start >= self._block_size:
-            parent = hashes[-1] if hashes else chain_root(self._model, spec.adapter_digest, spec.tenant_salt)
+            parent = hashes[-1] if hashes else chain_root(self._model, request.adapter_content, spec.tenant_salt)
             hashes += extend_chain(parent, _token_ids(request, start), self._block_size)
         return hashes
 

@@ -12,10 +12,10 @@ from hashlib import sha256
 from descant_engine.cache.block_pool import BlockHash
 
 
-def chain_root(model: str, adapter_digest: str | None, tenant_salt: str) -> BlockHash:
+def chain_root(model: str, adapter_content: str | None, tenant_salt: str) -> BlockHash:
     """Where the chain of one (model, adapter, tenant) starts."""
     # Each part by its own digest: no two triples run together into the same bytes.
-    parts = (model, "base" if adapter_digest is None else f"adapter:{adapter_digest}", tenant_salt)
+    parts = (model, "base" if adapter_content is None else f"adapter:{adapter_content}", tenant_salt)
     return BlockHash(sha256(b"".join(sha256(part.encode()).digest() for part in parts)).digest())
 
 

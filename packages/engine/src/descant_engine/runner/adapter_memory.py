@@ -1,6 +1,6 @@
 """The bytes of adapters in host memory and in the pool. Does what the plan says, and reports when it is done.
 
-disk -> host: a thread reads the safetensors file and lays its rank tiles out as pool blocks, once.
+disk -> host: a thread reads the safetensors file, takes its digest and lays its rank tiles out as pool blocks, once.
 host -> pool: whole blocks are copied, on CUDA from pinned memory on a side stream; the tables that the LoRA layers
 read learn of the slot only when the copy is over.
 """
@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from descant_engine.adapter import AdapterManifest, ModuleLora, TargetModule
-from descant_engine.adapter_files import check_unchanged
+from descant_engine.adapter_files import check_unchanged, content_digest
 from descant_engine.cache.adapter_layout import AdapterLayout, plan_layout, rank_tile
 from descant_engine.config import ResolvedConfig
 from descant_engine.forward_context import LoraTables
@@ -28,6 +28,7 @@ NUM_LOADER_THREADS = 2
 
 @dataclass(frozen=True, slots=True)
 class HostAdapter:
+    content_digest: str
     layout: AdapterLayout
     blocks: Tensor
     """[layout.num_blocks, block_elements], pinned on CUDA; exactly what goes into the pool."""
@@ -53,6 +54,7 @@ class AdapterMemory:
         self._host: dict[str, HostAdapter] = {}
         self._loading: dict[str, Future[HostAdapter]] = {}
         self._copying: list[DeviceCopy] = []
+        self._modules: dict[int, frozenset[TargetModule]] = {}
 
     def start(self, moves: tuple[AdapterMove, ...]) -> None:
         """Begins every move; none of them waits."""
@@ -80,6 +82,10 @@ class AdapterMemory:
         self._copying = still_copying
         return tuple(events)
 
+    def modules_of(self, slots: tuple[int, ...]) -> frozenset[TargetModule]:
+        """What any of these slots' adapters changes."""
+        return frozenset[TargetModule]().union(*(self._modules[slot] for slot in slots))
+
     def wait(self, timeout: float) -> None:
         """Returns when something may have finished, or after `timeout` seconds."""
         if self._copying:
@@ -92,17 +98,19 @@ class AdapterMemory:
     def _read(self, manifest: AdapterManifest) -> HostAdapter:
         layout = plan_layout(manifest, self._config.shape, self._config.block_elements)
         check_unchanged(manifest)
+        # Between two looks at an unchanged stamp lies one content, whether it is read or hashed.
+        content = manifest.content_digest or content_digest(manifest)
         blocks = read_blocks(manifest, layout, self._pool)
         check_unchanged(manifest)
-        return HostAdapter(layout, blocks)
+        return HostAdapter(content, layout, blocks)
 
     def _collect_read(self, digest: str) -> AdapterEvent:
         read = self._loading.pop(digest)
         try:
-            self._host[digest] = read.result()
+            adapter = self._host[digest] = read.result()
         except Exception as error:  # whatever is wrong with a file is its requests' problem, not the engine's
             return AdapterEvent(AdapterMoveKind.LOAD_HOST, digest, error=str(error))
-        return AdapterEvent(AdapterMoveKind.LOAD_HOST, digest)
+        return AdapterEvent(AdapterMoveKind.LOAD_HOST, digest, content_digest=adapter.content_digest)
 
     def _copy_blocks(self, move: AdapterMove) -> torch.cuda.Event | None:
         source = self._host[move.manifest.digest].blocks
@@ -127,6 +135,7 @@ class AdapterMemory:
             strict=True,
         ):
             table[move.slot] = to_device(row, table.device)
+        self._modules[move.slot] = frozenset(module.module for module in move.manifest.modules)
         self.tables.version[0] += 1
 
     def _clear_slot(self, slot: int) -> None:

@@ -64,6 +64,8 @@ class AdapterEvent(NamedTuple):
     kind: AdapterMoveKind
     digest: str
     error: str | None = None
+    content_digest: str | None = None
+    """With LOAD_HOST: the identity of what was read."""
 
 
 @dataclass(frozen=True, slots=True)

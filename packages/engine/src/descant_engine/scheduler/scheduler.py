@@ -221,6 +221,8 @@ class Scheduler:
         if request.num_inflight_samples > 0:
             return False  # preempted a moment ago: its newest tokens are not known yet
         digest = request.spec.adapter_digest
+        if digest is not None:
+            request.adapter_content = self._adapters.content_digest(digest)
         self._kv.acquire_prefix(request)
         num_new_blocks = self._kv.num_new_blocks(request, request.num_known_tokens)
         keep = () if digest is None else (digest,)
