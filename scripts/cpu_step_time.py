@@ -105,7 +105,7 @@ def forward(
     lora = None
     if tables is not None:
         adapters = (owner % len(ADAPTERS)).int()
-        lora = LoraInputs(tables, adapters, tuple(sorted(set(adapters.tolist()))))
+        lora = LoraInputs(tables, adapters, tuple(sorted(set(adapters.tolist()))), frozenset(TargetModule))
     with step_context(StepContext(caches, attention, lora)):
         hidden = model(random_ids(len(positions)), positions)
         return model.compute_logits(hidden[attention.query_start_loc[1:] - 1])

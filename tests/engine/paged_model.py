@@ -145,4 +145,4 @@ class PagedModel:
         in_batch = tuple(sorted(set(slots) - {-1}))
         if self._adapters is None or not in_batch:
             return None
-        return LoraInputs(self._adapters.tables, torch.tensor(slots, dtype=torch.int32), in_batch)
+        return LoraInputs(self._adapters.tables, torch.tensor(slots, dtype=torch.int32), in_batch, frozenset(TargetModule))

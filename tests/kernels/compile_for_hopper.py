@@ -89,14 +89,19 @@ def the_rest(dtype: torch.dtype, num_tokens: int) -> None:
     kernels.rms_norm(qkv[:, :32], weight[:128], 1e-5)
     kernels.add_rms_norm(x, x.clone(), weight, 1e-5)
     kernels.add_rms_norm(torch.empty(2, num_tokens, 4096), x.clone(), weight, 1e-5)
+    kernels.add_rms_norm(torch.empty(3, num_tokens, 4096), x.clone(), weight, 1e-5)
+    kernels.add_rms_norm(torch.empty(2, num_tokens, 4096, dtype=dtype), x.clone(), weight, 1e-5)
     few = x[: min(num_tokens, 16)]
     for splits in (1, 2):
         kernels.skinny_product(few, torch.empty(4096, 4096, dtype=dtype), splits)
     kernels.greedy(torch.empty(num_tokens, 128256, dtype=dtype))
     kernels.silu_mul(torch.empty(num_tokens, 28672, dtype=dtype))
+    kernels.silu_mul(torch.empty(2, num_tokens, 28672, dtype=dtype))
     kernels.rotary(qkv[:, :32], qkv[:, 32:40], longs, torch.empty(4096, 128))
     caches = pool[:, 1, 0], pool[:, 1, 1]
     kernels.rotary_kv_write(*qkv.split((32, 8, 8), 1), longs, torch.empty(4096, 128), *caches, longs)
+    two = torch.empty(2, num_tokens, 48, 128, dtype=dtype)
+    kernels.rotary_kv_write(*two.split((32, 8, 8), 2), longs, torch.empty(4096, 128), *caches, longs)
     kernels.kv_write(qkv[:, 32:40], qkv[:, 40:], pool[:, 1, 0], pool[:, 1, 1], longs)
     kernels.sample(torch.empty(num_tokens, 128256, dtype=dtype), step_input(num_tokens, torch.float32), longs, longs)
 

@@ -30,3 +30,8 @@ def test_refuses_an_odd_width(device: str) -> None:
 def test_8b_shapes(num_tokens: int, assert_close: Check) -> None:
     gate_up = torch.randn(num_tokens, 2 * 14336, dtype=torch.bfloat16, device="cuda")
     assert_close(silu_mul(gate_up), reference.silu_mul(gate_up))
+
+
+def test_adds_up_partial_sums(device: str, dtype: torch.dtype, assert_close: Check) -> None:
+    gate_up = torch.randn(3, 5, 80, dtype=dtype, device=device)
+    assert_close(silu_mul(gate_up), reference.silu_mul(gate_up))

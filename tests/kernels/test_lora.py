@@ -54,32 +54,26 @@ def build_tables(
 def check_against_dense(
     tables: Tables, group: ProjectionGroup, x: Tensor, slots: list[int], segment_size: int, assert_close: Check
 ) -> None:
-    """Both kernels against float64 products, `out` a slice of a wider NaN-filled buffer."""
+    """Both kernels against float64 products, `out` a slice of a wider buffer, all of it NaN."""
     token_adapter_slot = torch.tensor(slots, dtype=torch.int32, device=x.device)
     segments = segment_tokens(token_adapter_slot, segment_size=segment_size)
     width = sum(group.out_features)
     buffer = torch.full((len(slots), width + 8), float("nan"), dtype=x.dtype, device=x.device)
-    out = buffer[:, :width].copy_(torch.randn(len(slots), width, device=x.device))
-    base = out.clone()
-    expected = base.double()
+    out = buffer[:, :width]
+    expected = torch.zeros(len(slots), width, dtype=torch.float64, device=x.device)
     for token, slot in enumerate(slots):
         for index, columns in enumerate(expected[token].split(group.out_features) if slot >= 0 else ()):
             entry = (slot, LAYER, group.first_module + index)
             lora_a = reference.rank_rows(tables, tables.a_offsets, entry, x.shape[1]).double()
             lora_b = reference.rank_rows(tables, tables.b_offsets, entry, columns.shape[0]).double()
-            columns += tables.scalings[entry].double() * (x[token].double() @ lora_a.T @ lora_b)
-    by_reference = base.clone()
+            columns.copy_(tables.scalings[entry].double() * (x[token].double() @ lora_a.T @ lora_b))
+    by_reference = torch.empty_like(out)
     partials = reference.lora_shrink(x, tables, LAYER, group, segments)
     reference.lora_expand(partials, tables, LAYER, group, segments, by_reference)
     assert_close(by_reference, expected.to(x.dtype))
     lora_expand(lora_shrink(x, tables, LAYER, group, segments), tables, LAYER, group, segments, out)
     assert_close(out, expected.to(x.dtype))
     assert buffer[:, width:].isnan().all()
-    for token, slot in enumerate(slots):
-        for index, columns in enumerate(out[token].split(group.out_features)):
-            if slot < 0 or tables.lora_ranks[slot, LAYER, group.first_module + index] == 0:
-                first = sum(group.out_features[:index])
-                assert torch.equal(columns, base[token, first : first + columns.shape[0]]), "touched a base token"
 
 
 GROUPS = {
@@ -151,7 +145,7 @@ def test_a_token_gets_the_same_bits_in_any_batch(device: str) -> None:
 
     def update(tokens: list[int], slots: list[int]) -> Tensor:
         segments = segment_tokens(torch.tensor(slots, dtype=torch.int32, device=device))
-        out = torch.zeros(len(tokens), 64, device=device)
+        out = torch.empty(len(tokens), 64, device=device)
         rows = x[tokens].contiguous()
         lora_expand(lora_shrink(rows, tables, LAYER, group, segments), tables, LAYER, group, segments, out)
         return out
@@ -200,12 +194,10 @@ def test_a_captured_launch_follows_slots_and_ranks(assert_close: Check) -> None:
     tables = build_tables([[8, 16], [32, 5], [16, 16]], 1024, group, 16, torch.bfloat16, "cuda")
     x = torch.randn(40, 1024, dtype=torch.bfloat16, device="cuda")
     slots = torch.full((40,), -1, dtype=torch.int32, device="cuda")
-    base = torch.randn(40, 640, dtype=torch.bfloat16, device="cuda")
-    out = base.clone()
+    out = torch.empty(40, 640, dtype=torch.bfloat16, device="cuda")
 
     def step() -> None:
         segments = segment_tokens(slots, max_slots=3)
-        out.copy_(base)
         lora_expand(lora_shrink(x, tables, LAYER, group, segments), tables, LAYER, group, segments, out)
 
     step()
@@ -217,7 +209,7 @@ def test_a_captured_launch_follows_slots_and_ranks(assert_close: Check) -> None:
         slots.copy_(torch.randint(-1, 3, (40,), generator=torch.Generator().manual_seed(seed)))
         tables.lora_ranks[1] = 0 if seed == 3 else tables.lora_ranks[1]
         graph.replay()
-        expected, segments = base.clone(), segment_tokens(slots)
+        expected, segments = torch.empty_like(out), segment_tokens(slots)
         partials = reference.lora_shrink(x, tables, LAYER, group, segments)
         reference.lora_expand(partials, tables, LAYER, group, segments, expected)
         assert_close(out, expected)

@@ -55,6 +55,13 @@ def test_add_rms_norm_adds_up_partial_sums(device: str, dtype: torch.dtype, spli
         assert_close(actual, wanted)
 
 
+def test_head_norms_add_up_partial_sums(device: str, dtype: torch.dtype, assert_close: Check) -> None:
+    packed = torch.randn(2, 7, 5, 80, dtype=dtype, device=device)
+    weight = torch.randn(80, dtype=dtype, device=device)
+    for heads in packed.split((3, 2), dim=2):
+        assert_close(rms_norm(heads, weight, EPS), reference.rms_norm(heads, weight, EPS))
+
+
 def test_refuses_rows_that_are_not_contiguous(device: str) -> None:
     with pytest.raises(ValueError, match="contiguous"):
         rms_norm(torch.randn(4, 8, device=device).T, torch.randn(4, device=device), EPS)

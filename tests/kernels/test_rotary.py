@@ -48,6 +48,22 @@ def test_rotary_and_kv_write_in_one_launch(device: str, dtype: torch.dtype, asse
     assert torch.equal(results[0][1] == 0, results[1][1] == 0)
 
 
+def test_rotary_and_kv_write_add_up_partial_sums(device: str, dtype: torch.dtype, assert_close: Check) -> None:
+    num_tokens, dim = 5, 80
+    packed = torch.randn(2, num_tokens, 10, dim, dtype=dtype, device=device)
+    positions = torch.tensor([0, 3, 3, 99, 50], device=device)
+    slots = torch.tensor([7, -1, 0, 12, 3], device=device)
+    results = []
+    for function in (rotary_kv_write, reference.rotary_kv_write):
+        qkv = packed.float() if function is reference.rotary_kv_write else packed.clone()
+        pool = qkv.new_zeros(4, 3, 2, 4, 2, dim)
+        caches = pool[:, 1, 0], pool[:, 1, 1]
+        function(*qkv.split((6, 2, 2), dim=2), positions, cos_sin(100, dim, device), *caches, slots)
+        results.append((qkv[0, :, :6].to(dtype), pool.to(dtype)))
+    for actual, expected in zip(*results, strict=True):
+        assert_close(actual, expected)
+
+
 def test_equals_transformers_llama(device: str, assert_close: Check) -> None:
     llama = pytest.importorskip("transformers.models.llama.modeling_llama")
     q, k = torch.randn(4, 3, 32, device=device), torch.randn(4, 1, 32, device=device)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from descant_engine.adapter import TargetModule
+
 
 class KvCache(NamedTuple):
     """One layer's part of the block pool, as strided views: [num_blocks, block_size, num_kv_heads, head_dim]."""
@@ -64,6 +66,8 @@ class LoraInputs:
     """[num_tokens] int32; -1 = base."""
     slots_in_batch: tuple[int, ...]
     """The distinct slots of `token_adapter_slot`, sorted, without -1; known on the host for the CPU's kernels."""
+    modules: frozenset[TargetModule]
+    """What any adapter of the step may change; other layers have nothing to add."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""LoRA, second half: the shrunk tokens times their adapter's lora_b, added to the base layer's output."""
+"""LoRA, second half: the shrunk tokens times their adapter's lora_b: what is to be added to the base layer's output.
+
+Who adds it is the caller's choice: the product itself, which can start from it, or the kernel that reads the output.
+"""
 
 import triton
 import triton.language as tl
@@ -12,12 +15,12 @@ from descant_kernels.tuning import EXPAND_BLOCK_OUT, LORA_BLOCK_RANK, expand_chu
 def lora_expand(
     partials: Tensor, tables: LoraTables, layer: int, group: ProjectionGroup, segments: LoraSegments, out: Tensor
 ) -> None:
-    """out[t, columns(m)] += scaling * sum(partials, dim=0)[m, t, :rank] @ B[slot(t), layer, first_module + m].
+    """out[t, columns(m)] = scaling * sum(partials, dim=0)[m, t, :rank] @ B[slot(t), layer, first_module + m].
 
     Args:
         partials: what `lora_shrink` returned for the same tables, layer, group and segments.
-        out: [num_tokens, sum(group.out_features)], rows contiguous, any float dtype; changed in place. Rows of base
-            tokens and columns of modules that the adapter leaves alone are not touched.
+        out: [num_tokens, sum(group.out_features)], rows contiguous, any float dtype; overwritten. Rows of base tokens
+            and columns of modules that the adapter leaves alone become 0.
     """
     check_tables(out, tables, group)
     splits, num_modules, num_tokens, max_rank = partials.shape
@@ -68,12 +71,6 @@ def _sum_of_splits(source, mask, split_stride, SPLITS: tl.constexpr):
     return total
 
 
-@triton.jit
-def _add_to(target, update, mask):
-    base = tl.load(target, mask=mask, other=0.0).to(tl.float32)
-    tl.store(target, (base + update).to(target.dtype.element_ty), mask=mask)
-
-
 @triton.jit(do_not_specialize=["layer", "first_module", "num_tokens", "chunk_width"])
 def _expand_kernel(
     out,
@@ -119,11 +116,9 @@ def _expand_kernel(
     left_of_module = tl.where(module == 0, 0, tl.where(module == 1, width_0, width_0 + width_1))
     width = tl.where(module == 0, width_0, tl.where(module == 1, width_1, width_2))
     entry = (slot * num_layers + layer) * num_modules + first_module + module
-    rank = tl.load(lora_ranks + entry)
-    if rank == 0:
-        return
-
-    scaling = tl.load(scalings + entry)
+    # Of rank 0 is also the base: every load below is masked out then, and zeros are stored.
+    rank = tl.load(lora_ranks + entry, mask=slot >= 0, other=0)
+    scaling = tl.load(scalings + entry, mask=slot >= 0, other=0.0)
     member = tl.arange(0, SEGMENT)
     is_member = (member < length)[:, None]
     token = tl.load(token_order + start + member, mask=member < length, other=0)
@@ -145,7 +140,7 @@ def _expand_kernel(
             is_column = (column < width)[None, :]
             b_tile = tl.load(b_rows + column, mask=(row < rank)[:, None] & is_column, other=0.0)
             acc = tl.dot(shrunk, b_tile, input_precision="ieee")
-            _add_to(out_rows + column, scaling * acc, is_member & is_column)
+            tl.store(out_rows + column, (scaling * acc).to(out.dtype.element_ty), mask=is_member & is_column)
     else:
         for block in range(begin, end):
             column = block * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
@@ -158,4 +153,4 @@ def _expand_kernel(
                 more_rows = tile_rows(pool, tiles, more, more < rank, width, RANK_TILE, ALIGNED)[:, None]
                 b_tile = tl.load(more_rows + column, mask=(more < rank)[:, None] & is_column, other=0.0)
                 acc = tl.dot(more_shrunk.to(b_tile.dtype), b_tile, acc, input_precision="ieee")
-            _add_to(out_rows + column, scaling * acc, is_member & is_column)
+            tl.store(out_rows + column, (scaling * acc).to(out.dtype.element_ty), mask=is_member & is_column)

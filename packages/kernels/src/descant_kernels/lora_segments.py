@@ -20,26 +20,26 @@ class LoraSegments(NamedTuple):
     lengths: Tensor
     """[max_segments] int32, at most segment_size; 0 = unused. Segments in use come first."""
     slots: Tensor
-    """[max_segments] int64"""
+    """[max_segments] int64; -1 = base"""
     segment_size: int
 
 
 def max_segments(num_tokens: int, max_slots: int, segment_size: int) -> int:
-    """Most segments that num_tokens tokens of at most max_slots different slots can make."""
-    return min(num_tokens, num_tokens // segment_size + max_slots)
+    """Most segments that num_tokens tokens of the base and at most max_slots different slots can make."""
+    return min(num_tokens, num_tokens // segment_size + max_slots + 1)
 
 
 def segment_tokens(
     token_adapter_slot: Tensor, max_slots: int | None = None, segment_size: int = MIN_DOT
 ) -> LoraSegments:
-    """Cut the tokens of each adapter slot >= 0 into segments of up to `segment_size` tokens.
+    """Cut the tokens of each adapter slot, and those of the base, into segments of up to `segment_size` tokens.
 
     Sorts by counting, in two launches: quadratic in the tokens of a step, but cheaper than a radix sort's many launches
     up to some ten thousand tokens.
 
     Args:
-        token_adapter_slot: [num_tokens] int32; -1 = base, in no segment.
-        max_slots: upper bound of the different slots in the batch (its number of requests is one); by default
+        token_adapter_slot: [num_tokens] int32; -1 = base.
+        max_slots: upper bound of the different slots >= 0 in the batch (its number of requests is one); by default
             num_tokens. With `num_tokens` it fixes the shapes, so the call can be captured in a CUDA graph. Segments
             beyond what it allows are dropped.
         segment_size: 16 for decode; 32, 64 or 128 where an adapter has many tokens.
@@ -124,16 +124,16 @@ def _cut_segments_kernel(
     """Every SEGMENT-th token of a run starts a segment; before it lie those of smaller slots and of its own run."""
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_token = token < num_tokens
-    slot = tl.load(token_adapter_slot + token, mask=is_token, other=-1)
+    slot = tl.load(token_adapter_slot + token, mask=is_token, other=-2)
     offset = tl.load(offsets + token, mask=is_token, other=0)
     segment = offset // SEGMENT
     for first in range(0, num_tokens, CHUNK):
         other = first + tl.arange(0, CHUNK)
-        other_slot = tl.load(token_adapter_slot + other, mask=other < num_tokens, other=-1)
+        other_slot = tl.load(token_adapter_slot + other, mask=other < num_tokens, other=-2)
         other_offset = tl.load(offsets + other, mask=other < num_tokens, other=0)
-        is_start = (other_slot >= 0) & (other_offset % SEGMENT == 0)
+        is_start = (other < num_tokens) & (other_offset % SEGMENT == 0)
         segment += tl.sum((is_start[None, :] & (other_slot[None, :] < slot[:, None])).to(tl.int32), axis=1)
-    starts_segment = is_token & (slot >= 0) & (offset % SEGMENT == 0) & (segment < bound)
+    starts_segment = is_token & (offset % SEGMENT == 0) & (segment < bound)
     place = tl.load(places + token, mask=is_token, other=0)
     count = tl.load(counts + token, mask=is_token, other=0)
     tl.store(starts + segment, place.to(tl.int64), mask=starts_segment)

@@ -97,7 +97,7 @@ def _shrink_kernel(
     lane = tl.program_id(1) % LANES
     split = tl.program_id(2)
     entry = (slot * num_layers + layer) * num_modules + first_module + module
-    rank = tl.load(lora_ranks + entry)
+    rank = tl.load(lora_ranks + entry, mask=slot >= 0, other=0)
 
     member = tl.arange(0, SEGMENT)
     is_member = member < length

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from descant_kernels.partial_sums import load_sum, partial_sums
+
 NORM_BLOCK = 2048
 """Elements a program works on at once where rows are short."""
 
@@ -14,15 +16,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     Args:
         x: [num_tokens, width] or, for per-head norms, [num_tokens, heads, width]; last dimension contiguous, others
-            of any stride.
+            of any stride. Of heads also partial sums, [splits, num_tokens, heads, width], added up in their order.
         weight: [width].
 
     Returns:
-        A new contiguous tensor of x's shape and dtype.
+        A new contiguous tensor of x's dtype and shape, less its splits.
     """
+    if x.dim() not in (2, 3, 4) or x.stride(-1) != 1:
+        raise ValueError(f"x must have 2 to 4 dimensions, the last contiguous; got {tuple(x.shape)}, {x.stride()}")
+    splits, split_stride = partial_sums(x, 3)
+    x = x[0] if x.dim() == 4 else x
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if x.dim() not in (2, 3) or x.stride(-1) != 1:
-        raise ValueError(f"x must have 2 or 3 dimensions, the last contiguous; got {tuple(x.shape)}, {x.stride()}")
     heads = x.shape[1] if x.dim() == 3 else 1
     width = x.shape[-1]
     block_width = triton.next_power_of_2(width)
@@ -38,6 +42,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         width,
         x.stride(0),
         x.stride(1) if x.dim() == 3 else 0,
+        split_stride,
+        SPLITS=splits,
         BLOCK_ROWS=block_rows,
         BLOCK_WIDTH=block_width,
         num_warps=norm_warps(block_width),
@@ -49,8 +55,8 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     """residual += x (rounded to its dtype); returns (rms_norm(residual, weight, eps), residual).
 
     Args:
-        x: [num_tokens, width], rows contiguous; or float32 partial sums of it, [splits, num_tokens, width], which are
-            added up in their order.
+        x: [num_tokens, width], rows contiguous; or partial sums of it, [splits, num_tokens, width], which are added up
+            in their order.
         residual: [num_tokens, width], rows contiguous; changed in place.
         weight: [width].
     """
@@ -58,7 +64,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
         raise ValueError(f"x {tuple(x.shape)} and residual {tuple(residual.shape)} must agree, rows contiguous")
     out = torch.empty(residual.shape, dtype=residual.dtype, device=x.device)
     num_tokens, width = residual.shape
-    splits = x.shape[0] if x.dim() == 3 else 1
+    splits, split_stride = partial_sums(x, 2)
     block_width = triton.next_power_of_2(width)
     _add_rms_norm_kernel[(num_tokens,)](
         out,
@@ -68,7 +74,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
         eps,
         width,
         x.stride(-2),
-        x.stride(0) if x.dim() == 3 else 0,
+        split_stride,
         residual.stride(0),
         SPLITS=splits,
         BLOCK_WIDTH=block_width,
@@ -99,6 +105,8 @@ def _rms_norm_kernel(
     width,
     stride_token,
     stride_head,
+    split_stride,
+    SPLITS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
@@ -106,7 +114,7 @@ def _rms_norm_kernel(
     columns = tl.arange(0, BLOCK_WIDTH)[None, :]
     mask = (rows < num_rows) & (columns < width)
     source = (rows // heads).to(tl.int64) * stride_token + (rows % heads) * stride_head + columns
-    values = tl.load(x + source, mask=mask, other=0.0).to(tl.float32)
+    values = load_sum(x + source, mask, split_stride, SPLITS)
     scale = tl.load(weight + columns, mask=columns < width, other=0.0).to(tl.float32)
     normed = _normalize(values, scale, eps, width)
     tl.store(out + rows.to(tl.int64) * width + columns, normed.to(out.dtype.element_ty), mask=mask)
@@ -130,9 +138,7 @@ def _add_rms_norm_kernel(
     columns = tl.arange(0, BLOCK_WIDTH)[None, :]
     mask = columns < width
     place = residual + row * residual_stride + columns
-    added = tl.load(x + row * x_stride + columns, mask=mask, other=0.0).to(tl.float32)
-    for split in tl.static_range(1, SPLITS):
-        added += tl.load(x + split * split_stride + row * x_stride + columns, mask=mask, other=0.0)
+    added = load_sum(x + row * x_stride + columns, mask, split_stride, SPLITS)
     total = (tl.load(place, mask=mask, other=0.0).to(tl.float32) + added).to(residual.dtype.element_ty)
     tl.store(place, total, mask=mask)
     scale = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)

@@ -55,7 +55,7 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    wide = x.float()
+    wide = x.float().sum(0) if x.dim() == 4 else x.float()
     return (weight.float() * wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
@@ -64,9 +64,10 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return rms_norm(residual, weight, eps), residual
 
 
-def skinny_product(x: Tensor, weight: Tensor, splits: int) -> Tensor:
+def skinny_product(x: Tensor, weight: Tensor, splits: int, out: Tensor | None = None) -> Tensor:
     parts = [a.float() @ b.float().T for a, b in zip(x.chunk(splits, 1), weight.chunk(splits, 1), strict=True)]
-    return torch.stack(parts).to(x.dtype if splits == 1 else torch.float32)
+    sums = torch.stack(parts).to(x.dtype if splits == 1 else torch.float32)
+    return sums if out is None else out.copy_(sums)
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -83,6 +84,10 @@ def rotary_kv_write(
     value_cache: Tensor,
     slot_mapping: Tensor,
 ) -> None:
+    if q.dim() == 4:
+        for heads in (q, k, v):
+            heads[0] = heads.float().sum(0)
+        q, k, v = q[0], k[0], v[0]
     rotary(q, k, positions, cos_sin_cache)
     kv_write(k, v, key_cache, value_cache, slot_mapping)
 
@@ -95,7 +100,8 @@ def rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> No
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.float().chunk(2, dim=-1)
+    whole = gate_up.float().sum(0) if gate_up.dim() == 3 else gate_up.float()
+    gate, up = whole.chunk(2, dim=-1)
     return (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
 
 
@@ -105,7 +111,7 @@ def segment_tokens(
     """The segments as (slot, tokens), in their order."""
     slots = token_adapter_slot.tolist()
     segments = []
-    for slot in sorted(set(slots) - {-1}):
+    for slot in sorted(set(slots)):
         tokens = [token for token, owner in enumerate(slots) if owner == slot]
         segments += [(slot, tokens[i : i + segment_size]) for i in range(0, len(tokens), segment_size)]
     return segments
@@ -114,7 +120,7 @@ def segment_tokens(
 def lora_shrink(x: Tensor, tables: LoraTables, layer: int, group: ProjectionGroup, segments: LoraSegments) -> Tensor:
     max_rank = tables.a_offsets.shape[-1] * tables.rank_tile
     partials = x.new_zeros((1, len(group.out_features), x.shape[0], max_rank), dtype=torch.float32)
-    for slot, tokens in _segment_list(segments):
+    for slot, tokens in _adapter_segments(segments):
         for index in range(len(group.out_features)):
             lora_a = rank_rows(tables, tables.a_offsets, (slot, layer, group.first_module + index), x.shape[1])
             partials[0, index, tokens, : lora_a.shape[0]] = x[tokens].float() @ lora_a.float().T
@@ -124,19 +130,20 @@ def lora_shrink(x: Tensor, tables: LoraTables, layer: int, group: ProjectionGrou
 def lora_expand(
     partials: Tensor, tables: LoraTables, layer: int, group: ProjectionGroup, segments: LoraSegments, out: Tensor
 ) -> None:
-    for slot, tokens in _segment_list(segments):
+    out.zero_()
+    for slot, tokens in _adapter_segments(segments):
         for index, columns in enumerate(out.split(group.out_features, dim=1)):
             entry = (slot, layer, group.first_module + index)
             lora_b = rank_rows(tables, tables.b_offsets, entry, columns.shape[1])
-            if lora_b.shape[0] > 0:
-                shrunk = partials[:, index, tokens, : lora_b.shape[0]].sum(0)
-                update = tables.scalings[entry] * (shrunk @ lora_b.float())
-                columns[tokens] = (columns[tokens].float() + update).to(out.dtype)
+            shrunk = partials[:, index, tokens, : lora_b.shape[0]].sum(0)
+            columns[tokens] = (tables.scalings[entry] * (shrunk @ lora_b.float())).to(out.dtype)
 
 
-def _segment_list(segments: LoraSegments) -> list[tuple[int, Tensor]]:
+def _adapter_segments(segments: LoraSegments) -> list[tuple[int, Tensor]]:
     bounds = zip(segments.slots.tolist(), segments.starts.tolist(), segments.lengths.tolist(), strict=True)
-    return [(slot, segments.token_order[start : start + length]) for slot, start, length in bounds if length]
+    return [
+        (slot, segments.token_order[start : start + length]) for slot, start, length in bounds if length and slot >= 0
+    ]
 
 
 def rank_rows(tables: LoraTables, offsets: Tensor, entry: tuple[int, int, int], width: int) -> Tensor:

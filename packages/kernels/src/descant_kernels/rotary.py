@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from descant_kernels.kv_write import check_caches
+from descant_kernels.partial_sums import load_sum, partial_sums
 
 
 def rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> None:
@@ -46,7 +47,13 @@ def rotary_kv_write(
     value_cache: Tensor,
     slot_mapping: Tensor,
 ) -> None:
-    """`rotary` of q and k, then `kv_write` of k and v, in one launch; see those two for the arguments."""
+    """`rotary` of q and k, then `kv_write` of k and v, in one launch; see those two for the arguments.
+
+    Any of q, k and v may be partial sums, [splits, num_tokens, heads, head_dim], added up in their order: then q[0] is
+    where the turned q lies.
+    """
+    splits, split_strides = zip(*(partial_sums(heads, 3) for heads in (q, k, v)), strict=True)
+    q, k, v = (heads[0] if heads.dim() == 4 else heads for heads in (q, k, v))
     num_tokens, num_q_heads, head_dim = q.shape
     num_k_heads = k.shape[1]
     _check_rotary(q, k, cos_sin_cache)
@@ -65,12 +72,16 @@ def rotary_kv_write(
         *q.stride()[:2],
         *k.stride()[:2],
         *v.stride()[:2],
+        *split_strides,
         *key_cache.stride()[:3],
         HALF=head_dim // 2,
         BLOCK_HALF=triton.next_power_of_2(head_dim // 2),
         BLOCK_Q_HEADS=triton.next_power_of_2(num_q_heads),
         BLOCK_K_HEADS=triton.next_power_of_2(num_k_heads),
         BLOCK_SIZE=key_cache.shape[1],
+        Q_SPLITS=splits[0],
+        K_SPLITS=splits[1],
+        V_SPLITS=splits[2],
     )
 
 
@@ -86,14 +97,17 @@ def _check_rotary(q: Tensor, k: Tensor, cos_sin_cache: Tensor) -> None:
 
 
 @triton.jit
-def _rotate_heads(row, num_heads, stride_head, cos, sin, HALF: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr):
+def _rotate_heads(
+    row, num_heads, stride_head, split_stride, cos, sin,
+    HALF: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
     heads = tl.arange(0, HEADS)[:, None]
     dims = tl.arange(0, BLOCK)[None, :]
     mask = (heads < num_heads) & (dims < HALF)
     first = row + heads * stride_head + dims
     second = first + HALF
-    h1 = tl.load(first, mask=mask, other=0.0).to(tl.float32)
-    h2 = tl.load(second, mask=mask, other=0.0).to(tl.float32)
+    h1 = load_sum(first, mask, split_stride, SPLITS)
+    h2 = load_sum(second, mask, split_stride, SPLITS)
     turned_1 = (h1 * cos - h2 * sin).to(row.dtype.element_ty)
     turned_2 = (h2 * cos + h1 * sin).to(row.dtype.element_ty)
     tl.store(first, turned_1, mask=mask)
@@ -127,8 +141,12 @@ def _rotary_kernel(
 ):
     token = tl.program_id(0).to(tl.int64)
     cos, sin = _angles(cos_sin_cache, tl.load(positions + token), HALF, BLOCK_HALF)
-    _rotate_heads(q + token * q_stride_token, num_q_heads, q_stride_head, cos, sin, HALF, BLOCK_HALF, BLOCK_Q_HEADS)
-    _rotate_heads(k + token * k_stride_token, num_k_heads, k_stride_head, cos, sin, HALF, BLOCK_HALF, BLOCK_K_HEADS)
+    _rotate_heads(
+        q + token * q_stride_token, num_q_heads, q_stride_head, 0, cos, sin, HALF, BLOCK_HALF, BLOCK_Q_HEADS, SPLITS=1
+    )
+    _rotate_heads(
+        k + token * k_stride_token, num_k_heads, k_stride_head, 0, cos, sin, HALF, BLOCK_HALF, BLOCK_K_HEADS, SPLITS=1
+    )
 
 
 @triton.jit(do_not_specialize_on_alignment=["positions", "slot_mapping"])
@@ -149,6 +167,9 @@ def _rotary_kv_write_kernel(
     k_stride_head,
     v_stride_token,
     v_stride_head,
+    q_stride_split,
+    k_stride_split,
+    v_stride_split,
     cache_stride_block,
     cache_stride_token,
     cache_stride_head,
@@ -157,14 +178,21 @@ def _rotary_kv_write_kernel(
     BLOCK_Q_HEADS: tl.constexpr,
     BLOCK_K_HEADS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    Q_SPLITS: tl.constexpr,
+    K_SPLITS: tl.constexpr,
+    V_SPLITS: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slot_mapping + token).to(tl.int64)
     cos, sin = _angles(cos_sin_cache, tl.load(positions + token), HALF, BLOCK_HALF)
-    _rotate_heads(q + token * q_stride_token, num_q_heads, q_stride_head, cos, sin, HALF, BLOCK_HALF, BLOCK_Q_HEADS)
+    _rotate_heads(
+        q + token * q_stride_token, num_q_heads, q_stride_head, q_stride_split, cos, sin,
+        HALF, BLOCK_HALF, BLOCK_Q_HEADS, Q_SPLITS,
+    )  # fmt: skip
     key_1, key_2 = _rotate_heads(
-        k + token * k_stride_token, num_k_heads, k_stride_head, cos, sin, HALF, BLOCK_HALF, BLOCK_K_HEADS
-    )
+        k + token * k_stride_token, num_k_heads, k_stride_head, k_stride_split, cos, sin,
+        HALF, BLOCK_HALF, BLOCK_K_HEADS, K_SPLITS,
+    )  # fmt: skip
     if slot < 0:
         return
     heads = tl.arange(0, BLOCK_K_HEADS)[:, None]
@@ -175,5 +203,7 @@ def _rotary_kv_write_kernel(
     target = row + heads * cache_stride_head + dims
     tl.store(key_cache + target, key_1, mask=mask)
     tl.store(key_cache + target + HALF, key_2, mask=mask)
-    tl.store(value_cache + target, tl.load(values, mask=mask), mask=mask)
-    tl.store(value_cache + target + HALF, tl.load(values + HALF, mask=mask), mask=mask)
+    value_1 = load_sum(values, mask, v_stride_split, V_SPLITS)
+    value_2 = load_sum(values + HALF, mask, v_stride_split, V_SPLITS)
+    tl.store(value_cache + target, value_1.to(value_cache.dtype.element_ty), mask=mask)
+    tl.store(value_cache + target + HALF, value_2.to(value_cache.dtype.element_ty), mask=mask)

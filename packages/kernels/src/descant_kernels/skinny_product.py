@@ -21,13 +21,14 @@ def can_multiply(num_tokens: int, weight: Tensor, splits: int) -> bool:
     )
 
 
-def skinny_product(x: Tensor, weight: Tensor, splits: int) -> Tensor:
+def skinny_product(x: Tensor, weight: Tensor, splits: int, out: Tensor | None = None) -> Tensor:
     """sum(y, dim=0)[t, n] = x[t] . weight[n], for up to 16 tokens; accumulated in float32.
 
     Args:
         x: [num_tokens, in_features], rows contiguous, of the weight's dtype (bfloat16 or float16).
         weight: [out_features, in_features], contiguous; see `can_multiply` for what sizes must divide.
         splits: parts that the input features are cut into.
+        out: where the result goes; a new tensor by default.
 
     Returns:
         [splits, num_tokens, out_features] float32, to be added up by whoever reads it; with one split, the product
@@ -37,8 +38,11 @@ def skinny_product(x: Tensor, weight: Tensor, splits: int) -> Tensor:
     out_features = weight.shape[0]
     if not can_multiply(num_tokens, weight, splits) or x.stride(-1) != 1 or not weight.is_contiguous():
         raise ValueError(f"no skinny product for x {tuple(x.shape)}, weight {tuple(weight.shape)} in {splits} splits")
-    dtype = x.dtype if splits == 1 else torch.float32
-    out = torch.empty((splits, num_tokens, out_features), dtype=dtype, device=x.device)
+    if out is None:
+        dtype = x.dtype if splits == 1 else torch.float32
+        out = torch.empty((splits, num_tokens, out_features), dtype=dtype, device=x.device)
+    if out.shape != (splits, num_tokens, out_features) or not out.is_contiguous():
+        raise ValueError(f"out must be contiguous, [{splits}, {num_tokens}, {out_features}]; got {tuple(out.shape)}")
     _skinny_product_kernel[(out_features // SKINNY_BLOCK_OUT, splits)](
         out,
         x,

@@ -2,18 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 import descant_kernels as kernels
 from descant_engine.forward_context import LoraInputs, current_step
+from descant_engine.layers.cuda_products import DenseProduct, ResidualProduct
 from descant_engine.layers.ops import LoraGroup, Product
 
-RESIDUAL_SPLITS = 2
-"""Partial sums of a skinny product that a norm adds up: enough programs to fill the chip."""
 PREFILL_SEGMENT_SIZE = 64
 DECODE_SEGMENT_SIZE = 16
 """Tokens of one adapter that a LoRA kernel's program takes at once."""
@@ -30,18 +28,10 @@ class CudaOps:
         return torch.cuda.Stream()
 
     def product(self, weight: Tensor, bias: Tensor | None) -> Product:
-        return partial(F.linear, weight=weight, bias=bias)
+        return DenseProduct(weight, bias)
 
     def residual_product(self, weight: Tensor, bias: Tensor | None) -> Product:
-        if bias is not None:
-            return self.product(weight, bias)
-
-        def partial_sums(x: Tensor) -> Tensor:
-            if kernels.can_multiply(len(x), weight, RESIDUAL_SPLITS):
-                return kernels.skinny_product(x, weight, RESIDUAL_SPLITS)
-            return F.linear(x, weight)
-
-        return partial_sums
+        return ResidualProduct(weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return kernels.rms_norm(x, weight, eps)
@@ -59,7 +49,7 @@ class CudaOps:
         cache, inputs = step.kv_caches[layer], step.attention
         kernels.rotary_kv_write(q, k, v, positions, cos_sin, cache.keys, cache.values, inputs.slot_mapping)
         output = kernels.paged_attention(
-            q,
+            q[0] if q.dim() == 4 else q,
             cache.keys,
             cache.values,
             inputs.block_tables,
@@ -72,32 +62,49 @@ class CudaOps:
         return output.flatten(1)
 
     def lora_product(self, group: LoraGroup, product: Product, x: Tensor) -> Tensor:
+        """In a captured graph, adapters are multiplied beside the base, and the output's reader adds the two: decode
+        waits for memory, and one of them waits while the other is served. Launched one by one, kernels would cost the
+        host more than that gains, and a long chunk's output is best read once: there the product starts from what the
+        adapters made."""
         lora = current_step().lora
         assert lora is not None
-        segments = self._segments(lora)
-        projections = kernels.ProjectionGroup(int(group.modules[0]), group.widths)
-        with self._beside(x):
-            shrunk = kernels.lora_shrink(x, lora.tables, group.layer, projections, segments)
-        output = product(x)
-        self._join(x)
-        total = output[0] if output.dim() == 3 else output  # of partial sums, any one will do
-        kernels.lora_expand(shrunk, lora.tables, group.layer, projections, segments, total)
+        assert isinstance(product, DenseProduct)
+        if lora.modules.isdisjoint(group.modules):
+            return product(x)
+        return (self._terms if _is_captured(x) else self._total)(lora, group, product, x)
+
+    def _terms(self, lora: LoraInputs, group: LoraGroup, product: DenseProduct, x: Tensor) -> Tensor:
+        """For decode, which waits for memory: the adapters' bytes come beside the weight's, and the reader adds.
+        Launched one by one, kernels would cost the host more than that gains."""
+        sums = product.room_for_sums(x, extra=1)
+        with self._beside():
+            self._multiply_adapters(lora, group, x, sums[-1])
+        product.fill_sums(sums, x)
+        self._join()
+        return sums
+
+    def _total(self, lora: LoraInputs, group: LoraGroup, product: DenseProduct, x: Tensor) -> Tensor:
+        """For prefill, whose outputs are large: the product starts from what the adapters made."""
+        output = x.new_empty(len(x), sum(group.widths))
+        self._multiply_adapters(lora, group, x, output)
+        product.add_to(output, x)
         return output
 
+    def _multiply_adapters(self, lora: LoraInputs, group: LoraGroup, x: Tensor, out: Tensor) -> None:
+        segments = self._segments(lora)
+        projections = kernels.ProjectionGroup(int(group.modules[0]), group.widths)
+        shrunk = kernels.lora_shrink(x, lora.tables, group.layer, projections, segments)
+        kernels.lora_expand(shrunk, lora.tables, group.layer, projections, segments, out)
+
     @contextmanager
-    def _beside(self, x: Tensor) -> Iterator[None]:
-        """In a captured graph, what is launched inside runs beside what comes after it, until `_join`. Launched one by
-        one, kernels cost the host more than they would gain."""
-        if not _is_captured(x):
-            yield
-            return
+    def _beside(self) -> Iterator[None]:
+        """What is launched inside may run beside what comes after it, until `_join`."""
         self._side_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._side_stream):
             yield
 
-    def _join(self, x: Tensor) -> None:
-        if _is_captured(x):
-            torch.cuda.current_stream().wait_stream(self._side_stream)
+    def _join(self) -> None:
+        torch.cuda.current_stream().wait_stream(self._side_stream)
 
     def _segments(self, lora: LoraInputs) -> kernels.LoraSegments:
         if self._segmented is None or self._segmented[0] is not lora:

@@ -51,10 +51,14 @@ class Linear(nn.Module):
     def prepare(self, weight: Tensor, bias: Tensor | None) -> Product:
         return self.ops.product(weight, bias)
 
+    @property
+    def product(self) -> Product:
+        assert self._product is not None, "finish_loading comes before the first forward pass"
+        return self._product
+
     def forward(self, x: Tensor) -> Tensor:
         """[num_tokens, in_features] -> [num_tokens, sum of shards]"""
-        assert self._product is not None, "finish_loading comes before the first forward pass"
-        return self._product(x)
+        return self.product(x)
 
 
 class ResidualLinear(Linear):

@@ -22,7 +22,7 @@ class LoraLinear(nn.Module):
         if current_step().lora is None:
             output: Tensor = self.base(x)
             return output
-        return self._ops.lora_product(self._group, self.base.forward, x)
+        return self._ops.lora_product(self._group, self.base.product, x)
 
 
 def wrap_linears(model: nn.Module) -> None:

@@ -26,13 +26,17 @@ class LoraGroup:
 
 
 class Ops(Protocol):
-    """Shapes: T tokens, d = head_dim, qh / kvh query and KV heads."""
+    """Shapes: T tokens, d = head_dim, qh / kvh query and KV heads.
+
+    What a product or `lora_product` gave may be partial sums, with a dimension of terms in front; `silu_mul`, the norms
+    and `rotary_attention` add them up.
+    """
 
     def product(self, weight: Tensor, bias: Tensor | None) -> Product:
         """Prepares weight [out, in] for use; the caller need not keep it."""
 
     def residual_product(self, weight: Tensor, bias: Tensor | None) -> Product:
-        """Like `product`, for outputs that go into `add_rms_norm` and nowhere else: they may be partial sums."""
+        """Like `product`, for outputs that go into `add_rms_norm` and nowhere else."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / rms(x) * weight over the last dimension (arXiv 1910.07467); the mean is taken in float32."""

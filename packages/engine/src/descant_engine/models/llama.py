@@ -23,7 +23,7 @@ class LlamaAttention(nn.Module):
 
     def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:
         heads: Tensor = self.qkv_proj(hidden).unflatten(-1, (-1, self._head_dim))
-        q, k, v = heads.split(self._num_heads, dim=1)
+        q, k, v = heads.split(self._num_heads, dim=-2)
         q, k = self.norm_heads(q, k)
         attended: Tensor = self.o_proj(self.attention(q, k, v, positions))
         return attended

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from descant_engine.adapter import TargetModule
 from descant_engine.forward_context import AttentionInputs, KvCache, LoraInputs, LoraTables, StepContext, step_context
 from descant_engine.models.llama import LlamaForCausalLM
 from descant_engine.runner.request_states import RequestStates
 
 NO_SLOT = -1
+NO_MODULES = frozenset[TargetModule]()
+ATTENTION_MODULES = frozenset({TargetModule.Q_PROJ, TargetModule.K_PROJ, TargetModule.V_PROJ, TargetModule.O_PROJ})
+ALL_MODULES = frozenset(TargetModule)
 
 
 def padded_size(num_requests: int) -> int:
@@ -22,6 +26,11 @@ def padded_size(num_requests: int) -> int:
     if num_requests > 8:
         return -(-num_requests // 8) * 8
     return 1 << (num_requests - 1).bit_length()
+
+
+def covering_modules(modules: frozenset[TargetModule]) -> frozenset[TargetModule]:
+    """The set whose graph serves a step that changes `modules`: few sets, so few graphs."""
+    return next(known for known in (NO_MODULES, ATTENTION_MODULES, ALL_MODULES) if modules <= known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +45,8 @@ class DecodeGraph:
 
 
 class DecodeGraphs:
-    """One graph for each padded batch size, with and without adapters: an engine whose adapters are not in use runs
-    exactly what one without adapters does.
+    """One graph for each padded batch size and set of modules that adapters may change: an engine whose adapters are
+    not in use runs exactly what one without adapters does, and adapters pay for the layers that they change.
     """
 
     def __init__(
@@ -55,15 +64,15 @@ class DecodeGraphs:
         self._block_size = block_size
         # A graph remembers addresses: what it reads and did not make itself must live as long as it does.
         self._query_start_loc = torch.arange(states.spare_row + 8, dtype=torch.int32, device=states.device)
-        self._graphs: dict[tuple[int, bool], DecodeGraph] = {}
+        self._graphs: dict[tuple[int, frozenset[TargetModule]], DecodeGraph] = {}
         self._memory_pool = torch.cuda.graph_pool_handle()
 
-    def replay(self, rows: Tensor, positions: Tensor, *, with_lora: bool) -> Tensor:
-        """rows [n], positions [n] int64 on the device -> logits [n, vocab]."""
-        size = padded_size(len(rows))
-        if (size, with_lora) not in self._graphs:
-            self._graphs[size, with_lora] = self._capture(size, with_lora)
-        captured = self._graphs[size, with_lora]
+    def replay(self, rows: Tensor, positions: Tensor, modules: frozenset[TargetModule]) -> Tensor:
+        """rows [n], positions [n] int64 on the device -> logits [n, vocab]; `modules`: what their adapters change."""
+        key = padded_size(len(rows)), covering_modules(modules)
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(*key)
+        captured = self._graphs[key]
         captured.rows[: len(rows)] = rows
         captured.rows[len(rows) :] = self._states.spare_row
         captured.positions[: len(rows)] = positions
@@ -71,10 +80,10 @@ class DecodeGraphs:
         captured.graph.replay()
         return captured.logits[: len(rows)]
 
-    def _capture(self, size: int, with_lora: bool) -> DecodeGraph:
+    def _capture(self, size: int, modules: frozenset[TargetModule]) -> DecodeGraph:
         rows = torch.full((size,), self._states.spare_row, device=self._states.device)
         positions = torch.zeros_like(rows)
-        step = self._step(rows, positions, with_lora)
+        step = self._step(rows, positions, modules)
         step()  # compiles kernels, which a capture must not do
         graph = torch.cuda.CUDAGraph()
         # Adapter threads pin memory meanwhile, which a capture of the default mode would not survive.
@@ -82,7 +91,7 @@ class DecodeGraphs:
             logits = step()
         return DecodeGraph(graph, rows, positions, logits)
 
-    def _step(self, rows: Tensor, positions: Tensor, with_lora: bool) -> Callable[[], Tensor]:
+    def _step(self, rows: Tensor, positions: Tensor, modules: frozenset[TargetModule]) -> Callable[[], Tensor]:
         num_requests = len(rows)
         query_start_loc = self._query_start_loc[: num_requests + 1]
         max_seq_len = self._states.max_model_len
@@ -99,13 +108,13 @@ class DecodeGraphs:
                 max_query_len=1,
                 max_seq_len=max_seq_len,
             )
-            lora = self._lora_inputs(rows) if with_lora else None
+            lora = self._lora_inputs(rows, modules) if modules else None
             with step_context(StepContext(self._kv_caches, attention, lora)):
                 hidden = self._model(self._states.token_ids[rows, positions], positions)
             return self._model.compute_logits(hidden)
 
         return step
 
-    def _lora_inputs(self, rows: Tensor) -> LoraInputs:
+    def _lora_inputs(self, rows: Tensor, modules: frozenset[TargetModule]) -> LoraInputs:
         assert self._lora_tables is not None
-        return LoraInputs(self._lora_tables, self._states.adapter_slots[rows], slots_in_batch=())
+        return LoraInputs(self._lora_tables, self._states.adapter_slots[rows], slots_in_batch=(), modules=modules)

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from descant_engine.adapter import TargetModule
 from descant_engine.config import ResolvedConfig
 from descant_engine.forward_context import LoraInputs, StepContext, step_context
 from descant_engine.models import attach_lora, load_model
 from descant_engine.runner.adapter_memory import AdapterMemory
-from descant_engine.runner.cuda_graphs import DecodeGraphs
+from descant_engine.runner.cuda_graphs import NO_MODULES, DecodeGraphs
 from descant_engine.runner.input_batch import StepRows, gather
 from descant_engine.runner.memory import allocate_pool, kv_caches, profile_num_blocks
 from descant_engine.runner.request_states import RequestStates
@@ -89,20 +90,24 @@ class ModelRunner:
 
     def _decode(self, step: StepRows, graphs: DecodeGraphs) -> Tensor:
         rows, positions = to_device(np.stack([step.rows, step.num_computed]), self._device)
-        logits = graphs.replay(rows, positions, with_lora=bool(step.slots_in_batch))
+        logits = graphs.replay(rows, positions, self._adapted_modules(step))
         return self._sample(logits, step, rows, positions + 1)
 
     def _forward(self, step: StepRows) -> Tensor:
         batch = gather(step, self._states, self._config.user.block_size)
         lora = None
         if self._adapters is not None and step.slots_in_batch:
-            lora = LoraInputs(self._adapters.tables, batch.token_adapter_slot, step.slots_in_batch)
+            modules = self._adapted_modules(step)
+            lora = LoraInputs(self._adapters.tables, batch.token_adapter_slot, step.slots_in_batch, modules)
         with step_context(StepContext(self._kv_caches, batch.attention, lora)):
             hidden = self._model(batch.input_ids, batch.positions)
         if not step.samples.any():
             return torch.empty(0, dtype=torch.int64, device=self._device)
         logits = self._model.compute_logits(hidden[batch.logits_indices])
         return self._sample(logits, step, batch.sample_rows, batch.sample_positions)
+
+    def _adapted_modules(self, step: StepRows) -> frozenset[TargetModule]:
+        return NO_MODULES if self._adapters is None else self._adapters.modules_of(step.slots_in_batch)
 
     def _sample(self, logits: Tensor, step: StepRows, rows: Tensor, positions: Tensor) -> Tensor:
         """Token ids [num_samples], which are also appended to their rows."""
