@@ -1,0 +1,122 @@
+"""llguidance: an Earley parser over lazily built lexer automata. No compile time, a mask in some 50 microseconds, nearly
+all of JSON Schema, and a budget on every step, so no grammar can stall the engine."""
+
+import json
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance.numpy import fill_next_token_bitmask
+
+from descant_engine.grammar.matcher import BitmaskRow
+from descant_engine.grammar.spec import GrammarKind, GrammarRefused, GrammarSpec
+from descant_engine.grammar.vocabulary import Vocabulary
+
+GRAMMAR_BYTES = 1 << 16
+"""A guess: automata grow as they are used."""
+JSON_OPTIONS = {"whitespace_pattern": "[ \\n\\r\\t]{0,12}"}
+"""As much whitespace as xgrammar is allowed."""
+NO_TOKEN = b"\xff"
+"""Begins what llguidance takes for a special token; no text has this byte."""
+
+
+class LlguidanceMatcher:
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    def accept(self, token_id: int) -> bool:
+        return bool(self._matcher.consume_token(token_id))
+
+    def rollback(self, num_tokens: int) -> None:
+        self._matcher.rollback(num_tokens)
+
+    def fill_bitmask(self, row: BitmaskRow) -> None:
+        if self._matcher.is_error():
+            row.fill(0)
+        else:
+            fill_next_token_bitmask(self._matcher, row.reshape(1, -1))
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self._matcher.is_accepting())
+
+
+class LlguidanceGrammar:
+    num_bytes = GRAMMAR_BYTES
+
+    def __init__(self, first: LLMatcher) -> None:
+        self._first = first
+
+    def matcher(self) -> LlguidanceMatcher:
+        return LlguidanceMatcher(self._first.deep_copy())
+
+
+class LlguidanceBackend:
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._tokens = LLTokenizer(
+            TokenizerWrapper(_TokenTable(vocabulary)),
+            n_vocab=vocabulary.size,
+            eos_token=list(vocabulary.stop_token_ids) or None,
+        )
+        self._limits = LLParserLimits(verbose_errors=False)
+
+    def load(self, grammar: str) -> LlguidanceGrammar:
+        """What `compile` made, in this process or another.
+
+        Raises:
+            GrammarRefused: this process has other limits than the one that compiled it.
+        """
+        matcher = LLMatcher(self._tokens, grammar, log_level=0, limits=self._limits)
+        if matcher.is_error():
+            raise GrammarRefused(_reason(matcher.get_error()))
+        return LlguidanceGrammar(matcher)
+
+    def compile(self, spec: GrammarSpec) -> str:
+        """Checked in full: keywords that it does not know are refused, and so are many contradictions.
+
+        Raises:
+            GrammarRefused: it is malformed, unsupported, contradicts itself or exceeds the limits.
+        """
+        grammar = _grammar(spec)
+        is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, self._tokens, limits=self._limits)
+        if is_error:
+            raise GrammarRefused(_reason(messages[0]))
+        return grammar
+
+
+class _TokenTable:
+    """The vocabulary in the form that llguidance asks for."""
+
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self.eos_token_id = vocabulary.stop_token_ids[0] if vocabulary.stop_token_ids else _first_special(vocabulary)
+        self.tokens = [data or NO_TOKEN + b"<%d>" % index for index, data in enumerate(vocabulary.tokens)]
+        self.special_token_ids = [index for index, data in enumerate(vocabulary.tokens) if not data]
+
+    def __call__(self, data: bytes) -> list[int]:
+        """For text that a grammar forces."""
+        return self._vocabulary.encode_greedily(data)
+
+
+def _first_special(vocabulary: Vocabulary) -> int:
+    """For models without an end-of-sequence token: one that no grammar allows stands in for it."""
+    return next((index for index, data in enumerate(vocabulary.tokens) if not data), 0)
+
+
+def _grammar(spec: GrammarSpec) -> str:
+    match spec.kind:
+        case GrammarKind.JSON_SCHEMA:
+            return str(LLMatcher.grammar_from_json_schema(spec.text, overrides=JSON_OPTIONS))
+        case GrammarKind.REGEX:
+            return str(LLMatcher.grammar_from_regex(spec.text))
+        case GrammarKind.CHOICE:
+            choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in json.loads(spec.text))
+            return str(LLMatcher.grammar_from_lark(f"start: {choices}"))
+        case GrammarKind.EBNF:
+            return str(LLMatcher.grammar_from_lark(spec.text))
+        case GrammarKind.STRUCTURAL_TAG:
+            raise GrammarRefused("structural tags need the xgrammar backend")
+
+
+def _reason(message: str) -> str:
+    return (message.strip() or "it is malformed").splitlines()[0]

@@ -1,0 +1,146 @@
+"""xgrammar (arXiv 2411.15100): masks from tables made at compile time, microseconds each; compiling takes up to
+seconds, so it is done elsewhere and arrives here as bytes."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import xgrammar as xgr
+
+from descant_engine.grammar.matcher import BitmaskRow
+from descant_engine.grammar.spec import GrammarKind, GrammarRefused, GrammarSpec
+from descant_engine.grammar.vocabulary import Vocabulary
+
+MAX_WHITESPACE = 12
+"""Most whitespace characters in a row between the parts of a JSON value: enough to indent, too few to loop in."""
+
+_SCHEMA_KEYWORDS: dict[str, frozenset[str]] = {
+    "object": frozenset({"properties", "required", "additionalProperties"}),
+    "array": frozenset({"items", "minItems", "maxItems"}),
+    "string": frozenset({"minLength", "maxLength"}),
+    "integer": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
+    "number": frozenset(),
+    "boolean": frozenset(),
+    "null": frozenset(),
+}
+"""By type, what it honours exactly; the rest it may ignore."""
+_NEUTRAL_KEYWORDS = frozenset(
+    {"type", "title", "description", "default", "examples", "$schema", "$id", "$comment", "$defs", "definitions"}
+)
+_PLAIN_REGEX = re.compile(r"(?:[^\\(^$]|\\[dwsnrt.*+?()\[\]{}|/\"'$^-]|\((?!\?)|\(\?:)*")
+"""No look-around, flags, anchors inside or Unicode classes: these mean the same to everybody."""
+
+
+class XgrammarMatcher:
+    def __init__(self, compiled: xgr.CompiledGrammar) -> None:
+        self._matcher = xgr.GrammarMatcher(compiled)
+
+    def accept(self, token_id: int) -> bool:
+        return bool(self._matcher.accept_token(token_id))
+
+    def rollback(self, num_tokens: int) -> None:
+        self._matcher.rollback(num_tokens)
+
+    def fill_bitmask(self, row: BitmaskRow) -> None:
+        self._matcher.fill_next_token_bitmask(row.reshape(1, -1))
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self._matcher.is_completed())
+
+
+class XgrammarGrammar:
+    def __init__(self, compiled: xgr.CompiledGrammar) -> None:
+        self._compiled = compiled
+        self.num_bytes: int = compiled.memory_size_bytes
+
+    def matcher(self) -> XgrammarMatcher:
+        return XgrammarMatcher(self._compiled)
+
+
+class XgrammarBackend:
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._tokens = xgr.TokenizerInfo(
+            list(vocabulary.tokens),
+            vocab_type=xgr.VocabType.RAW,
+            vocab_size=vocabulary.size,
+            stop_token_ids=list(vocabulary.stop_token_ids),
+        )
+
+    def load(self, data: str) -> XgrammarGrammar:
+        """What `compile` made, in this process or another."""
+        return XgrammarGrammar(xgr.CompiledGrammar.deserialize_json(data, self._tokens))
+
+    def compile(self, spec: GrammarSpec) -> str:
+        """Takes time and memory without bounds for some specs, and can end the process.
+
+        Raises:
+            GrammarRefused: it is malformed.
+        """
+        compiler = xgr.GrammarCompiler(self._tokens, max_threads=1, cache_enabled=False)
+        try:
+            data: str = _compile(compiler, spec).serialize_json()
+        except (RuntimeError, ValueError) as error:
+            raise GrammarRefused(_reason(error)) from error
+        return data
+
+
+def _compile(compiler: xgr.GrammarCompiler, spec: GrammarSpec) -> xgr.CompiledGrammar:
+    match spec.kind:
+        case GrammarKind.JSON_SCHEMA:
+            return compiler.compile_json_schema(spec.text, strict_mode=False, max_whitespace_cnt=MAX_WHITESPACE)
+        case GrammarKind.REGEX:
+            return compiler.compile_regex(spec.text)
+        case GrammarKind.CHOICE:
+            return compiler.compile_grammar(f"root ::= {' | '.join(map(_quote, json.loads(spec.text)))}")
+        case GrammarKind.EBNF:
+            return compiler.compile_grammar(spec.text)
+        case GrammarKind.STRUCTURAL_TAG:
+            return compiler.compile_structural_tag(spec.text)
+
+
+def _quote(text: str) -> str:
+    """As a literal of xgrammar's EBNF, which has JSON's escapes but for pairs of surrogates."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _reason(error: Exception) -> str:
+    """Its messages begin with the time and the place in its source."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"^(\[[\d:]+\]\s+)?\S+\.(cc|h):\d+:\s*", "", line).strip()
+
+
+def honours_regex(pattern: str) -> bool:
+    return _PLAIN_REGEX.fullmatch(pattern) is not None
+
+
+def honours_schema(schema: object) -> bool:
+    """Whether every keyword in the schema is one that xgrammar keeps to exactly."""
+    return all(_is_honoured(part) for part in _subschemas(schema))
+
+
+def _is_honoured(schema: dict[str, Any]) -> bool:
+    keywords = schema.keys() - _NEUTRAL_KEYWORDS
+    if keywords <= {"$ref"} or keywords <= {"anyOf"}:
+        return str(schema.get("$ref", "#")).startswith("#") and ("type" not in schema or not keywords)
+    if keywords <= {"enum"} or keywords <= {"const"}:
+        return True
+    kind = schema.get("type")
+    if not isinstance(kind, str) or not keywords <= _SCHEMA_KEYWORDS.get(kind, frozenset()):
+        return False
+    return kind != "object" or isinstance(schema.get("additionalProperties", True), bool)
+
+
+def _subschemas(schema: object) -> Iterator[dict[str, Any]]:
+    """The schema and all within it. What is `true` or `false` instead of an object is honoured by everybody."""
+    if not isinstance(schema, dict):
+        return
+    yield schema
+    for keyword in ("properties", "$defs", "definitions"):
+        if isinstance(named := schema.get(keyword), dict):
+            for part in named.values():
+                yield from _subschemas(part)
+    for part in schema.get("anyOf", ()):
+        yield from _subschemas(part)
+    yield from _subschemas(schema.get("items"))
