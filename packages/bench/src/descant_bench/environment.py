@@ -1,0 +1,61 @@
+"""What a figure was measured on and with: without it nobody can repeat the measurement."""
+
+import platform
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    commit: str | None
+    """None where there is no git checkout and nobody said which commit it is."""
+    date: str
+    command: str
+    device: str
+    torch: str
+    python: str
+
+
+def describe_environment(device: str, commit: str | None = None) -> Environment:
+    """`device` is "cpu" or "cuda"; `commit` is for machines that have a copy of the tree and no git."""
+    return Environment(
+        commit=commit or _git_commit(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=f"python -m descant_bench.{Path(sys.argv[0]).stem} {' '.join(sys.argv[1:])}".strip(),
+        device=device_name(device),
+        torch=torch.__version__,
+        python=platform.python_version(),
+    )
+
+
+def device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def peak_memory_bytes(device: str) -> int:
+    """Of the device's tensors; on the CPU of the whole process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

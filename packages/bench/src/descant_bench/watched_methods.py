@@ -1,0 +1,81 @@
+"""Wraps methods of the engine's classes for the time of a measurement: the engine itself carries no clocks."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, NamedTuple
+
+from descant_engine.runner.model_runner import ModelRunner, PendingStep
+from descant_engine.scheduler.plan import StepPlan
+from descant_engine.scheduler.scheduler import Scheduler
+
+Function = Callable[..., Any]
+
+
+class Method(NamedTuple):
+    owner: type
+    name: str
+
+
+SCHEDULE = Method(Scheduler, "schedule")
+HOST_PARTS: dict[str, Method] = {
+    "schedule": SCHEDULE,
+    "prepare and launch": Method(ModelRunner, "execute"),
+    "wait for the device": Method(PendingStep, "result"),
+    "update": Method(Scheduler, "update"),
+}
+
+
+@contextmanager
+def wrapped(method: Method, wrap: Callable[[Function], Function]) -> Iterator[None]:
+    """Inside, `method` is wrap(method), for all objects of its class."""
+    original = vars(method.owner)[method.name]
+    setattr(method.owner, method.name, wraps(original)(wrap(original)))
+    try:
+        yield
+    finally:
+        setattr(method.owner, method.name, original)
+
+
+@contextmanager
+def recorded_plans() -> Iterator[list[StepPlan]]:
+    """Every plan that is made inside, in order."""
+    plans: list[StepPlan] = []
+
+    def keep(schedule: Function) -> Function:
+        def scheduled(*args: object) -> StepPlan:
+            plan: StepPlan = schedule(*args)
+            plans.append(plan)
+            return plan
+
+        return scheduled
+
+    with wrapped(SCHEDULE, keep):
+        yield plans
+
+
+class MethodClock:
+    """Seconds spent in each of the named methods while it runs."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def running(self, names: Sequence[str] = tuple(HOST_PARTS)) -> Iterator[None]:
+        if not names:
+            yield
+            return
+        with wrapped(HOST_PARTS[names[0]], lambda method: self._timed(names[0], method)), self.running(names[1:]):
+            yield
+
+    def _timed(self, name: str, method: Function) -> Function:
+        def timed(*args: object) -> object:
+            start = time.perf_counter()
+            try:
+                return method(*args)
+            finally:
+                self.seconds[name] += time.perf_counter() - start
+
+        return timed
