@@ -5,11 +5,14 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 from uuid import UUID
 
 from msgspec import Struct, field
+
+from descant_gateway.routing_policy import NO_POLICY, RoutingPolicy
 
 
 class RateLimits(Struct, frozen=True):
@@ -71,6 +74,8 @@ class Team(Struct, frozen=True, kw_only=True):
     """While backends are saturated, the higher number goes first."""
     weight: int = 1
     """Among teams of one priority, each gets tokens in proportion to its weight."""
+    allows_external: bool = False
+    """Its prompts may be sent to backends outside the house."""
 
 
 class Key(Struct, frozen=True, kw_only=True):
@@ -90,8 +95,16 @@ class Key(Struct, frozen=True, kw_only=True):
     revoked_at: datetime | None = None
 
 
+class Protocol(StrEnum):
+    """What a backend speaks."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+    """The Messages API; the gateway translates."""
+
+
 class Backend(Struct, frozen=True, kw_only=True):
-    """One upstream that speaks the OpenAI API."""
+    """One upstream."""
 
     name: str
     base_url: str
@@ -99,6 +112,9 @@ class Backend(Struct, frozen=True, kw_only=True):
     api_key: str | None = None
     max_in_flight: int | None = None
     """Requests that it takes at once; more wait in the gateway. None: no bound."""
+    protocol: Protocol = Protocol.OPENAI
+    is_external: bool = False
+    """Outside the house: gets the requests only of teams whose data may leave it."""
 
 
 class ModelRoute(Struct, frozen=True, kw_only=True):
@@ -109,9 +125,19 @@ class ModelRoute(Struct, frozen=True, kw_only=True):
     """What the backend calls it; differs from `name` for an alias."""
     parent: str | None = None
     """The base model, if this is an adapter."""
+    alias_of: str | None = None
+    """The model that this name stands for, if it is an alias."""
     backends: tuple[str, ...]
+    weights: tuple[int, ...] = ()
+    """Each backend's share, in the order of `backends`; empty: equal shares."""
+    policy: RoutingPolicy = NO_POLICY
     max_output_tokens: int = 4096
     """Reserved against token limits when the request names no max_tokens."""
+
+    @property
+    def served_name(self) -> str:
+        """The model behind the name."""
+        return self.alias_of or self.name
 
 
 class Catalogue(Struct, frozen=True, kw_only=True):

@@ -26,7 +26,7 @@ from sqlalchemy import (
     func,
     true,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 CATALOGUE_CHANNEL: Final = "descant_catalogue"
 _ROLES: Final = "role IN ('owner', 'admin', 'member', 'viewer')"
@@ -44,6 +44,12 @@ metadata = MetaData(
 
 def _id() -> Column:  # type: ignore[type-arg]
     return Column("id", Uuid, primary_key=True, server_default=func.gen_random_uuid())
+
+
+def _is_from_file() -> Column:  # type: ignore[type-arg]
+    return Column(
+        "is_from_file", Boolean, nullable=False, server_default=false(), comment="kept equal to the catalogue file"
+    )
 
 
 def _created_at() -> Column:  # type: ignore[type-arg]
@@ -72,6 +78,13 @@ teams = Table(
     Column("allowed_adapters", ARRAY(Text), comment="null: adapters are as the models are"),
     Column("priority", SmallInteger, nullable=False, server_default="0"),
     Column("weight", SmallInteger, CheckConstraint("weight > 0", name="weight"), nullable=False, server_default="1"),
+    Column(
+        "allows_external",
+        Boolean,
+        nullable=False,
+        server_default=false(),
+        comment="its prompts may be sent to backends outside the house",
+    ),
     _created_at(),
     UniqueConstraint("organization_id", "name"),
 )
@@ -151,6 +164,16 @@ backends = Table(
         CheckConstraint("max_in_flight > 0", name="max_in_flight"),
         comment="null: no bound, so nothing queues",
     ),
+    Column(
+        "protocol",
+        Text,
+        CheckConstraint("protocol IN ('openai', 'anthropic')", name="protocol"),
+        nullable=False,
+        server_default="openai",
+    ),
+    Column("is_external", Boolean, nullable=False, server_default=false(), comment="outside the house"),
+    Column("api_key_env", Text, comment="the environment variable that holds its key"),
+    _is_from_file(),
     _created_at(),
 )
 
@@ -162,6 +185,8 @@ models = Table(
     Column("parent", ForeignKey("models.name"), index=True, comment="the base model, if this is an adapter"),
     Column("alias_of", ForeignKey("models.name"), index=True),
     Column("max_output_tokens", Integer, CheckConstraint("max_output_tokens > 0", name="max_output_tokens")),
+    Column("policy", JSONB, comment="see routing_policy.RoutingPolicy"),
+    _is_from_file(),
     _created_at(),
     CheckConstraint(
         "(alias_of IS NULL AND upstream_name IS NOT NULL AND max_output_tokens IS NOT NULL)"
@@ -176,6 +201,7 @@ model_backends = Table(
     Column("model", ForeignKey("models.name", ondelete="CASCADE"), primary_key=True),
     Column("backend", ForeignKey("backends.name"), primary_key=True, index=True),
     Column("position", SmallInteger, nullable=False),
+    Column("weight", SmallInteger, CheckConstraint("weight > 0", name="weight"), nullable=False, server_default="1"),
 )
 
 limits = Table(
@@ -262,6 +288,7 @@ usage_ledger = Table(
     Column("ttft_ms", BigInteger),
     Column("duration_ms", BigInteger, nullable=False),
     Column("cost_microdollars", BigInteger, nullable=False, server_default="0"),
+    Column("served_model", Text, comment="null: the model that was asked for"),
     # The day follows from created_at, so that one charge id always meets the same primary key.
     CheckConstraint("day = (created_at AT TIME ZONE 'UTC')::date", name="day"),
     comment="append-only; no foreign keys: a charge outlives what it names",
