@@ -125,19 +125,12 @@ class ModelRoute(Struct, frozen=True, kw_only=True):
     """What the backend calls it; differs from `name` for an alias."""
     parent: str | None = None
     """The base model, if this is an adapter."""
-    alias_of: str | None = None
-    """The model that this name stands for, if it is an alias."""
     backends: tuple[str, ...]
     weights: tuple[int, ...] = ()
     """Each backend's share, in the order of `backends`; empty: equal shares."""
     policy: RoutingPolicy = NO_POLICY
     max_output_tokens: int = 4096
     """Reserved against token limits when the request names no max_tokens."""
-
-    @property
-    def served_name(self) -> str:
-        """The model behind the name."""
-        return self.alias_of or self.name
 
 
 class Catalogue(Struct, frozen=True, kw_only=True):

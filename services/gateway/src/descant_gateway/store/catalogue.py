@@ -10,9 +10,9 @@ from msgspec import Struct
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from descant_gateway.catalogue import Catalogue, Key, LimitRule, Price, RateLimits, Team
+from descant_gateway.catalogue import Backend, Catalogue, Key, LimitRule, ModelRoute, Price, RateLimits, Team
 from descant_gateway.sealing import Sealer
-from descant_gateway.store import tables, upstreams, webhooks
+from descant_gateway.store import tables, webhooks
 
 IN_CHUNKS: Final = {"yield_per": 500}
 """Ten thousands of keys must not hold up the requests on this event loop."""
@@ -54,8 +54,8 @@ async def load(engine: AsyncEngine, sealer: Sealer) -> Snapshot:
             version=loaded_version,
             teams=await _teams(connection),
             keys=keys,
-            models=await upstreams.models(connection),
-            backends=await upstreams.backends(connection, sealer),
+            models=await _models(connection),
+            backends=await _backends(connection, sealer),
             limits=await _limit_rules(connection),
             prices=await _prices(connection),
             webhooks=await webhooks.by_organization(connection, sealer),
@@ -74,7 +74,6 @@ async def _teams(connection: AsyncConnection) -> dict[UUID, Team]:
             allowed_models=_allowed_models(row),
             priority=row.priority,
             weight=row.weight,
-            allows_external=row.allows_external,
         )
         for row in rows
     }
@@ -107,6 +106,41 @@ async def _secrets(connection: AsyncConnection) -> tuple[dict[UUID, tuple[bytes,
             if row.not_after is not None:
                 expiries.append(SecretExpiry(row.not_after, row.public_id, row.secret_hmac))
     return dict(secrets), tuple(sorted(expiries))
+
+
+async def _models(connection: AsyncConnection) -> dict[str, ModelRoute]:
+    """Aliases resolved; an adapter without backends of its own has its base model's."""
+    backends: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
+    links = tables.model_backends
+    for link in await connection.execute(select(links.c.model, links.c.backend).order_by(links.c.position)):
+        backends[link.model] += (link.backend,)
+    rows = {row.name: row for row in await connection.execute(select(tables.models))}
+    return {
+        name: _model_route(name, rows[row.alias_of] if row.alias_of else row, backends) for name, row in rows.items()
+    }
+
+
+def _model_route(name: str, row: Row[Any], backends: dict[str, tuple[str, ...]]) -> ModelRoute:
+    return ModelRoute(
+        name=name,
+        upstream_name=row.upstream_name,
+        parent=row.parent,
+        backends=backends.get(row.name) or backends.get(row.parent or "", ()),
+        max_output_tokens=row.max_output_tokens,
+    )
+
+
+async def _backends(connection: AsyncConnection, sealer: Sealer) -> dict[str, Backend]:
+    rows = await connection.execute(select(tables.backends))
+    return {
+        row.name: Backend(
+            name=row.name,
+            base_url=row.base_url,
+            api_key=sealer.unseal(row.sealed_api_key, name=row.name) if row.sealed_api_key else None,
+            max_in_flight=row.max_in_flight,
+        )
+        for row in rows
+    }
 
 
 async def _limit_rules(connection: AsyncConnection) -> dict[UUID, tuple[LimitRule, ...]]:
