@@ -1,5 +1,5 @@
-"""llguidance: an Earley parser over lazily built lexer automata. No compile time, a mask in some 50 microseconds, nearly
-all of JSON Schema, and a budget on every step, so no grammar can stall the engine."""
+"""llguidance: an Earley parser over lazily built lexer automata. No compile time, a mask in some 50 microseconds,
+nearly all of JSON Schema, and a budget on every step, so no grammar can stall the engine."""
 
 import json
 

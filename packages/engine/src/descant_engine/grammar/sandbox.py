@@ -17,7 +17,7 @@ from typing import NoReturn, TypeVar
 
 import msgspec
 
-from descant_engine.grammar.build import Backends, BackendName, Build, builds
+from descant_engine.grammar.build import BackendName, Backends, Build, builds
 from descant_engine.grammar.spec import GrammarRefused, GrammarSpec
 from descant_engine.grammar.vocabulary import Vocabulary
 
