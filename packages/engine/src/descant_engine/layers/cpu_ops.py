@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from descant_engine.forward_context import StepContext, current_step
 from descant_engine.layers.cpu_attention import AttentionPlan, LayerRows, attend
-from descant_engine.layers.cpu_lora import AddingProduct, LoraPlanner
+from descant_engine.layers.cpu_lora import CpuLora
 from descant_engine.layers.ops import LoraGroup, Product
 
 TYPICAL_NUM_TOKENS = 8
@@ -27,7 +27,7 @@ class CpuOps:
         self._attention: AttentionPlan | None = None
         self._rows: tuple[LayerRows, ...] = ()
         self._turns: tuple[Tensor, Tensor] | None = None
-        self._lora = LoraPlanner(_adding_product)
+        self._lora = CpuLora()
 
     def product(self, weight: Tensor, bias: Tensor | None) -> Product:
         if not _has_packed_products(weight.dtype):
@@ -77,7 +77,7 @@ class CpuOps:
     def lora_product(self, group: LoraGroup, product: Product, x: Tensor) -> Tensor:
         lora = current_step().lora
         assert lora is not None
-        return self._lora.plan(lora).add(group, x, product(x))
+        return self._lora.add(group, lora, x, product(x))
 
     def _begin_step(self) -> StepContext:
         """Forgets the plan of the step before, if the layer calling is the first of a new one."""
@@ -87,14 +87,6 @@ class CpuOps:
                 self._rows = tuple(LayerRows.of(cache) for cache in step.kv_caches)
             self._step, self._attention, self._turns = step, None, None
         return step
-
-
-def _adding_product(weight: Tensor) -> AddingProduct:
-    if not _has_packed_products(weight.dtype):
-        return lambda x, y: y.add_(F.linear(x, weight))
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_NUM_TOKENS)
-    linear: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.binary
-    return lambda x, y: linear(x, y, packed, None, "add")
 
 
 def keep_mkl_serial() -> None:
