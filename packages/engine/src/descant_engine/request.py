@@ -34,8 +34,13 @@ class EngineRequest:
     params: SamplingParams
     adapter_digest: str | None = None
     """Names a registered adapter; None is the base model."""
+    tenant: str = ""
+    """Whose request it is. Tenants share the engine fairly; so do one tenant's adapters."""
     tenant_salt: str = ""
     """Requests of different salts never share prefix blocks."""
+    sample_of: str | None = None
+    """The id of a request with the same prompt, submitted before: this one waits until that one has computed the
+    prompt, and then shares its blocks. Its own prompt is counted there."""
     priority: int = 0
     """Smaller is served earlier; first come, first served within one priority."""
     arrival_time: float = 0.0
@@ -70,6 +75,8 @@ class Request:
     num_steps_overtaken: int = 0
     """Steps in which a later request was admitted while nothing in the pool could be evicted for this one's adapter."""
     adapter_slot: int = -1
+    first_sample: "Request | None" = None
+    """Who computes the prompt that this one shares; see `EngineRequest.sample_of`."""
     adapter_content: str | None = None
     """The adapter's identity, from the first admission on: by then its weights have been read."""
     finish_reason: FinishReason | None = None
@@ -91,8 +98,36 @@ class Request:
     def is_finished(self) -> bool:
         return self.status >= RequestStatus.FINISHED
 
+    @property
+    def wants_whole_prompt(self) -> bool:
+        """Every token's logits are asked for, so none of the prompt may come from the prefix cache."""
+        return self.spec.params.prompt_logprobs is not None and not self.output_token_ids
+
     def known_token_ids(self) -> list[int]:
         return [*self.spec.prompt_token_ids, *self.output_token_ids]
+
+
+class TokenLogprobs(NamedTuple):
+    """How likely the model found one token at its place, and which it found likeliest there. Natural logarithms."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    """1 if it was the likeliest."""
+    top: tuple[tuple[int, float], ...]
+    """(token id, log-probability) of the likeliest ones, as many as were asked for, the likeliest first."""
+
+
+class SampleLogprobs(NamedTuple):
+    """What one step gave a request that asked for log-probabilities."""
+
+    sampled: tuple[TokenLogprobs, ...] = ()
+    """One for each token sampled, or none if they were not asked for."""
+    prompt: tuple[TokenLogprobs, ...] = ()
+    """With the request's first token, if asked for: one for each prompt token but the first."""
+
+
+NO_LOGPROBS = SampleLogprobs()
 
 
 class TokenDelta(NamedTuple):
@@ -106,3 +141,4 @@ class TokenDelta(NamedTuple):
     num_cached_tokens: int
     error: str | None = None
     """With FinishReason.ERROR: what went wrong, for the client."""
+    logprobs: SampleLogprobs = NO_LOGPROBS

@@ -36,7 +36,10 @@ class KvCache:
     def acquire_prefix(self, request: Request) -> None:
         """Gives an empty request the longest cached prefix; at least its last token is left to compute."""
         assert not request.block_ids
+        if request.wants_whole_prompt:
+            return
         if not self._enable_prefix_caching:
+            self._share_prompt(request)
             return
         num_reusable = (request.num_known_tokens - 1) // self._block_size
         for block_hash in self._known_hashes(request)[:num_reusable]:
@@ -46,6 +49,15 @@ class KvCache:
             self._pool.acquire(block_id)
             request.block_ids.append(block_id)
         self._num_cached[request.request_id] = len(request.block_ids)
+
+    def _share_prompt(self, request: Request) -> None:
+        """The prompt's full blocks of a request that is another sample of it: they stay the same while both live."""
+        if request.first_sample is None:
+            return
+        num_reusable = (len(request.spec.prompt_token_ids) - 1) // self._block_size
+        request.block_ids.extend(request.first_sample.block_ids[:num_reusable])
+        for block_id in request.block_ids:
+            self._pool.acquire(block_id)
 
     def count_prefix_query(self, request: Request) -> None:
         """For the metrics: the request was admitted, for the first time, with what `acquire_prefix` found."""

@@ -1,6 +1,7 @@
 """Carries out a StepPlan: rows, inputs, forward pass, sample. Holds the device's memory; decides nothing."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,15 +10,18 @@ from torch import Tensor
 from descant_engine.adapter import TargetModule
 from descant_engine.config import ResolvedConfig
 from descant_engine.forward_context import LoraInputs, StepContext, step_context
+from descant_engine.grammar.bitmask import GrammarBitmask
 from descant_engine.models import attach_lora, load_model
 from descant_engine.runner.adapter_memory import AdapterMemory
 from descant_engine.runner.cuda_graphs import NO_MODULES, DecodeGraphs
+from descant_engine.runner.grammar_mask import apply_bitmask
 from descant_engine.runner.input_batch import StepRows, gather
+from descant_engine.runner.logprobs import NO_LOGPROBS, Logprobs, PendingLogprobs
 from descant_engine.runner.memory import allocate_pool, kv_caches, profile_num_blocks
 from descant_engine.runner.request_states import RequestStates
-from descant_engine.runner.sampler import Sampler
+from descant_engine.runner.sampler import LogitsMask, Sampler
 from descant_engine.runner.sampling_states import SampleRows
-from descant_engine.runner.transfer import to_device
+from descant_engine.runner.transfer import to_device, to_host
 from descant_engine.scheduler.plan import AdapterEvent, StepPlan, StepResult
 
 MAX_ADAPTER_SLOTS = 4096
@@ -30,7 +34,8 @@ class PendingStep:
     step_id: int
     request_ids: tuple[str, ...]
     token_ids: Tensor
-    """[num_samples] on the host; valid once `arrived`."""
+    """[num_samples] on the host; valid, as `logprobs` are, once `arrived`."""
+    logprobs: PendingLogprobs
     arrived: torch.cuda.Event | None
     adapter_events: tuple[AdapterEvent, ...]
 
@@ -38,7 +43,33 @@ class PendingStep:
         if self.arrived is not None:
             self.arrived.synchronize()
         sampled = tuple(zip(self.request_ids, self.token_ids.tolist(), strict=True))
-        return StepResult(self.step_id, sampled, self.adapter_events)
+        return StepResult(self.step_id, sampled, self.adapter_events, self.logprobs.result())
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a step's rows gave, on the device."""
+
+    token_ids: Tensor
+    """[num_samples] int64"""
+    logprobs: PendingLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedForward:
+    """A forward pass that was launched: what there is to sample from. The logits are on the device, and on CUDA are
+    still being computed."""
+
+    step_id: int
+    adapter_events: tuple[AdapterEvent, ...]
+    step: StepRows | None = None
+    """None if nothing was scheduled."""
+    logits: Tensor | None = None
+    """[num_samples, vocab]; None if nothing is sampled."""
+    rows: Tensor | None = None
+    """[num_samples] int64: the rows that sample"""
+    positions: Tensor | None = None
+    """[num_samples] int64: of the tokens to come"""
 
 
 class ModelRunner:
@@ -57,22 +88,45 @@ class ModelRunner:
         self._kv_caches = kv_caches(pool, config.shape, config.user.block_size)
         self._states = RequestStates(config.max_num_seqs, config.max_model_len, config.user.block_size, self._device)
         self._sampler = Sampler(self._device)
+        self._logprobs = Logprobs(config.shape.vocab_size)
         self._adapters = AdapterMemory(config, pool, self.num_adapter_slots) if config.user.enable_lora else None
         self._graphs = self._decode_graphs() if config.device == "cuda" else None
 
-    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> PendingStep:
         """Launches the step; on CUDA returns before it has run."""
+        return self.sample(self.forward(plan))
+
+    @torch.inference_mode()
+    def forward(self, plan: StepPlan) -> LaunchedForward:
+        """Launches all of the step but its samples. `sample` has to follow before the next forward pass."""
         events = self._move_adapters(plan)
         self._states.apply(plan)
         for admitted in plan.admitted:
-            self._sampler.add(self._states.row(admitted.request_id), admitted)
+            row = self._states.row(admitted.request_id)
+            self._sampler.add(row, admitted)
+            self._logprobs.add(row, admitted)
         if not plan.scheduled:
-            return PendingStep(plan.step_id, (), torch.empty(0, dtype=torch.int64), None, events)
+            return LaunchedForward(plan.step_id, events)
         step = StepRows.of(plan.scheduled, self._states)
-        token_ids = self._decode(step, self._graphs) if self._graphs and step.is_decode else self._forward(step)
-        host_ids, arrived = _to_host(token_ids)
-        return PendingStep(plan.step_id, step.sampled_request_ids, host_ids, arrived, events)
+        logits, rows, positions = (
+            self._decode(step, self._graphs) if self._graphs and step.is_decode else self._forward(step)
+        )
+        return LaunchedForward(plan.step_id, events, step, logits, rows, positions)
+
+    @torch.inference_mode()
+    def sample(self, forward: LaunchedForward, bitmask: GrammarBitmask | None = None) -> PendingStep:
+        """Launches the rest. `bitmask`: the tokens that grammars allow in this step."""
+        step, logits = forward.step, forward.logits
+        if step is None or logits is None or forward.rows is None or forward.positions is None:
+            nothing = torch.empty(0, dtype=torch.int64)
+            return PendingStep(forward.step_id, (), nothing, NO_LOGPROBS, None, forward.adapter_events)
+        mask = None if bitmask is None else partial(apply_bitmask, bitmask)
+        sampled = self._sample(logits, step, forward.rows, forward.positions, mask)
+        host_ids = to_host(sampled.token_ids)
+        arrived = _recorded_event() if sampled.token_ids.is_cuda else None
+        return PendingStep(
+            forward.step_id, step.sampled_request_ids, host_ids, sampled.logprobs, arrived, forward.adapter_events
+        )
 
     def wait_for_adapters(self, timeout: float) -> None:
         if self._adapters is not None:
@@ -88,12 +142,12 @@ class ModelRunner:
         self._adapters.start(plan.adapter_moves)
         return self._adapters.finished()
 
-    def _decode(self, step: StepRows, graphs: DecodeGraphs) -> Tensor:
+    def _decode(self, step: StepRows, graphs: DecodeGraphs) -> tuple[Tensor, Tensor, Tensor]:
         rows, positions = to_device(np.stack([step.rows, step.num_computed]), self._device)
         logits = graphs.replay(rows, positions, self._adapted_modules(step))
-        return self._sample(logits, step, rows, positions + 1)
+        return logits, rows, positions + 1
 
-    def _forward(self, step: StepRows) -> Tensor:
+    def _forward(self, step: StepRows) -> tuple[Tensor | None, Tensor, Tensor]:
         batch = gather(step, self._states, self._config.user.block_size)
         lora = None
         if self._adapters is not None and step.slots_in_batch:
@@ -101,32 +155,32 @@ class ModelRunner:
             lora = LoraInputs(self._adapters.tables, batch.token_adapter_slot, step.slots_in_batch, modules)
         with step_context(StepContext(self._kv_caches, batch.attention, lora)):
             hidden = self._model(batch.input_ids, batch.positions)
+        self._logprobs.score_prompts(hidden, step, self._states, self._model.compute_logits)
         if not step.samples.any():
-            return torch.empty(0, dtype=torch.int64, device=self._device)
+            return None, batch.sample_rows, batch.sample_positions
         logits = self._model.compute_logits(hidden[batch.logits_indices])
-        return self._sample(logits, step, batch.sample_rows, batch.sample_positions)
+        return logits, batch.sample_rows, batch.sample_positions
 
     def _adapted_modules(self, step: StepRows) -> frozenset[TargetModule]:
         return NO_MODULES if self._adapters is None else self._adapters.modules_of(step.slots_in_batch)
 
-    def _sample(self, logits: Tensor, step: StepRows, rows: Tensor, positions: Tensor) -> Tensor:
-        """Token ids [num_samples], which are also appended to their rows."""
+    def _sample(
+        self, logits: Tensor, step: StepRows, rows: Tensor, positions: Tensor, mask: LogitsMask | None
+    ) -> Sampled:
+        """The next tokens, which are also appended to their rows."""
         row_ids, lengths = step.rows[step.samples].tolist(), step.seq_lens[step.samples].tolist()
         batch = SampleRows(tuple(row_ids), tuple(lengths), rows, positions, self._states)
-        token_ids = self._sampler.sample(logits, batch)
+        kept = self._logprobs.keep(logits, batch)
+        token_ids = self._sampler.sample(logits, batch, mask)
         self._states.append_sampled(rows, positions, token_ids)
-        return token_ids
+        return Sampled(token_ids, self._logprobs.score(kept, token_ids, batch, step.sampled_request_ids))
 
     def _decode_graphs(self) -> DecodeGraphs:
         tables = None if self._adapters is None else self._adapters.tables
         return DecodeGraphs(self._model, self._states, self._kv_caches, tables, self._config.user.block_size)
 
 
-def _to_host(token_ids: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    if not token_ids.is_cuda:
-        return token_ids, None
-    on_host = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=True)
-    on_host.copy_(token_ids, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return on_host, arrived
+def _recorded_event() -> torch.cuda.Event:
+    event = torch.cuda.Event()
+    event.record()
+    return event

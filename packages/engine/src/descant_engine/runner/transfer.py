@@ -1,4 +1,4 @@
-"""Host to device without waiting."""
+"""Between host and device, without waiting."""
 
 from typing import Any
 
@@ -16,3 +16,11 @@ def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A copy on the host. From CUDA it goes into fresh pinned memory, and is there once an event that is recorded
+    after this call has come."""
+    if not tensor.is_cuda:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

@@ -1,5 +1,6 @@
 """What can be served at all, decided when a request arrives."""
 
+from collections.abc import Mapping
 from random import Random
 
 from descant_engine.config import ResolvedConfig
@@ -31,6 +32,18 @@ def accept(
         arrival_number=arrival_number,
         stop_token_ids=_stop_token_ids(spec, config.eos_token_ids),
     )
+
+
+def first_sample_of(spec: EngineRequest, requests: Mapping[str, Request]) -> Request | None:
+    """The request whose prompt's blocks this one may share, if it is still under way and has the same ones."""
+    first = None if spec.sample_of is None else requests.get(spec.sample_of)
+    if first is None or _block_content(first.spec) != _block_content(spec):
+        return None
+    return first
+
+
+def _block_content(spec: EngineRequest) -> tuple[tuple[int, ...], str | None, str]:
+    return spec.prompt_token_ids, spec.adapter_digest, spec.tenant_salt
 
 
 def _resolve_max_tokens(spec: EngineRequest, max_model_len: int, pool_tokens: int) -> int:

@@ -7,11 +7,13 @@ Sampled tokens stay with the runner: it appends them to the row, so that a plan 
 the one before is known. `StepResult` tells the scheduler what they were.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
 from descant_engine.adapter import AdapterManifest
+from descant_engine.request import SampleLogprobs
 from descant_engine.sampling_params import SamplingParams
 
 
@@ -96,3 +98,5 @@ class StepResult:
     """(request_id, token id) of every scheduled request with `samples`, in the plan's order."""
     adapter_events: tuple[AdapterEvent, ...]
     """Moves finished since the last result, of this plan or an earlier one."""
+    logprobs: Mapping[str, SampleLogprobs] = field(default_factory=dict)
+    """By request id, for those among the sampled that asked."""

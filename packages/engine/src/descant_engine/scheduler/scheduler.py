@@ -17,8 +17,16 @@ from descant_engine.cache.adapter_cache import AdapterCache, Readiness
 from descant_engine.cache.block_pool import BlockPool, count_holders
 from descant_engine.cache.kv_cache import KvCache
 from descant_engine.config import ResolvedConfig
-from descant_engine.request import EngineRequest, FinishReason, Request, RequestStatus, TokenDelta
-from descant_engine.scheduler.admission import QueueFull, RequestRefused, accept
+from descant_engine.request import (
+    NO_LOGPROBS,
+    EngineRequest,
+    FinishReason,
+    Request,
+    RequestStatus,
+    SampleLogprobs,
+    TokenDelta,
+)
+from descant_engine.scheduler.admission import QueueFull, RequestRefused, accept, first_sample_of
 from descant_engine.scheduler.integrity import check_requests, count_adapters
 from descant_engine.scheduler.plan import AdapterEvent, StepPlan, StepResult
 from descant_engine.scheduler.queue import OrderedRequests
@@ -75,6 +83,7 @@ class Scheduler:
         if len(self._waiting) >= limit:
             raise QueueFull(f"{len(self._waiting)} requests wait already, and max_num_queued_requests={limit}")
         request = accept(spec, self._config, self._pool_tokens(spec.adapter_digest), self._num_arrivals, self._seeds)
+        request.first_sample = first_sample_of(spec, self._requests)
         self._num_arrivals += 1
         self._requests[spec.request_id] = request
         self._waiting.add(request)
@@ -118,7 +127,7 @@ class Scheduler:
             request = sampling[request_id]
             request.num_inflight_samples -= 1
             if not request.is_finished:
-                deltas.append(self._append(request, token_id))
+                deltas.append(self._append(request, token_id, result.logprobs.get(request_id, NO_LOGPROBS)))
         for event in result.adapter_events:
             deltas += self._apply_adapter_event(event)
         return deltas
@@ -201,7 +210,9 @@ class Scheduler:
         while index < len(self._waiting) and self._has_place(step):
             request = self._waiting[index]
             digest = request.spec.adapter_digest
-            if digest is not None and not self._adapters.is_usable(digest):
+            if _waits_for_prompt(request, step):
+                index += 1
+            elif digest is not None and not self._adapters.is_usable(digest):
                 if self._closes_admission(request, digest):
                     return None
                 index += 1
@@ -280,7 +291,7 @@ class Scheduler:
         else:
             request.status = RequestStatus.WAITING_FOR_ADAPTER
 
-    def _append(self, request: Request, token_id: int) -> TokenDelta:
+    def _append(self, request: Request, token_id: int, logprobs: SampleLogprobs) -> TokenDelta:
         request.output_token_ids.append(token_id)
         is_stop = token_id in request.stop_token_ids and len(request.output_token_ids) >= request.spec.params.min_tokens
         if is_stop:
@@ -293,6 +304,7 @@ class Scheduler:
             finish_reason=request.finish_reason,
             stop_token_id=token_id if is_stop else None,
             num_cached_tokens=request.num_cached_tokens,
+            logprobs=logprobs,
         )
 
     def _apply_adapter_event(self, event: AdapterEvent) -> list[TokenDelta]:
@@ -333,3 +345,11 @@ class Scheduler:
     @property
     def _num_spare_blocks(self) -> int:
         return ceil(self._pool.num_blocks * SPARE_BLOCK_SHARE) if len(self._running) else 0
+
+
+def _waits_for_prompt(request: Request, step: StepDraft) -> bool:
+    """Whether the blocks that it will share with its request's first sample have not been computed yet."""
+    first = request.first_sample
+    if first is None or first.is_finished or request.wants_whole_prompt:
+        return False
+    return step.num_computed_before(first) < len(request.spec.prompt_token_ids)

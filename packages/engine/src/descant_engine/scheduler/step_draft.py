@@ -24,6 +24,11 @@ class StepDraft:
         """How many of the request's tokens the step has room for."""
         return min(num_schedulable_tokens(request), self.num_tokens_left)
 
+    def num_computed_before(self, request: Request) -> int:
+        """How many of the request's tokens earlier steps have computed."""
+        in_this_step = (part.num_computed_tokens for part in self.scheduled if part.request_id == request.request_id)
+        return next(in_this_step, request.num_computed_tokens)
+
     def admits_later_than(self, request: Request) -> bool:
         """Whether somebody who came after the request is admitted in this step."""
         return self.last_admitted is not None and order(request) < order(self.last_admitted)
