@@ -43,6 +43,43 @@ class Metrics:
             "descant_gateway_requests_in_flight", "Requests that are being relayed.", registry=self.registry
         )
 
+        self._shadow_refused = Counter(
+            "descant_gateway_shadow_refused",
+            "Requests that a limit in shadow mode would have refused.",
+            ("level", "kind"),
+            registry=self.registry,
+        )
+        self._warnings = Counter(
+            "descant_gateway_limit_warnings",
+            "Warnings that a limit passed a threshold, by what became of them.",
+            ("result",),
+            registry=self.registry,
+        )
+        self._queue_length = Gauge(
+            "descant_gateway_queue_length", "Requests that wait for saturated backends.", registry=self.registry
+        )
+        self._queue_wait = Histogram(
+            "descant_gateway_queue_wait_seconds",
+            "How long requests waited that had to, by what became of them.",
+            ("priority", "result"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+
+    def shadow_refused(self, level: str, kind: str) -> None:
+        self._shadow_refused.labels(level, kind).inc()
+
+    def warned(self, result: str) -> None:
+        """`result`: sent, failed or dropped."""
+        self._warnings.labels(result).inc()
+
+    def queued(self, length: int) -> None:
+        self._queue_length.set(length)
+
+    def waited(self, priority: int, result: str, seconds: float) -> None:
+        """`result`: served, timed_out or left."""
+        self._queue_wait.labels(str(priority), result).observe(seconds)
+
     def admitted(self) -> None:
         self._in_flight.inc()
 
