@@ -14,6 +14,9 @@ MEASUREMENTS: Final[Mapping[str, str]] = MappingProxyType(
         "throughput": "An engine in this process over recorded requests.",
         "profile-steps": "Time per step by part, beside what bytes and operations allow.",
         "residents": "Writes cases with 1 to 1,000 adapters, and the adapters.",
+        "curve": "Throughput by the number of adapters in use, from those cases.",
+        "compare": "Our figures beside a peer's on the same cases: table, JSON, plot.",
+        "regression": "What moved since a run that was kept; fails if something got slower.",
     }
 )
 _LIST: Final = "\n".join(f"  {name}: {summary}" for name, summary in MEASUREMENTS.items())

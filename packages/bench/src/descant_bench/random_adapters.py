@@ -4,7 +4,7 @@ An adapter's identity is the digest of its configuration and weights. The folder
 (hard links) and differ in lora_alpha, so each is an adapter of its own: it computes something else, has a digest, a
 slot and GPU blocks of its own, and is read, copied and evicted on its own. A thousand adapters of rank 16 on all
 linears of an 8B model are 84 GB on the GPU and, with four weight files, 340 MB on disk. What this does not show is the
-disk: linked files share the page cache, so for reads from a cold disk give every adapter a file (`num_files` = `count`).
+disk: linked files share the page cache, so for reads from a cold disk give each a file (`num_files` = `count`).
 """
 
 import json

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+from descant_bench.percentiles import percentile
 from descant_bench.recorded import RecordedRequest
 from descant_bench.step_work import Ceilings, ModelWork, sum_of_steps
 from descant_bench.watched_methods import MethodClock, recorded_plans
@@ -109,7 +110,7 @@ class Replay:
         num_prompt = sum(len(request.prompt_token_ids) for request in requests)
         idle = clock.seconds["wait for the device"]
         return RunResult(
-            s=round(seconds, 3),
+            s=round(seconds, 6),
             out_tok_s=round(num_output / seconds, 1),
             total_tok_s=round((num_prompt + num_output) / seconds, 1),
             req_s=round(len(requests) / seconds, 2),
@@ -118,8 +119,8 @@ class Replay:
             host_ms_per_step=round(1e3 * (seconds - idle) / run.num_steps, 3),
             latencies=_latencies(list(run.progress.values())),
             groups=_by_group(requests, ids, run),
-            floor_s=floor and round(floor, 3),
-            of_floor=floor and round(floor / seconds, 3),
+            floor_s=None if floor is None else round(floor, 6),
+            of_floor=None if floor is None else round(floor / seconds, 3),
         )
 
     def submit(self, requests: Sequence[RecordedRequest]) -> list[str]:
@@ -193,15 +194,6 @@ def _latencies(progress: Sequence[_Progress]) -> Latencies:
     return Latencies(
         *(round(percentile(values, share), 2) for values in (firsts, gaps or [0.0]) for share in (0.5, 0.99))
     )
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Between the two nearest values, linearly."""
-    ordered = sorted(values)
-    position = share * (len(ordered) - 1)
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
 
 
 def median_run(runs: Sequence[RunResult]) -> RunResult:

@@ -1,0 +1,146 @@
+"""Our figures beside a peer's on the same cases, and beside our own base.
+
+    python -m descant_bench.compare OURS.json [...] VLLM.json [...] --output docs/results/h200-vllm
+
+Takes any number of files of both kinds, in any order: reports of `descant bench throughput`, and those of the peer's
+runner ({"CASE#RUN": {"out_tok_s": ...}}). A case that is in several files of one side is taken from the last. Writes
+NAME.json (a row a workload), NAME.md (a table) and, with matplotlib, NAME.svg. Medians; see `run_files.typical` for short series.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from descant_bench.run_files import RunFile, read_run, typical
+from descant_bench.targets import COUNTS_PROMPT_TOKENS, TARGETS
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    workload: str
+    unit: str
+    descant: float
+    descant_runs: tuple[float, ...]
+    vllm: float | None
+    vllm_runs: tuple[float, ...]
+    ratio: float | None
+    wanted: float | None
+    stretch: float | None
+    of_own_base: float | None
+    wanted_of_base: float | None
+    commit: str | None
+    date: str | None
+    command: str | None
+    engine_options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One engine's cases, and the file that each is from."""
+
+    files: Mapping[str, RunFile]
+
+    @classmethod
+    def of(cls, runs: Iterable[RunFile]) -> "_Side":
+        return cls({name: run for run in runs for name in run.cases})
+
+    def series(self, workload: str) -> tuple[float, ...]:
+        case = self.files[workload].cases[workload]
+        return case.total_tok_s if workload in COUNTS_PROMPT_TOKENS else case.out_tok_s
+
+    def typical(self, workload: str | None) -> float | None:
+        if workload is None or workload not in self.files:
+            return None
+        return typical(self.series(workload), is_peer=self.files[workload].is_peer)
+
+
+def compare(runs: Sequence[RunFile]) -> list[Row]:
+    """A row for each of our cases, in their order. Raises ValueError if none of the files is ours."""
+    ours = _Side.of(run for run in runs if not run.is_peer)
+    peer = _Side.of(run for run in runs if run.is_peer)
+    if not ours.files:
+        raise ValueError("none of the files is a report of `descant bench throughput`: there is nothing to compare")
+    return [_row(workload, ours, peer) for workload in ours.files]
+
+
+def _row(workload: str, ours: _Side, peer: _Side) -> Row:
+    run, target = ours.files[workload], TARGETS.get(workload)
+    own, theirs = ours.typical(workload), peer.typical(workload)
+    assert own is not None
+    return Row(
+        workload=workload,
+        unit="total tok/s" if workload in COUNTS_PROMPT_TOKENS else "output tok/s",
+        descant=own,
+        descant_runs=ours.series(workload),
+        vllm=theirs,
+        vllm_runs=peer.series(workload) if theirs is not None else (),
+        ratio=_ratio(own, theirs),
+        wanted=target.wanted if target else None,
+        stretch=target.stretch if target else None,
+        of_own_base=_ratio(own, ours.typical(target.own_base)) if target else None,
+        wanted_of_base=target.wanted_of_base if target else None,
+        commit=run.commit,
+        date=run.date,
+        command=run.command,
+        engine_options=run.options,
+    )
+
+
+def _ratio(own: float, other: float | None) -> float | None:
+    return round(own / other, 3) if other else None
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Bold: less than what is wanted."""
+    lines = [
+        "| workload | Descant | vLLM | ratio | wanted | stretch | of own base | wanted |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        cells = [row.workload, f"{row.descant:,.0f}", "" if row.vllm is None else f"{row.vllm:,.0f}"]
+        cells += [_measured(row.ratio, row.wanted), _plain(row.wanted), _plain(row.stretch)]
+        cells += [_measured(row.of_own_base, row.wanted_of_base), _plain(row.wanted_of_base)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _measured(value: float | None, wanted: float | None) -> str:
+    if value is None or wanted is None or value >= wanted:
+        return _plain(value)
+    return f"**{value:.2f}**"
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", metavar="RUN.json")
+    parser.add_argument("--output", type=Path, metavar="NAME", help="writes NAME.json, NAME.md and NAME.svg")
+    args = parser.parse_args()
+    try:
+        rows = compare([read_run(path) for path in args.files])
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    print(markdown(rows), end="")
+    if args.output is not None:
+        args.output.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        args.output.with_suffix(".md").write_text(markdown(rows))
+        _plot(rows, args.output.with_suffix(".svg"))
+
+
+def _plot(rows: Sequence[Row], path: Path) -> None:
+    from descant_bench.plots import MatplotlibMissing, plot_ratios
+
+    try:
+        plot_ratios([(row.workload, row.ratio, row.wanted) for row in rows if row.ratio is not None], path)
+    except MatplotlibMissing as missing:
+        print(f"no {path.name}: {missing}")
+
+
+if __name__ == "__main__":
+    main()
