@@ -4,7 +4,8 @@
 
 Takes any number of files of both kinds, in any order: reports of `descant bench throughput`, and those of the peer's
 runner ({"CASE#RUN": {"out_tok_s": ...}}). A case that is in several files of one side is taken from the last. Writes
-NAME.json (a row a workload), NAME.md (a table) and, with matplotlib, NAME.svg. Medians; see `run_files.typical` for short series.
+NAME.json (a row a workload), NAME.md (a table) and, with matplotlib, NAME.svg. Medians; see `run_files.typical` for
+what is done with short series.
 """
 
 import argparse

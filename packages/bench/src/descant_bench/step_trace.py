@@ -23,11 +23,10 @@ from descant_engine.layers.embedding import Embedding, LmHead
 from descant_engine.layers.linear import Linear
 from descant_engine.layers.ops import LoraGroup, Product
 from descant_engine.runner.model_runner import ModelRunner
-from descant_engine.runner.sampler import Sampler
 
 _RANGE = "descant part: "
 _CPU_PARTS: tuple[tuple[Part, Method], ...] = (
-    (Part.HOST, Method(ModelRunner, "execute")),
+    (Part.HOST, Method(ModelRunner, "forward")),
     (Part.DENSE, Method(Linear, "forward")),
     (Part.DENSE, Method(LmHead, "forward")),
     (Part.INPUTS, Method(Embedding, "forward")),
@@ -36,7 +35,7 @@ _CPU_PARTS: tuple[tuple[Part, Method], ...] = (
     (Part.NORM, Method(CpuOps, "rms_norm")),
     (Part.NORM, Method(CpuOps, "add_rms_norm")),
     (Part.ACTIVATION, Method(CpuOps, "silu_mul")),
-    (Part.SAMPLING, Method(Sampler, "sample")),
+    (Part.SAMPLING, Method(ModelRunner, "sample")),
 )
 """Of nested ones the innermost counts."""
 _LORA_PRODUCT = Method(CpuOps, "lora_product")
@@ -105,9 +104,9 @@ def _events(profiler: Any) -> list[FunctionEvent]:
 
 
 def _ranged(part: Part, method: Function) -> Function:
-    def ranged(*args: object) -> object:
+    def ranged(*args: object, **kwargs: object) -> object:
         with record_function(_RANGE + part):
-            return method(*args)
+            return method(*args, **kwargs)
 
     return ranged
 

@@ -22,7 +22,8 @@ class Method(NamedTuple):
 SCHEDULE = Method(Scheduler, "schedule")
 HOST_PARTS: dict[str, Method] = {
     "schedule": SCHEDULE,
-    "prepare and launch": Method(ModelRunner, "execute"),
+    "prepare and launch": Method(ModelRunner, "forward"),
+    "launch samples": Method(ModelRunner, "sample"),
     "wait for the device": Method(PendingStep, "result"),
     "update": Method(Scheduler, "update"),
 }
@@ -71,10 +72,10 @@ class MethodClock:
             yield
 
     def _timed(self, name: str, method: Function) -> Function:
-        def timed(*args: object) -> object:
+        def timed(*args: object, **kwargs: object) -> object:
             start = time.perf_counter()
             try:
-                return method(*args)
+                return method(*args, **kwargs)
             finally:
                 self.seconds[name] += time.perf_counter() - start
 
