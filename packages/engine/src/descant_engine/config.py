@@ -7,6 +7,7 @@ from descant_engine.adapter import TargetModule
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Device = Literal["cpu", "cuda"]
+StructuredOutputBackend = Literal["auto", "xgrammar", "llguidance"]
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -33,6 +34,8 @@ class EngineConfig:
     """The step's token budget."""
     max_num_queued_requests: int = 1024
     enable_prefix_caching: bool = True
+    structured_output_backend: StructuredOutputBackend = "auto"
+    """auto is xgrammar where it keeps to a grammar exactly and in time, llguidance otherwise."""
     enable_lora: bool = False
     max_lora_rank: int = 64
     adapter_host_bytes: int = 4 << 30
@@ -56,6 +59,7 @@ class EngineOptions(TypedDict, total=False):
     max_num_batched_tokens: int | None
     max_num_queued_requests: int
     enable_prefix_caching: bool
+    structured_output_backend: StructuredOutputBackend
     enable_lora: bool
     max_lora_rank: int
     adapter_host_bytes: int

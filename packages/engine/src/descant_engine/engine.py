@@ -1,16 +1,32 @@
 """The loop: schedule, execute, update. Scheduler and runner meet here and nowhere else."""
 
 from collections import deque
+from dataclasses import replace
+from typing import NamedTuple
 
 from descant_engine.adapter import AdapterManifest
 from descant_engine.config import ResolvedConfig
+from descant_engine.grammar.bitmask import GrammarBitmask
+from descant_engine.grammar.build import BackendName
+from descant_engine.grammar.compiler import GrammarCompiler
+from descant_engine.grammar.vocabulary import Vocabulary
 from descant_engine.request import EngineRequest, TokenDelta
 from descant_engine.runner.model_runner import ModelRunner, PendingStep
+from descant_engine.scheduler.admission import QueueFull, RequestRefused
+from descant_engine.scheduler.grammar import RequestGrammars
 from descant_engine.scheduler.plan import StepPlan
 from descant_engine.scheduler.scheduler import Scheduler
 from descant_engine.scheduler.stats import SchedulerStats
 
-ADAPTER_POLL_SECONDS = 0.005
+POLL_SECONDS = 0.005
+
+
+class Refusal(NamedTuple):
+    """A request that was taken by `submit` and never got into the queue."""
+
+    request_id: str
+    error: Exception
+    """GrammarRefused, or what `submit` raises; anything else is our fault, not the client's."""
 
 
 class Engine:
@@ -26,6 +42,10 @@ class Engine:
         self._scheduler = Scheduler(config, self._runner.num_blocks, self._runner.num_adapter_slots)
         self._steps_ahead = 1 if config.device == "cuda" else 0
         self._launched: deque[tuple[StepPlan, PendingStep]] = deque()
+        self._compiler: GrammarCompiler | None = None
+        self._grammars: RequestGrammars | None = None
+        """None until somebody may ask for one."""
+        self._refusals: list[Refusal] = []
 
     @property
     def num_blocks(self) -> int:
@@ -33,14 +53,37 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._launched) or self._scheduler.has_unfinished_requests
+        is_compiling = self._grammars is not None and self._grammars.num_waiting > 0
+        return bool(self._launched) or self._scheduler.has_unfinished_requests or is_compiling
 
     def submit(self, request: EngineRequest) -> None:
-        """Raises RequestRefused (it can never be served) or QueueFull; both are ValueErrors fit for the client."""
-        self._scheduler.add(request)
+        """Raises RequestRefused (it can never be served) or QueueFull; both are ValueErrors fit for the client. One
+        whose grammar has to be compiled first may be refused later: see `take_refusals`.
+        """
+        if request.params.grammar is None:
+            self._scheduler.add(request)
+            return
+        if self._grammars is None:
+            raise RequestRefused("the engine was given no vocabulary, which grammars need")
+        self._check_waiting(self._grammars, request.request_id)
+        self._grammars.add(request, request.params.grammar)
 
     def abort(self, request_id: str) -> None:
+        if self._grammars is not None:
+            self._grammars.forget(request_id)
         self._scheduler.abort(request_id)
+
+    def use_vocabulary(self, tokens: tuple[bytes, ...]) -> None:
+        """The bytes of every token, empty for special ones. Only requests with a grammar need it; once is enough."""
+        if self._grammars is None:
+            vocabulary = Vocabulary.of_model(tokens, self.config.shape.vocab_size, self.config.eos_token_ids)
+            self._compiler = GrammarCompiler(vocabulary, _allowed_backends(self.config))
+            self._grammars = RequestGrammars(self._compiler, vocabulary)
+
+    def take_refusals(self) -> list[Refusal]:
+        """Requests that were refused since the last call, after `submit` had taken them."""
+        refusals, self._refusals = self._refusals, []
+        return refusals
 
     def register_adapter(self, manifest: AdapterManifest) -> None:
         self._scheduler.register_adapter(manifest)
@@ -50,19 +93,72 @@ class Engine:
 
     def step(self) -> list[TokenDelta]:
         """Launches the next step and applies the oldest one that is due. Returns what became known."""
+        self._submit_compiled()
         plan = self._scheduler.schedule()
+        deltas: list[TokenDelta] = []
         if plan.is_empty and not self._launched:
-            # Everything that is left waits for an adapter's file.
-            self._runner.wait_for_adapters(ADAPTER_POLL_SECONDS)
+            self._wait()
         if not plan.is_empty or not self._launched:
-            self._launched.append((plan, self._runner.execute(plan)))
+            forward = self._runner.forward(plan)
+            bitmask, deltas = self._bitmask(plan)
+            self._launched.append((plan, self._runner.sample(forward, bitmask)))
         if len(self._launched) > self._steps_ahead or not plan.scheduled:
-            plan, launched = self._launched.popleft()
-            return self._scheduler.update(plan, launched.result())
-        return []
+            deltas += self._apply_oldest()
+        return deltas
+
+    def _bitmask(self, plan: StepPlan) -> tuple[GrammarBitmask | None, list[TokenDelta]]:
+        """What grammars allow in a step whose forward pass is under way. That takes the tokens of the steps before it,
+        which are applied here; a step without grammars leaves them for later."""
+        if self._grammars is None or not self._grammars.concern(plan.scheduled):
+            return None, []
+        deltas = []
+        while self._launched:
+            deltas += self._apply_oldest()
+        return self._grammars.bitmask(plan.scheduled), deltas
+
+    def _apply_oldest(self) -> list[TokenDelta]:
+        plan, launched = self._launched.popleft()
+        deltas = self._scheduler.update(plan, launched.result())
+        return deltas if self._grammars is None else [self._follow(self._grammars, delta) for delta in deltas]
+
+    def _follow(self, grammars: RequestGrammars, delta: TokenDelta) -> TokenDelta:
+        if (end := grammars.accept(delta)) is None:
+            return delta
+        self._scheduler.finish(delta.request_id, end.reason)
+        return delta._replace(finish_reason=end.reason, error=end.error)
+
+    def _submit_compiled(self) -> None:
+        if self._grammars is None or not self._grammars.num_waiting:
+            return
+        for request, error in self._grammars.take_compiled():
+            try:
+                if error is not None:
+                    raise error
+                self._scheduler.add(request)
+            except Exception as refusal:
+                self._grammars.forget(request.request_id)
+                self._refusals.append(Refusal(request.request_id, refusal))
+
+    def _check_waiting(self, grammars: RequestGrammars, request_id: str) -> None:
+        limit = self.config.user.max_num_queued_requests
+        if grammars.num_waiting >= limit:
+            raise QueueFull(f"{limit} requests wait for their grammars already, and max_num_queued_requests={limit}")
+        if grammars.is_waiting(request_id):
+            raise RequestRefused(f"a request with id {request_id!r} is under way already")
+
+    def _wait(self) -> None:
+        """Everything that is left waits for a grammar or for an adapter's file."""
+        if self._grammars is not None and self._grammars.num_waiting:
+            self._grammars.wait(POLL_SECONDS)
+        else:
+            self._runner.wait_for_adapters(POLL_SECONDS)
 
     def stats(self) -> SchedulerStats:
-        return self._scheduler.stats()
+        stats = self._scheduler.stats()
+        if self._grammars is None:
+            return stats
+        num_compiling = self._grammars.num_waiting
+        return replace(stats, num_waiting=stats.num_waiting + num_compiling, num_waiting_for_grammar=num_compiling)
 
     def check_integrity(self) -> None:
         """Asserts the bookkeeping's invariants."""
@@ -70,3 +166,10 @@ class Engine:
 
     def close(self) -> None:
         self._runner.close()
+        if self._compiler is not None:
+            self._compiler.close()
+
+
+def _allowed_backends(config: ResolvedConfig) -> tuple[BackendName, ...]:
+    wanted = config.user.structured_output_backend
+    return (BackendName.XGRAMMAR, BackendName.LLGUIDANCE) if wanted == "auto" else (BackendName(wanted),)

@@ -15,6 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from descant_engine.grammar.spec import GrammarRefused
 from descant_engine.messages import (
     Abort,
     AdapterAnswer,
@@ -31,6 +32,7 @@ from descant_engine.messages import (
     SubmitRefused,
     ToEngine,
     ToFront,
+    UseVocabulary,
     engine_reader,
     frame,
 )
@@ -141,6 +143,8 @@ def serve(engine: "Engine", channel: Channel) -> None:
         if engine.has_work:
             if deltas := engine.step():
                 channel.send(Deltas(deltas))
+            for request_id, error in engine.take_refusals():
+                channel.send(refusal(request_id, error))
             stats_due = stats_due or time.monotonic() + STATS_SECONDS
         if stats_due is not None and time.monotonic() >= stats_due:
             channel.send(Stats(engine.stats()))
@@ -160,10 +164,10 @@ def apply(engine: "Engine", channel: Channel, message: ToEngine) -> None:
         case Submit(request):
             try:
                 engine.submit(request)
-            except QueueFull as error:
-                channel.send(SubmitRefused(request.request_id, Refusal.QUEUE_FULL, str(error)))
             except ValueError as error:
-                channel.send(SubmitRefused(request.request_id, Refusal.NEVER_FITS, str(error)))
+                channel.send(refusal(request.request_id, error))
+        case UseVocabulary(tokens):
+            engine.use_vocabulary(tokens)
         case Abort(request_id):
             engine.abort(request_id)
         case RegisterAdapter(manifest):
@@ -177,6 +181,19 @@ def apply(engine: "Engine", channel: Channel, message: ToEngine) -> None:
             engine.remove_adapter(digest)
         case _:
             raise TypeError(f"{type(message).__name__} is not for a running engine")
+
+
+def refusal(request_id: str, error: Exception) -> SubmitRefused:
+    match error:
+        case QueueFull():
+            return SubmitRefused(request_id, Refusal.QUEUE_FULL, str(error))
+        case GrammarRefused():
+            return SubmitRefused(request_id, Refusal.GRAMMAR, str(error))
+        case ValueError():
+            return SubmitRefused(request_id, Refusal.NEVER_FITS, str(error))
+        case _:
+            logger.error("a request could not be taken", exc_info=error)
+            return SubmitRefused(request_id, Refusal.FAILED, str(error))
 
 
 def run(channel: Channel) -> int:

@@ -60,7 +60,8 @@ class LLM:
         for each.
 
         Raises:
-            ValueError: a prompt, its params or its adapter is at fault; nothing has been generated then.
+            ValueError: a prompt, its params or its adapter is at fault; nothing has been generated then. A grammar
+                that turns out to be impossible ends all.
         """
         batch = [prompts] if isinstance(prompts, str) else list(prompts)
         all_params = [params or SamplingParams()] * len(batch) if isinstance(params, SamplingParams | None) else params
@@ -116,6 +117,8 @@ class LLM:
                 request_id = str(next(self._request_numbers))
                 token_ids = self._frontend.encode(prompt)
                 request = self._frontend.request(token_ids, one, request_id=request_id, adapter=adapter)
+                if one.grammar is not None:
+                    self._engine.use_vocabulary(self._frontend.tokenizer.visible_tokens)
                 self._engine.submit(request)
                 texts[request_id] = self._frontend.output_text(request, prompt)
         except ValueError:
@@ -139,7 +142,12 @@ class LLM:
         self, texts: dict[str, OutputText], outputs: dict[str, RequestOutput], count_finished: Callable[[int], object]
     ) -> None:
         while self._engine.has_work:
-            for delta in self._engine.step():
+            deltas = self._engine.step()
+            for _, error in self._engine.take_refusals():
+                for request_id in texts:
+                    self._engine.abort(request_id)
+                raise error
+            for delta in deltas:
                 output = texts[delta.request_id].apply(delta)
                 if output is None:
                     continue

@@ -27,6 +27,12 @@ class Configure(_Message, frozen=True):
     config: EngineConfig
 
 
+class UseVocabulary(_Message, frozen=True):
+    """Before the first request with a grammar: the bytes of every token, empty for special ones."""
+
+    tokens: tuple[bytes, ...]
+
+
 class Submit(_Message, frozen=True):
     request: EngineRequest
 
@@ -49,7 +55,7 @@ class Shutdown(_Message, frozen=True):
     """The last message: end now, whatever is unfinished."""
 
 
-ToEngine = Configure | Submit | Abort | RegisterAdapter | RemoveAdapter | Shutdown
+ToEngine = Configure | UseVocabulary | Submit | Abort | RegisterAdapter | RemoveAdapter | Shutdown
 
 
 class Ready(_Message, frozen=True):
@@ -69,6 +75,10 @@ class Deltas(_Message, frozen=True):
 class Refusal(StrEnum):
     NEVER_FITS = "never_fits"
     QUEUE_FULL = "queue_full"
+    GRAMMAR = "grammar"
+    """Impossible, unsupported, or too complex."""
+    FAILED = "failed"
+    """Not the request's fault."""
 
 
 class SubmitRefused(_Message, frozen=True):

@@ -60,6 +60,7 @@ class RequestStream:
     Raises, while iterating:
         QueueFull: too many requests wait; a later try may succeed.
         RequestRefused: the engine can never serve it; the message has the numbers.
+        GrammarRefused: no output can have the form that it asks for, or none that can be guaranteed.
         RequestFailed: it went wrong later, for example while its adapter was loaded.
         EngineDead: the engine process is gone.
     """

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 
+from descant_engine.grammar.spec import GrammarSpec
+
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 1024
 """Each token of the output is looked up among them, in the loop that serves everybody."""
@@ -51,7 +53,7 @@ class SamplingParams:
     allowed_token_ids: tuple[int, ...] | None = None
     """All others are impossible; None allows all. The end-of-sequence token is one like any other."""
     bad_words: tuple[str, ...] = ()
-    """Never in the output, neither at a word's start nor within; each is tokenized as it is and after a space."""
+    """The output never has the tokens of any of these, as the tokenizer writes it at a text's start or after a space."""
     bad_token_sequences: tuple[tuple[int, ...], ...] = ()
     """Token ids that never follow each other so in the output; `bad_words` are added to them."""
     max_tokens: int | None = None
@@ -73,6 +75,9 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     """The same for each token of the prompt but the first. Such a prompt is computed whole, not taken from the prefix
     cache."""
+    grammar: GrammarSpec | None = None
+    """The output has this form, if it ends by itself. Where nothing may follow any more it ends, whatever min_tokens
+    and ignore_eos say."""
     truncate_prompt_tokens: int | None = None
     """Only the last so many tokens of the prompt are taken; None takes all."""
 

@@ -95,6 +95,11 @@ class Scheduler:
         if (request := self._requests.get(request_id)) is not None:
             self._finish(request, FinishReason.ABORT)
 
+    def finish(self, request_id: str, reason: FinishReason) -> None:
+        """Ends a request for a reason that lies outside, such as its grammar. Unknown ids are ignored."""
+        if (request := self._requests.get(request_id)) is not None:
+            self._finish(request, reason)
+
     def register_adapter(self, manifest: AdapterManifest) -> None:
         """Raises ValueError, with the numbers, for an adapter that can never be served."""
         self._adapters.register(manifest)

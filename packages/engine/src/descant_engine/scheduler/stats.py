@@ -15,6 +15,8 @@ class SchedulerStats:
     num_waiting_for_adapter: int
     num_queued_tokens: int
     """Tokens of all these that are known and not computed yet: the work ahead before anybody new is served."""
+    num_waiting_for_grammar: int = 0
+    """Until it is compiled."""
     block_usage: float
     """Share of the pool that is held, 0 to 1; cached prefixes that nobody uses count as free."""
     prefix_query_tokens: int

@@ -112,6 +112,11 @@ class Tokenizer:
         table = self._bytes.of_visible_token if skip_special_tokens else self._bytes.of_token
         return table[token_id] if 0 <= token_id < len(table) else b""
 
+    @property
+    def visible_tokens(self) -> tuple[bytes, ...]:
+        """By id, the bytes that each token adds to a text; empty for special tokens."""
+        return self._bytes.of_visible_token
+
     def is_special(self, token_id: int) -> bool:
         return token_id in self._bytes.special_token_ids
 

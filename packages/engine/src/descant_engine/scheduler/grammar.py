@@ -1,0 +1,157 @@
+"""The grammars of requests: until it is compiled a request waits here, then its matcher follows its tokens.
+
+A matcher stands behind the last token that is certain, whatever has been planned since: so plans that run ahead,
+preemption and aborts need no care here. Compiling happens elsewhere, masks are made here, on the host, while the
+device is busy with the forward pass whose samples they are for.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from descant_engine.grammar.bitmask import GrammarBitmask
+from descant_engine.grammar.compiler import CompiledFuture, GrammarCompiler
+from descant_engine.grammar.matcher import BitmaskRow, Matcher, num_words
+from descant_engine.grammar.spec import GrammarSpec
+from descant_engine.grammar.vocabulary import Vocabulary
+from descant_engine.request import EngineRequest, FinishReason, TokenDelta
+from descant_engine.scheduler.plan import ScheduledRequest
+
+ANY_TOKEN = -1
+"""As a word of a bitmask: all bits set."""
+DEAD_END = "the grammar led to a point from which no output can be completed"
+STRAYED = "the output left its grammar; other options of the request forbid the tokens that it allows"
+
+
+class GrammarEnd(NamedTuple):
+    """A request that its grammar ends."""
+
+    reason: FinishReason
+    error: str | None = None
+    """With FinishReason.ERROR: what went wrong, for the client."""
+
+
+class Compiled(NamedTuple):
+    """A request that waits no more: its grammar is there, or there will be none."""
+
+    request: EngineRequest
+    error: BaseException | None
+
+
+@dataclass(slots=True)
+class _Waiting:
+    request: EngineRequest
+    grammar: CompiledFuture
+
+
+class RequestGrammars:
+    """By request id. Used from the engine's thread."""
+
+    def __init__(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
+        self._compiler = compiler
+        self._vocab_size = vocabulary.size
+        self._may_go_on = _all_but(vocabulary.stop_token_ids, vocabulary.size)
+        """Every token that is no end."""
+        self._waiting: dict[str, _Waiting] = {}
+        self._matchers: dict[str, Matcher] = {}
+        self._dead_ends: set[str] = set()
+
+    # Until the grammar is compiled
+
+    def add(self, request: EngineRequest, spec: GrammarSpec) -> None:
+        """The request waits until `take_compiled` gives it back."""
+        self._waiting[request.request_id] = _Waiting(request, self._compiler.compile(spec))
+
+    def take_compiled(self) -> list[Compiled]:
+        """In the order of their arrival."""
+        compiled = []
+        for request_id, waiting in list(self._waiting.items()):
+            if waiting.grammar.done():
+                del self._waiting[request_id]
+                if (error := waiting.grammar.exception()) is None:
+                    self._matchers[request_id] = waiting.grammar.result().matcher()
+                compiled.append(Compiled(waiting.request, error))
+        return compiled
+
+    def wait(self, timeout: float) -> None:
+        """Until some grammar is compiled."""
+        wait([waiting.grammar for waiting in self._waiting.values()], timeout, return_when=FIRST_COMPLETED)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def is_waiting(self, request_id: str) -> bool:
+        return request_id in self._waiting
+
+    # While the request runs
+
+    def forget(self, request_id: str) -> None:
+        """The request is over. Unknown ids are ignored."""
+        self._waiting.pop(request_id, None)
+        self._matchers.pop(request_id, None)
+        self._dead_ends.discard(request_id)
+
+    def concern(self, scheduled: tuple[ScheduledRequest, ...]) -> bool:
+        """Whether a step needs a mask, and so the tokens of every step before it."""
+        return bool(self._matchers) and any(True for _ in self._sampled(scheduled))
+
+    def bitmask(self, scheduled: tuple[ScheduledRequest, ...]) -> GrammarBitmask | None:
+        """What a step may sample, once the tokens of every step before it were given to `accept`."""
+        places = tuple(self._sampled(scheduled))
+        if not places:
+            return None
+        words = np.empty((len(places), num_words(self._vocab_size)), dtype=np.int32)
+        for row, (_, request_id) in zip(words, places, strict=True):
+            self._fill(row, request_id)
+        return GrammarBitmask(tuple(index for index, _ in places), words)
+
+    def accept(self, delta: TokenDelta) -> GrammarEnd | None:
+        """Follows a request's new tokens. Returns how its grammar ends it, if it does."""
+        if (matcher := self._matchers.get(delta.request_id)) is None:
+            return None
+        if delta.finish_reason is not None:
+            self.forget(delta.request_id)
+            return None
+        end = self._follow(matcher, delta)
+        if end is not None:
+            self.forget(delta.request_id)
+        return end
+
+    def _follow(self, matcher: Matcher, delta: TokenDelta) -> GrammarEnd | None:
+        if delta.request_id in self._dead_ends:
+            return GrammarEnd(FinishReason.ERROR, DEAD_END)
+        if not all(matcher.accept(token_id) for token_id in delta.token_ids):
+            return GrammarEnd(FinishReason.ERROR, STRAYED)
+        return GrammarEnd(FinishReason.STOP) if self._must_end(matcher) else None
+
+    def _must_end(self, matcher: Matcher) -> bool:
+        """Where nothing but an end may follow, it ends: no step for an end-of-sequence token, nor one that min_tokens
+        or ignore_eos would forbid."""
+        if not matcher.is_complete:
+            return False
+        row = np.empty_like(self._may_go_on)
+        matcher.fill_bitmask(row)
+        return not (row & self._may_go_on).any()
+
+    def _fill(self, row: BitmaskRow, request_id: str) -> None:
+        matcher = self._matchers[request_id]
+        matcher.fill_bitmask(row)
+        if not row.any():
+            # Something has to be sampled; the request ends with the next delta.
+            row.fill(ANY_TOKEN)
+            self._dead_ends.add(request_id)
+
+    def _sampled(self, scheduled: tuple[ScheduledRequest, ...]) -> Iterator[tuple[int, str]]:
+        """(place among the step's samples, request id) of those with a grammar."""
+        sampled = (request.request_id for request in scheduled if request.samples)
+        return ((index, name) for index, name in enumerate(sampled) if name in self._matchers)
+
+
+def _all_but(token_ids: tuple[int, ...], vocab_size: int) -> BitmaskRow:
+    bits = np.ones(num_words(vocab_size) * 32, dtype=np.uint8)
+    bits[list(token_ids)] = 0
+    return np.packbits(bits, bitorder="little").view(np.int32)
