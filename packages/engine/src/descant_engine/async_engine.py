@@ -23,6 +23,7 @@ from descant_engine.adapter_files import AdapterRefused
 from descant_engine.config import EngineConfig, ResolvedConfig
 from descant_engine.engine_client import EngineClient, EngineDead
 from descant_engine.frontend import Chat, Frontend, Prompt
+from descant_engine.grammar.spec import GrammarRefused
 from descant_engine.messages import (
     Abort,
     AdapterAnswer,
@@ -35,10 +36,11 @@ from descant_engine.messages import (
     Submit,
     SubmitRefused,
     ToFront,
+    UseVocabulary,
 )
 from descant_engine.outputs import OutputText
 from descant_engine.request import EngineRequest
-from descant_engine.request_stream import RequestStream
+from descant_engine.request_stream import RequestFailed, RequestStream
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
 from descant_engine.scheduler.stats import SchedulerStats
@@ -53,7 +55,12 @@ INLINE_TOKENS = 65_536
 """Token ids are only copied and checked."""
 ENCODING_THREADS = 2
 
-REFUSALS: dict[Refusal, type[ValueError]] = {Refusal.QUEUE_FULL: QueueFull, Refusal.NEVER_FITS: RequestRefused}
+REFUSALS: dict[Refusal, type[Exception]] = {
+    Refusal.QUEUE_FULL: QueueFull,
+    Refusal.NEVER_FITS: RequestRefused,
+    Refusal.GRAMMAR: GrammarRefused,
+    Refusal.FAILED: RequestFailed,
+}
 
 
 class EngineDraining(RuntimeError):
@@ -74,6 +81,7 @@ class AsyncEngine:
         self._active = ActiveRequests(abort=lambda request_id: client.send(Abort(request_id)))
         self._serial_numbers = count()
         self._is_draining = False
+        self._vocabulary_is_sent = False
         self._adapter_lock = asyncio.Lock()
         self._adapter_answers: dict[str, asyncio.Future[AdapterAnswer]] = {}
         client.listen(self._on_message, self._on_death)
@@ -139,6 +147,9 @@ class AsyncEngine:
 
     def _send(self, request: EngineRequest, text: OutputText) -> RequestStream:
         # A client's id may come again while deltas of its first use are still on their way.
+        if request.params.grammar is not None and not self._vocabulary_is_sent:
+            self._client.send(UseVocabulary(self._frontend.tokenizer.visible_tokens))
+            self._vocabulary_is_sent = True
         engine_id = f"{request.request_id}/{next(self._serial_numbers)}"
         self._client.send(Submit(replace(request, request_id=engine_id)))
         return self._active.add(engine_id, text)
