@@ -172,4 +172,5 @@ def start_server(model_path: Path) -> Iterator[Callable[..., Server]]:
 @pytest.fixture(scope="session")
 def server(start_server: Callable[..., Server], save_adapter: Callable[[int], Path]) -> Server:
     """One with two adapters, for tests that leave it as they found it."""
-    return start_server("--lora-modules", f"pirate={save_adapter(1)}", f"lawyer={save_adapter(2)}").wait_until_ready()
+    adapters = (f"pirate={save_adapter(1)}", f"lawyer={save_adapter(2)}")
+    return start_server("--allow-runtime-lora", "--lora-modules", *adapters).wait_until_ready()

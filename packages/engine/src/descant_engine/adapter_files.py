@@ -12,7 +12,7 @@ from descant_engine.config import ModelShape
 from descant_engine.peft_config import AdapterRefused, PeftConfig, parse_peft_config
 from descant_engine.safetensors_header import CorruptFile, RawHeader, TensorInfo, parse_header, read_raw_header
 
-__all__ = ["AdapterRefused", "CorruptFile", "check_unchanged", "content_digest", "read_adapter"]
+__all__ = ["AdapterRefused", "CorruptFile", "check_unchanged", "content_digest", "folder_stamp", "read_adapter"]
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -76,6 +76,11 @@ def check_unchanged(manifest: AdapterManifest) -> None:
     """
     if manifest.file_stamp is not None and _stamp(manifest.path) != manifest.file_stamp:
         raise CorruptFile(f"{manifest.path.name} was changed after it was registered; register the adapter again")
+
+
+def folder_stamp(folder: Path) -> str:
+    """Another one as soon as one of the adapter's files is written anew. Reads nothing."""
+    return str([_stamp(path) if path.exists() else None for path in (folder / CONFIG_NAME, folder / WEIGHTS_NAME)])
 
 
 def _stamp(path: Path) -> FileStamp:

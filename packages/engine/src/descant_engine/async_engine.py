@@ -12,17 +12,19 @@ adapter's files, runs in threads and without the interpreter lock.
 import asyncio
 import time
 import uuid
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from descant_engine.active_requests import ActiveRequests
 from descant_engine.adapter import AdapterManifest
 from descant_engine.adapter_files import AdapterRefused
 from descant_engine.config import EngineConfig, ResolvedConfig
 from descant_engine.engine_client import EngineClient, EngineDead
-from descant_engine.frontend import Chat, Frontend, Prompt
+from descant_engine.frontend import Chat, Frontend, InvalidParams, Prompt, Text
 from descant_engine.grammar.spec import GrammarRefused
 from descant_engine.messages import (
     Abort,
@@ -38,8 +40,8 @@ from descant_engine.messages import (
     ToFront,
     UseVocabulary,
 )
-from descant_engine.outputs import OutputText
-from descant_engine.request import EngineRequest
+from descant_engine.offered_adapters import OfferedAdapters
+from descant_engine.request import EngineRequest, samples_of
 from descant_engine.request_stream import RequestFailed, RequestStream
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
@@ -63,6 +65,16 @@ REFUSALS: dict[Refusal, type[Exception]] = {
 }
 
 
+class SubmitOptions(TypedDict, total=False):
+    """The keywords of `AsyncEngine.submit_samples`."""
+
+    adapter: str | None
+    request_id: str | None
+    tenant: str
+    tenant_salt: str
+    priority: int
+
+
 class EngineDraining(RuntimeError):
     """No new requests: the engine is about to close."""
 
@@ -83,6 +95,7 @@ class AsyncEngine:
         self._is_draining = False
         self._vocabulary_is_sent = False
         self._adapter_lock = asyncio.Lock()
+        self._offered = OfferedAdapters(self._load_adapter)
         self._adapter_answers: dict[str, asyncio.Future[AdapterAnswer]] = {}
         client.listen(self._on_message, self._on_death)
 
@@ -105,54 +118,72 @@ class AsyncEngine:
 
     # Requests
 
-    async def submit(
+    async def submit(self, prompt: Prompt, params: SamplingParams, **options: Unpack[SubmitOptions]) -> RequestStream:
+        """Like `submit_samples`, for the one sample that `params` must ask for."""
+        if params.num_samples != 1:
+            raise InvalidParams("n and best_of must be 1 here; submit_samples takes more")
+        (stream,) = await self.submit_samples(prompt, params, **options)
+        return stream
+
+    async def submit_samples(
         self,
         prompt: Prompt,
         params: SamplingParams,
         *,
         adapter: str | None = None,
         request_id: str | None = None,
+        tenant: str = "",
         tenant_salt: str = "",
         priority: int = 0,
-    ) -> RequestStream:
-        """Hands a request to the engine; its output comes as the stream. `adapter` is a loaded adapter's name, None
-        the base model. `request_id` names the request in outputs and logs; it need not be unique.
+    ) -> tuple[RequestStream, ...]:
+        """Hands a request to the engine; each of its samples comes as a stream. `adapter` is a loaded or offered adapter's
+        name, None the base model. Tenants share the engine fairly. `request_id` names the request in outputs and logs; it need not be unique.
 
         Raises:
             PromptTooLong, InvalidPrompt, InvalidParams, ChatTemplateError, TextNotUnicode, UnknownModel: the request is
                 at fault. All are ValueErrors.
+            AdapterRefused: an offered adapter that cannot be served; the message says why.
             EngineDraining, EngineDead: nothing can be served (any more).
         """
         if adapter is not None:
+            await self._offered.ensure_loaded(adapter)
             self._frontend.adapter(adapter)
         arrival_time = time.time()
-        prompt_token_ids = await self.encode(prompt)
+        prompt_token_ids = await self.encode(prompt, params.truncate_prompt_tokens)
         self._check_open()
         request = self._frontend.request(
             prompt_token_ids,
             params,
             request_id=request_id or uuid.uuid4().hex,
             adapter=adapter,
+            tenant=tenant,
             tenant_salt=tenant_salt,
             priority=priority,
             arrival_time=arrival_time,
         )
-        return self._send(request, self._frontend.output_text(request, prompt))
+        return self._send(request, prompt)
 
-    async def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """The prompt's token ids, with `submit`'s errors."""
+    async def encode(self, prompt: Prompt, keep_last: int | None = None) -> tuple[int, ...]:
+        """The prompt's token ids, the last `keep_last` of them unless that is None, with `submit`'s errors."""
         if _is_quickly_encoded(prompt):
-            return self._frontend.encode(prompt)
-        return await self._loop.run_in_executor(self._encoders, self._frontend.encode, prompt)
+            return self._frontend.encode(prompt, keep_last)
+        return await self._loop.run_in_executor(self._encoders, self._frontend.encode, prompt, keep_last)
 
-    def _send(self, request: EngineRequest, text: OutputText) -> RequestStream:
+    def _send(self, request: EngineRequest, prompt: Prompt) -> tuple[RequestStream, ...]:
         # A client's id may come again while deltas of its first use are still on their way.
         if request.params.grammar is not None and not self._vocabulary_is_sent:
             self._client.send(UseVocabulary(self._frontend.tokenizer.visible_tokens))
             self._vocabulary_is_sent = True
-        engine_id = f"{request.request_id}/{next(self._serial_numbers)}"
-        self._client.send(Submit(replace(request, request_id=engine_id)))
-        return self._active.add(engine_id, text)
+        first_id = f"{request.request_id}/{next(self._serial_numbers)}"
+        streams = []
+        for sample in samples_of(request):
+            shares_prompt = sample.sample_of is not None
+            engine_id = f"{sample.request_id}/{next(self._serial_numbers)}" if shares_prompt else first_id
+            self._client.send(
+                Submit(replace(sample, request_id=engine_id, sample_of=first_id if shares_prompt else None))
+            )
+            streams.append(self._active.add(engine_id, self._frontend.output_text(sample, prompt)))
+        return tuple(streams)
 
     # What the engine sends
 
@@ -181,14 +212,28 @@ class AsyncEngine:
         """Name -> manifest of every loaded adapter."""
         return self._frontend.adapters
 
+    @property
+    def refused_adapters(self) -> Mapping[str, str]:
+        """Name -> reason, of the offered adapters that turned out to be impossible to serve."""
+        return self._offered.refused
+
+    def offer_adapters(self, folders: Mapping[str, Path]) -> None:
+        """Lets each name mean the adapter in its PEFT folder, which is read when a request first names it."""
+        self._offered.offer(folders)
+
     async def load_adapter(self, name: str, folder: str | Path) -> AdapterManifest:
-        """Reads a PEFT folder and lets `name` mean its adapter from now on; requests under way keep what they began
-        with.
+        """Checks a PEFT folder and lets `name` mean its adapter from now on; requests under way keep what they began
+        with. Weights are read when the first request needs them.
 
         Raises:
             ValueError: not an adapter that this engine can serve exactly; the message says why. `name` is as before.
             EngineDead: nothing can be served any more.
         """
+        manifest = await self._load_adapter(name, folder)
+        self._offered.withdraw(name)
+        return manifest
+
+    async def _load_adapter(self, name: str, folder: str | Path) -> AdapterManifest:
         manifest = await asyncio.to_thread(self._frontend.read_adapter, folder)
         async with self._adapter_lock:
             await self._register(manifest)
@@ -198,7 +243,8 @@ class AsyncEngine:
     async def unload_adapter(self, name: str) -> None:
         """Lets `name` mean nothing; requests under way finish. Raises UnknownModel."""
         async with self._adapter_lock:
-            self._remove_adapter(self._frontend.forget_adapter(name))
+            if not self._offered.withdraw(name) or self._frontend.has_adapter(name):
+                self._remove_adapter(self._frontend.forget_adapter(name))
 
     async def _register(self, manifest: AdapterManifest) -> None:
         self._check_alive()
@@ -275,6 +321,8 @@ def _is_quickly_encoded(prompt: Prompt) -> bool:
     match prompt:
         case str():
             return len(prompt) <= INLINE_CHARACTERS
+        case Text(text):
+            return len(text) <= INLINE_CHARACTERS
         case Chat(messages):
             return len(messages) <= INLINE_MESSAGES and num_characters(messages) <= INLINE_CHARACTERS
         case _:

@@ -3,8 +3,9 @@
 It needs no device and shares no state with the engine, so it runs in the server's process, beside the event loop.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from descant_engine.adapter import AdapterManifest
@@ -24,9 +25,24 @@ class Chat:
     messages: Sequence[ChatMessage]
     add_generation_prompt: bool = True
     """Ends the prompt with the opening of the assistant's turn."""
+    continue_final_message: bool = False
+    """Leaves the last message open, for the output to go on with; not together with `add_generation_prompt`."""
+    template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    """Variables of the template's own, as Qwen 3's `enable_thinking`."""
+    add_special_tokens: bool = False
+    """Puts the tokenizer's own special tokens around the template's text."""
 
 
-Prompt = str | Sequence[int] | Chat
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text to go on with, where a plain str does not say enough."""
+
+    text: str
+    add_special_tokens: bool = True
+    """Puts in front what the model wants at a text's start."""
+
+
+Prompt = str | Text | Sequence[int] | Chat
 """Text to go on with, its token ids, or a chat."""
 
 
@@ -74,30 +90,51 @@ class Frontend:
 
     # Prompts
 
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """The prompt's token ids. Takes about a second for a million characters, without the interpreter lock.
+    def encode(self, prompt: Prompt, keep_last: int | None = None) -> tuple[int, ...]:
+        """The prompt's token ids, only the last `keep_last` of them unless that is None. Takes about a second for a
+        million characters, without the interpreter lock.
 
         Raises:
             PromptTooLong, InvalidPrompt, ChatTemplateError, TextNotUnicode: the prompt is at fault.
         """
         max_tokens = self.config.max_model_len - 1
         try:
-            token_ids = self._encode(prompt, max_tokens)
+            token_ids = self._encode(prompt, max_tokens if keep_last is None else None)
         except TextTooLong as error:
             raise PromptTooLong(error.min_tokens, self.config.max_model_len, at_least=True) from None
+        if keep_last is not None:
+            token_ids = token_ids[-keep_last:]
         if len(token_ids) > max_tokens:
             raise PromptTooLong(len(token_ids), self.config.max_model_len)
         self._check_token_ids(token_ids)
         return token_ids
 
-    def _encode(self, prompt: Prompt, max_tokens: int) -> tuple[int, ...]:
-        if isinstance(prompt, str):
-            return tuple(self.tokenizer.encode(prompt, add_special_tokens=True, max_tokens=max_tokens))
-        if isinstance(prompt, Chat):
-            self.tokenizer.check_length(num_characters(prompt.messages), max_tokens)
-            text = render_chat(self.tokenizer, prompt.messages, add_generation_prompt=prompt.add_generation_prompt)
-            return tuple(self.tokenizer.encode(text, add_special_tokens=False, max_tokens=max_tokens))
-        return tuple(prompt)
+    def _encode(self, prompt: Prompt, max_tokens: int | None) -> tuple[int, ...]:
+        """Raises TextTooLong for a text that is certain to have more than `max_tokens`, before it is encoded."""
+        match prompt:
+            case str():
+                text = Text(prompt)
+            case Text():
+                text = prompt
+            case Chat():
+                text = self._render(prompt, max_tokens)
+            case _:
+                return tuple(prompt)
+        return tuple(
+            self.tokenizer.encode(text.text, add_special_tokens=text.add_special_tokens, max_tokens=max_tokens)
+        )
+
+    def _render(self, chat: Chat, max_tokens: int | None) -> Text:
+        if max_tokens is not None:
+            self.tokenizer.check_length(num_characters(chat.messages), max_tokens)
+        text = render_chat(
+            self.tokenizer,
+            chat.messages,
+            add_generation_prompt=chat.add_generation_prompt,
+            continue_final_message=chat.continue_final_message,
+            template_kwargs=chat.template_kwargs,
+        )
+        return Text(text, add_special_tokens=chat.add_special_tokens)
 
     def _check_token_ids(self, token_ids: tuple[int, ...]) -> None:
         if not token_ids:
@@ -116,6 +153,7 @@ class Frontend:
         *,
         request_id: str,
         adapter: str | None = None,
+        tenant: str = "",
         tenant_salt: str = "",
         priority: int = 0,
         arrival_time: float = 0.0,
@@ -124,27 +162,49 @@ class Frontend:
 
         Raises:
             UnknownModel: no adapter of that name.
-            InvalidParams: a stop token that the model does not have.
+            InvalidParams: a token that the model does not have, or too many tokens in a bad word.
         """
-        for token_id in params.stop_token_ids:
-            if not 0 <= token_id < self.config.shape.vocab_size:
-                raise InvalidParams(
-                    f"stop_token_ids: {token_id} is not in the model's vocabulary of {self.config.shape.vocab_size}"
-                )
+        self._check_param_tokens(params)
         return EngineRequest(
             request_id=request_id,
             prompt_token_ids=prompt_token_ids,
-            params=params,
+            params=self._with_bad_words(params),
             adapter_digest=None if adapter is None else self.adapter(adapter).digest,
+            tenant=tenant,
             tenant_salt=tenant_salt,
             priority=priority,
             arrival_time=arrival_time,
         )
 
+    def _check_param_tokens(self, params: SamplingParams) -> None:
+        vocab_size = self.config.shape.vocab_size
+        for name, token_ids in (
+            ("stop_token_ids", params.stop_token_ids),
+            ("logit_bias", params.logit_bias),
+            ("allowed_token_ids", params.allowed_token_ids or ()),
+            ("bad_token_sequences", chain.from_iterable(params.bad_token_sequences)),
+        ):
+            for token_id in token_ids:
+                if not 0 <= token_id < vocab_size:
+                    raise InvalidParams(f"{name}: {token_id} is not in the model's vocabulary of {vocab_size}")
+
+    def _with_bad_words(self, params: SamplingParams) -> SamplingParams:
+        if not params.bad_words:
+            return params
+        sequences = dict.fromkeys(params.bad_token_sequences)
+        for word in params.bad_words:
+            for text in (word, f" {word.lstrip()}"):
+                sequences[tuple(self.tokenizer.encode(text, add_special_tokens=False))] = None
+        try:
+            return replace(params, bad_words=(), bad_token_sequences=tuple(sequences))
+        except ValueError as error:
+            raise InvalidParams(str(error)) from None
+
     def output_text(self, request: EngineRequest, prompt: Prompt) -> OutputText:
         """Where the request's token deltas become text. A chat's answer is a text of its own; any other output goes
         on where the prompt ended."""
-        return OutputText(request, self.tokenizer, continues_text=not isinstance(prompt, Chat))
+        continues_text = not isinstance(prompt, Chat) or prompt.continue_final_message
+        return OutputText(request, self.tokenizer, continues_text=continues_text)
 
     # Adapters
 
@@ -152,6 +212,9 @@ class Frontend:
     def adapters(self) -> dict[str, AdapterManifest]:
         """A copy: name -> manifest of every registered adapter."""
         return dict(self._adapters)
+
+    def has_adapter(self, name: str) -> bool:
+        return name in self._adapters
 
     def adapter(self, name: str) -> AdapterManifest:
         """Raises UnknownModel."""
@@ -161,7 +224,7 @@ class Frontend:
             raise UnknownModel(name) from None
 
     def read_adapter(self, folder: str | Path) -> AdapterManifest:
-        """What is in a PEFT folder. Reads and hashes its files.
+        """What is in a PEFT folder, by its configuration and the names and shapes of its tensors.
 
         Raises:
             ValueError: not an adapter that this model can serve exactly; the message says why.

@@ -1,11 +1,12 @@
 """A request inside the engine: token ids in, token ids out. Text never gets this far."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
 from descant_engine.sampling_params import SamplingParams
+from descant_engine.seeds import sample_seed
 
 
 class RequestStatus(IntEnum):
@@ -105,6 +106,29 @@ class Request:
 
     def known_token_ids(self) -> list[int]:
         return [*self.spec.prompt_token_ids, *self.output_token_ids]
+
+
+def samples_of(request: EngineRequest) -> tuple[EngineRequest, ...]:
+    """A request for each of `params.num_samples` outputs. They go to the engine in this order: the first computes the
+    prompt, and its log-probabilities; the others, whose ids end with their number, share it.
+    """
+    params = request.params
+    if params.num_samples == 1:
+        return (request,)
+    # The best of several are found by their log-probabilities.
+    logprobs = 0 if params.logprobs is None and params.num_samples > params.n else params.logprobs
+    first = replace(request, params=replace(params, n=1, best_of=None, logprobs=logprobs))
+    return first, *(_sample(first, index) for index in range(1, params.num_samples))
+
+
+def _sample(first: EngineRequest, index: int) -> EngineRequest:
+    seed = None if first.params.seed is None else sample_seed(first.params.seed, index)
+    return replace(
+        first,
+        request_id=f"{first.request_id}-{index}",
+        params=replace(first.params, seed=seed, prompt_logprobs=None),
+        sample_of=first.request_id,
+    )
 
 
 class TokenLogprobs(NamedTuple):

@@ -1,8 +1,10 @@
 """What `descant serve` was asked for. Frozen; made by the command line or by a test."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from descant_engine.config import EngineConfig
+from descant_server.adapter_paths import RuntimePaths
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,9 @@ class ServerConfig:
     served_model_names: tuple[str, ...] = ()
     """Ids of the base model, the first of them in answers; empty means the engine's `model` as it is written."""
     adapters: tuple[AdapterSource, ...] = ()
+    lora_dir: Path | None = None
+    """Every adapter in it is served by its folder's name, and read when a request first names it."""
+    runtime_lora: RuntimePaths = RuntimePaths(root=None, anywhere=False)
     api_keys: tuple[str, ...] = ()
     """Any of them opens the API; empty leaves it open to all."""
     max_body_bytes: int = 16 << 20

@@ -6,6 +6,7 @@ from typing import Any
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
+from descant_engine.adapter_files import AdapterRefused
 from descant_engine.async_engine import EngineDraining
 from descant_engine.engine_client import EngineDead
 from descant_engine.frontend import InvalidParams, InvalidPrompt, PromptTooLong, UnknownModel
@@ -29,6 +30,7 @@ from descant_wire.errors import (
 
 ENGINE_ERRORS = (
     *(PromptTooLong, InvalidPrompt, ChatTemplateError, TextNotUnicode, InvalidParams, UnknownModel),
+    AdapterRefused,
     *(QueueFull, RequestRefused, RequestFailed, EngineDraining, EngineDead),
 )
 """What the engine raises, and says is fit for a client. Anything else is a bug, and a 500."""
@@ -47,6 +49,8 @@ def from_engine(error: Exception, prompt_field: str) -> ApiError:
     match error:
         case UnknownModel():
             return model_not_found(error.name)
+        case AdapterRefused():
+            return invalid_request(_sentence(error), param="model", code="adapter_refused")
         case PromptTooLong() | RequestRefused():
             return context_length_exceeded(_sentence(error), param=prompt_field)
         case QueueFull():

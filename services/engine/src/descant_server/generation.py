@@ -34,6 +34,7 @@ async def generate(service: Service, call: EngineCall, call_id: str, charge: str
                     call.params,
                     adapter=call.adapter,
                     request_id=f"{call_id}-{index}",
+                    tenant=call.tenant,
                     tenant_salt=call.tenant_salt,
                     priority=call.priority,
                 )

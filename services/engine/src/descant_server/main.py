@@ -3,12 +3,14 @@
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
 import uvloop
 
 from descant_engine.config import Dtype, EngineConfig
+from descant_server.adapter_paths import RuntimePaths
 from descant_server.config import AdapterSource, ServerConfig
 from descant_server.options import GroupedCommand, GroupedOption
 from descant_server.serving import StartFailed, StopSignals, serve_forever
@@ -136,8 +138,32 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[Command], C
     "lora_modules",
     multiple=True,
     metavar="NAME=PATH ...",
-    help="Adapters to load at start, each a folder in PEFT's format. Implies --enable-lora. Lengthens the start by"
-    " reading each adapter once.",
+    help="Adapters to serve, each a folder in PEFT's format. Implies --enable-lora. One that can't be served ends the"
+    " start with the reason; weights are read when a request needs them.",
+)
+@_option(
+    ADAPTERS,
+    "--lora-dir",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Serve every adapter in FOLDER, a PEFT folder each, by its folder's name. Implies --enable-lora. None is looked"
+    " at before a request names it, so a thousand cost no time at the start.",
+)
+@_option(
+    ADAPTERS,
+    "--lora-root",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Let POST /v1/load_lora_adapter load adapters from inside FOLDER; --lora-dir's by default. Without either,"
+    " clients can't change what is served.",
+)
+@_option(
+    ADAPTERS,
+    "--allow-runtime-lora",
+    is_flag=True,
+    envvar=["DESCANT_ALLOW_RUNTIME_LORA", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"],
+    help="Let it load from anywhere on this machine. For development: whoever may call the API can then have any folder"
+    " looked into that this process can read.",
 )
 @_option(
     SERVER,
@@ -200,6 +226,9 @@ def serve(
     enable_lora: bool,
     max_lora_rank: int,
     lora_modules: tuple[str, ...],
+    lora_dir: Path | None,
+    lora_root: Path | None,
+    allow_runtime_lora: bool,
     host: str,
     port: int,
     api_keys: tuple[str, ...],
@@ -224,7 +253,7 @@ def serve(
         max_num_batched_tokens=max_num_batched_tokens,
         max_num_queued_requests=max_queued_requests,
         enable_prefix_caching=enable_prefix_caching,
-        enable_lora=enable_lora or bool(lora_modules),
+        enable_lora=enable_lora or bool(lora_modules) or lora_dir is not None,
         max_lora_rank=max_lora_rank,
     )
     config = ServerConfig(
@@ -233,6 +262,8 @@ def serve(
         port=port,
         served_model_names=served_model_names,
         adapters=_adapter_sources(lora_modules, served_model_names or (model,)),
+        lora_dir=lora_dir,
+        runtime_lora=RuntimePaths(lora_root or lora_dir, allow_runtime_lora),
         api_keys=api_keys,
         max_body_bytes=max_body_bytes,
         drain_timeout_s=drain_timeout,

@@ -1,10 +1,11 @@
 """What the routes share: the engine, from its loading to its end, and which models it serves."""
 
 import asyncio
-import os
 import time
+from pathlib import Path
 
 from descant_engine.async_engine import AsyncEngine
+from descant_server.adapter_paths import find_adapters
 from descant_server.config import AdapterSource, ServerConfig
 from descant_server.errors import RETRY_RESTART_S
 from descant_server.load_report import LoadReport
@@ -38,14 +39,17 @@ class Service:
     # From start to end
 
     async def load(self) -> None:
-        """Loads the model and the adapters of the command line; ready from then on.
+        """Loads the model and checks the adapters of the command line; ready from then on.
 
         Raises:
             EngineStartError, TokenizerError: the model cannot be served; the message says why.
-            ValueError: nor can an adapter.
+            ValueError: nor can an adapter, or the folder of adapters.
         """
+        offered = self._find_offered()
         engine = await AsyncEngine.start(self.config.engine)
         try:
+            engine.offer_adapters({source.name: Path(source.path) for source in offered})
+            self._adapter_sources = {source.name: source for source in offered}
             for source in self.config.adapters:
                 await engine.load_adapter(source.name, source.path)
                 self._adapter_sources[source.name] = source
@@ -53,6 +57,12 @@ class Service:
             await engine.close()
             raise
         self._engine = engine
+
+    def _find_offered(self) -> list[AdapterSource]:
+        if self.config.lora_dir is None:
+            return []
+        found = find_adapters(self.config.lora_dir)
+        return [AdapterSource(name, str(path)) for name, path in found.items() if name not in self.config.base_names]
 
     async def drain(self) -> bool:
         """Refuses new requests and waits for the others, as long as the configuration allows. True if all ended."""
@@ -98,8 +108,9 @@ class Service:
         raise model_not_found(model)
 
     def model_cards(self) -> list[ModelCard]:
-        """The base model under each of its names, then the adapters in the order of their loading."""
-        max_model_len = self.engine.config.max_model_len
+        """The base model under each of its names, then the adapters, except those that turned out to be unusable."""
+        engine = self.engine
+        max_model_len, refused = engine.config.max_model_len, engine.refused_adapters
         root, parent = self.config.engine.model, self.config.base_names[0]
         cards = [
             ModelCard(id=name, created=self._created, root=root, max_model_len=max_model_len)
@@ -108,6 +119,7 @@ class Service:
         adapters = [
             ModelCard(id=source.name, created=self._created, root=source.path, parent=parent)
             for source in self._adapter_sources.values()
+            if source.name not in refused
         ]
         return cards + adapters
 
@@ -117,19 +129,21 @@ class Service:
         """Serves an adapter, under a new name or, with `replace`, perhaps a used one.
 
         Raises:
-            ApiError: 400, the name is taken, LoRA is not enabled, or the adapter can't be served exactly; 404, there
-                is nothing at its path.
+            ApiError: 400, the name is taken, LoRA is not enabled, or the adapter can't be served exactly; 403, clients
+                may not load from there; 404, there is nothing at its path.
         """
         async with self._adapter_lock:
             self._check_loadable(source, replace=replace)
+            folder = self.config.runtime_lora.resolve(source.path)
             try:
-                await self.engine.load_adapter(source.name, source.path)
+                await self.engine.load_adapter(source.name, folder)
             except (ValueError, OSError) as error:
                 raise invalid_request(str(error), param="lora_path", code="adapter_refused") from None
             self._adapter_sources[source.name] = source
 
     async def unload_adapter(self, name: str) -> None:
-        """Requests under way finish. Raises ApiError 404."""
+        """Requests under way finish. Raises ApiError 404, or 403 where clients may not change what is served."""
+        self.config.runtime_lora.check_open()
         async with self._adapter_lock:
             if name not in self._adapter_sources:
                 raise not_found(f"The lora adapter {name!r} cannot be found.", param="lora_name")
@@ -147,8 +161,6 @@ class Service:
                 " set 'load_inplace' to true.",
                 param="lora_name",
             )
-        if not os.path.isdir(source.path):
-            raise not_found(f"There is no folder {source.path!r} on the server.", param="lora_path")
 
     def _view(self) -> EngineView | None:
         engine = self._engine

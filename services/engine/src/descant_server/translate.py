@@ -55,6 +55,7 @@ class EngineCall:
     """The wire's name for the prompt, for error messages."""
     params: SamplingParams
     adapter: str | None
+    tenant: str
     tenant_salt: str
     priority: int
 
@@ -66,6 +67,7 @@ def chat_call(request: ChatCompletionRequest, adapter: str | None, tenant: str =
         prompt_field="messages",
         params=sampling_params(request, request.completion_limit),
         adapter=adapter,
+        tenant=tenant,
         tenant_salt=_salt(tenant, request.cache_salt),
         priority=request.priority or 0,
     )
@@ -80,6 +82,7 @@ def completion_call(
         prompt_field="prompt",
         params=sampling_params(request, request.completion_limit),
         adapter=adapter,
+        tenant=tenant,
         tenant_salt=_salt(tenant, request.cache_salt),
         priority=request.priority or 0,
     )
