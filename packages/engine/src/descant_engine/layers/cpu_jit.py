@@ -18,8 +18,8 @@ Kernel = Callable[..., None]
 """Takes addresses and numbers, in its parameters' order. Nothing is checked: the caller knows what it points at."""
 
 _WORD_TYPES = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch.float16: types.int16}
-_SUMS_IN_ANY_ORDER = {"reassoc", "contract", "nsz", "arcp"}
-"""What vector units need. NaN and infinity keep their meaning."""
+_OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
+"""What vector units need: sums in any order, and no look for a division by zero. NaN and infinity keep their meaning."""
 _INT16, _INT32 = ir.IntType(16), ir.IntType(32)
 
 
@@ -36,16 +36,16 @@ class Parameter(Enum):
 
 def inlined(function: Callable[..., Any]) -> Any:
     """For what kernels call."""
-    return njit(fastmath=_SUMS_IN_ANY_ORDER)(function)
+    return njit(**_OPTIONS)(function)
 
 
 def compile_kernel(function: Callable[..., None], parameters: tuple[Parameter, ...], dtype: torch.dtype) -> Kernel:
     """Takes a second, and next to nothing once the result is in Numba's cache."""
     signature = types.void(*(_numba_type(parameter, dtype) for parameter in parameters))
     try:
-        compiled = cfunc(signature, fastmath=_SUMS_IN_ANY_ORDER, cache=True)(function)
+        compiled = cfunc(signature, cache=True, **_OPTIONS)(function)
     except RuntimeError:  # neither this folder nor the user's cache can be written
-        compiled = cfunc(signature, fastmath=_SUMS_IN_ANY_ORDER)(function)
+        compiled = cfunc(signature, **_OPTIONS)(function)
     kernel: Kernel = ctypes.CFUNCTYPE(None, *map(_ctype, parameters))(compiled.address)
     kernel.compiled = compiled  # type: ignore[attr-defined] # the machine code lives as long as this
     return kernel
@@ -108,6 +108,17 @@ def narrow(_typing: Any, value: Any, like: Any) -> Any:
 
     codes = {types.uint16: bfloat16, types.int16: float16, types.float32: _same}
     return like(types.float32, like), codes[like]
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def power_of_two(_typing: Any, exponent: Any) -> Any:
+    """float32 -> float32, for whole numbers from -126 to 127."""
+
+    def code(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        biased = builder.add(builder.fptosi(arguments[0], _INT32), _INT32(127))
+        return builder.bitcast(builder.shl(biased, _INT32(23)), ir.FloatType())
+
+    return types.float32(exponent), code
 
 
 def _same(_context: Any, _builder: Any, _signature: Any, arguments: Any) -> Any:

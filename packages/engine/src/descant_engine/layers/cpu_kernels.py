@@ -1,28 +1,121 @@
 """The CPU's compiled kernels. Float32 inside, words in memory."""
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numba import carray
 
-from descant_engine.layers.cpu_jit import Kernel, Parameter, compile_kernel, inlined, narrow, widen
+from descant_engine.layers.cpu_jit import Kernel, Parameter, compile_kernel, inlined, narrow, power_of_two, widen
 
-WORDS, FLOATS, INT32S, INT64S, INT = (
-    Parameter.WORDS,
-    Parameter.FLOATS,
-    Parameter.INT32S,
-    Parameter.INT64S,
-    Parameter.INT,
-)
+WORDS, FLOATS, INT32S, INT64S = Parameter.WORDS, Parameter.FLOATS, Parameter.INT32S, Parameter.INT64S
+INT, FLOAT = Parameter.INT, Parameter.FLOAT
+
+
+class CpuKernels(NamedTuple):
+    """Their arguments are those of the functions below."""
+
+    rms_norm: Kernel
+    add_rms_norm: Kernel
+    rotary: Kernel
+    silu_mul: Kernel
+    add_lora: Kernel
 
 
 @cache
-def add_lora_kernel(dtype: torch.dtype) -> Kernel:
-    """See `_add_lora` for its arguments."""
+def kernels_for(dtype: torch.dtype) -> CpuKernels:
+    """Compiles them, or reads them from Numba's cache: seconds or milliseconds."""
     tables = (WORDS, INT64S, INT64S, INT32S, FLOATS, INT, INT, INT)
-    return compile_kernel(_add_lora, (WORDS, WORDS, INT, INT32S, *tables, INT, INT, INT, INT64S, INT64S), dtype)
+    return CpuKernels(
+        compile_kernel(_rms_norm, (WORDS, WORDS, WORDS, INT, INT, FLOAT), dtype),
+        compile_kernel(_add_rms_norm, (WORDS, WORDS, WORDS, WORDS, INT, INT, FLOAT), dtype),
+        compile_kernel(_rotary, (WORDS, INT, INT, INT, INT, INT64S, FLOATS), dtype),
+        compile_kernel(_silu_mul, (WORDS, WORDS, INT, INT), dtype),
+        compile_kernel(_add_lora, (WORDS, WORDS, INT, INT32S, *tables, INT, INT, INT, INT64S, INT64S), dtype),
+    )
+
+
+def _rms_norm(x: Any, weight: Any, output: Any, num_rows: int, width: int, eps: float) -> None:
+    """output = x / rms(x) * weight, row by row."""
+    row = np.empty(width, np.float32)
+    for first in range(0, num_rows * width, width):
+        _widen_row(_slice(x, first, width), row)
+        _write_normed(row, carray(weight, (width,)), eps, _slice(output, first, width))
+
+
+def _add_rms_norm(x: Any, residual: Any, weight: Any, output: Any, num_rows: int, width: int, eps: float) -> None:
+    """residual += x; output = residual / rms(residual) * weight, row by row."""
+    row = np.empty(width, np.float32)
+    for first in range(0, num_rows * width, width):
+        total = _slice(residual, first, width)
+        _widen_row(_slice(x, first, width), row)
+        _add_row(total, row)
+        _widen_row(total, row)
+        _write_normed(row, carray(weight, (width,)), eps, _slice(output, first, width))
+
+
+@inlined
+def _write_normed(row: Any, weight: Any, eps: float, output: Any) -> None:
+    squares = np.float32(0)
+    for i in range(len(row)):
+        squares += row[i] * row[i]
+    inverse = np.float32(1) / np.sqrt(squares / np.float32(len(row)) + eps)
+    for i in range(len(row)):
+        output[i] = narrow(row[i] * inverse * widen(weight[i]), output[i])
+
+
+def _rotary(
+    heads: Any, num_tokens: int, num_heads: int, head_dim: int, token_stride: int, positions: Any, cos_sin: Any
+) -> None:
+    """In place, each head h: [h1 cos - h2 sin, h2 cos + h1 sin], (h1, h2) its halves."""
+    half = head_dim // 2
+    for token in range(num_tokens):
+        cos = _slice(cos_sin, positions[token] * head_dim, half)
+        sin = _slice(cos_sin, positions[token] * head_dim + half, half)
+        for head in range(num_heads):
+            offset = token * token_stride + head * head_dim
+            _turn(_slice(heads, offset, half), _slice(heads, offset + half, half), cos, sin)
+
+
+@inlined
+def _turn(left: Any, right: Any, cos: Any, sin: Any) -> None:
+    for i in range(len(left)):
+        x, y = widen(left[i]), widen(right[i])
+        left[i] = narrow(x * cos[i] - y * sin[i], left[i])
+        right[i] = narrow(y * cos[i] + x * sin[i], right[i])
+
+
+def _silu_mul(gate_up: Any, output: Any, num_rows: int, width: int) -> None:
+    """gate_up [rows, 2 * width] -> silu(left half) * right half."""
+    for row in range(num_rows):
+        gate = _slice(gate_up, 2 * row * width, width)
+        _gate(gate, _slice(gate_up, (2 * row + 1) * width, width), _slice(output, row * width, width))
+
+
+@inlined
+def _gate(gate: Any, up: Any, output: Any) -> None:
+    for i in range(len(output)):
+        x = widen(gate[i])
+        output[i] = narrow(x / (np.float32(1) + _exp(-x)) * widen(up[i]), output[i])
+
+
+@inlined
+def _exp(x: Any) -> Any:
+    """e ** x for x in [-87, 88], which it is clamped to, within 2 units in the last place: 2 ** n * e ** r, r at most
+    ln(2) / 2, and e ** r by its series. A call of the C library's would keep the loop from being vectorised."""
+    x = min(max(x, np.float32(-87)), np.float32(88))
+    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    r = x - n * np.float32(0.693359375) - n * np.float32(-2.12194440e-4)
+    series = np.float32(1 / 720) + r * np.float32(1 / 5040)
+    series = np.float32(1 / 24) + r * (np.float32(1 / 120) + r * series)
+    series = np.float32(1) + r * (np.float32(1) + r * (np.float32(1 / 2) + r * (np.float32(1 / 6) + r * series)))
+    return series * power_of_two(n)
+
+
+@inlined
+def _slice(words: Any, first: int, length: int) -> Any:
+    return carray(words, (first + length,))[first:]
 
 
 def _add_lora(
@@ -58,7 +151,7 @@ def _add_lora(
         slot = token_adapter_slot[token]
         if slot < 0:
             continue
-        _widen_row(carray(x, ((token + 1) * in_features,))[token * in_features :], inputs)
+        _widen_row(_slice(x, token * in_features, in_features), inputs)
         column = 0
         for group_index in range(num_modules):
             width = widths[group_index]
@@ -73,8 +166,7 @@ def _add_lora(
                     lora_a = _four_rows(pool, a_offsets[tile] + row * in_features, in_features, num_rows)
                     lora_b = _four_rows(pool, b_offsets[tile] + row * width, width, num_rows)
                     _expand(_shrink(inputs, lora_a, num_rows, scalings[entry]), lora_b, own)
-                end = token * out_features + column + width
-                _add_row(carray(output, (end,))[end - width :], own)
+                _add_row(_slice(output, token * out_features + column, width), own)
             column += width
 
 
@@ -93,14 +185,12 @@ def _add_row(row: Any, floats: Any) -> None:
 @inlined
 def _four_rows(pool: Any, offset: int, width: int, num_rows: int) -> Any:
     """Rows beyond num_rows (1 to 4) are the last one again."""
-    end = offset + num_rows * width
-    rows = carray(pool, (end,))
-    second, third = offset + min(1, num_rows - 1) * width, offset + min(2, num_rows - 1) * width
+    last = num_rows - 1
     return (
-        rows[offset : offset + width],
-        rows[second : second + width],
-        rows[third : third + width],
-        rows[end - width : end],
+        _slice(pool, offset, width),
+        _slice(pool, offset + min(1, last) * width, width),
+        _slice(pool, offset + min(2, last) * width, width),
+        _slice(pool, offset + last * width, width),
     )
 
 

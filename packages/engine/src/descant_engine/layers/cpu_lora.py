@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from descant_engine.forward_context import LoraInputs, LoraTables
-from descant_engine.layers.cpu_kernels import add_lora_kernel
+from descant_engine.layers.cpu_kernels import kernels_for
 from descant_engine.layers.ops import LoraGroup
 
 
@@ -40,7 +40,7 @@ class BoundTables:
 
     def __init__(self, tables: LoraTables) -> None:
         self.tables = tables
-        self.kernel = add_lora_kernel(tables.pool.dtype)
+        self.kernel = kernels_for(tables.pool.dtype).add_lora
         _, num_layers, self._num_modules, max_tiles = tables.a_offsets.shape
         self.addresses = (
             tables.pool.data_ptr(),
