@@ -136,8 +136,9 @@ class AsyncEngine:
         tenant_salt: str = "",
         priority: int = 0,
     ) -> tuple[RequestStream, ...]:
-        """Hands a request to the engine; each of its samples comes as a stream. `adapter` is a loaded or offered adapter's
-        name, None the base model. Tenants share the engine fairly. `request_id` names the request in outputs and logs; it need not be unique.
+        """Hands a request to the engine; each of its samples comes as a stream. `adapter` is a loaded or offered
+        adapter's name, None the base model. Tenants share the engine fairly. `request_id` names the request in outputs
+        and logs; it need not be unique.
 
         Raises:
             PromptTooLong, InvalidPrompt, InvalidParams, ChatTemplateError, TextNotUnicode, UnknownModel: the request is

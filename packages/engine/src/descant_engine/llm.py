@@ -17,7 +17,8 @@ from descant_engine.config import EngineConfig, EngineOptions
 from descant_engine.engine import Engine
 from descant_engine.frontend import Chat, Frontend, Prompt
 from descant_engine.model_config import resolve
-from descant_engine.outputs import OutputText, RequestOutput
+from descant_engine.outputs import OutputText, RequestOutput, chosen_samples
+from descant_engine.request import samples_of
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.scheduler.stats import SchedulerStats
 from descant_engine.text.chat_template import ChatMessage
@@ -54,7 +55,7 @@ class LLM:
         adapter: str | Sequence[str | None] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Continues every prompt (text, or token ids); outputs come back in the prompts' order.
+        """Continues every prompt (text, or token ids); outputs come back in the prompts' order, `params.n` for each.
 
         `params` and `adapter` (a name given to `load_adapter`; None is the base model) are one for all prompts, or one
         for each.
@@ -71,8 +72,13 @@ class LLM:
                 raise ValueError(
                     f"{name}: {len(given)} given for {len(batch)} prompts; give one for all, or one for each"
                 )
-        texts = self._submit_all(batch, all_params, adapters)
-        return self._run(texts, use_tqdm)
+        samples, texts = self._submit_all(batch, all_params, adapters)
+        outputs = self._run(texts, use_tqdm)
+        return [
+            output
+            for sample_ids, one in zip(samples, all_params, strict=True)
+            for output in chosen_samples([outputs[request_id] for request_id in sample_ids], one)
+        ]
 
     def chat(
         self,
@@ -109,25 +115,29 @@ class LLM:
 
     def _submit_all(
         self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], adapters: Sequence[str | None]
-    ) -> dict[str, OutputText]:
-        """All prompts or none."""
+    ) -> tuple[list[list[str]], dict[str, OutputText]]:
+        """All prompts or none: the ids of each prompt's samples, and where each becomes text."""
+        samples: list[list[str]] = []
         texts: dict[str, OutputText] = {}
         try:
             for prompt, one, adapter in zip(prompts, params, adapters, strict=True):
                 request_id = str(next(self._request_numbers))
-                token_ids = self._frontend.encode(prompt)
+                token_ids = self._frontend.encode(prompt, one.truncate_prompt_tokens)
                 request = self._frontend.request(token_ids, one, request_id=request_id, adapter=adapter)
                 if one.grammar is not None:
                     self._engine.use_vocabulary(self._frontend.tokenizer.visible_tokens)
-                self._engine.submit(request)
-                texts[request_id] = self._frontend.output_text(request, prompt)
+                samples.append([])
+                for sample in samples_of(request):
+                    self._engine.submit(sample)
+                    texts[sample.request_id] = self._frontend.output_text(sample, prompt)
+                    samples[-1].append(sample.request_id)
         except ValueError:
             for request_id in texts:
                 self._engine.abort(request_id)
             raise
-        return texts
+        return samples, texts
 
-    def _run(self, texts: dict[str, OutputText], use_tqdm: bool) -> list[RequestOutput]:
+    def _run(self, texts: dict[str, OutputText], use_tqdm: bool) -> dict[str, RequestOutput]:
         outputs: dict[str, RequestOutput] = {}
         with tqdm(total=len(texts), desc="Requests", unit="req", disable=not use_tqdm) as bar:
             try:
@@ -136,7 +146,7 @@ class LLM:
                 for request_id in texts:
                     self._engine.abort(request_id)
                 raise
-        return [outputs[request_id] for request_id in texts]
+        return outputs
 
     def _step_until_done(
         self, texts: dict[str, OutputText], outputs: dict[str, RequestOutput], count_finished: Callable[[int], object]

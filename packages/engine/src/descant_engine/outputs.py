@@ -1,8 +1,11 @@
 """What the engine gives back to a person or a server: text. One OutputText per request turns token deltas into it."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from descant_engine.request import EngineRequest, FinishReason, TokenDelta
+from descant_engine.request import EngineRequest, FinishReason, TokenDelta, TokenLogprobs
+from descant_engine.sampling_params import SamplingParams
 from descant_engine.text.detokenizer import Detokenizer
 from descant_engine.text.tokenizer import Tokenizer
 
@@ -12,15 +15,24 @@ class Usage:
     """Tokens of one request so far."""
 
     prompt_tokens: int
+    """0 for each but the first of several samples, which share one prompt."""
     completion_tokens: int
     """Up to and with the token that completed a stop string, and the stop or end-of-sequence token."""
     cached_tokens: int
     """Prompt tokens whose KV was in the prefix cache."""
 
 
+class ScoredToken(NamedTuple):
+    """A token that has a part in the output's text, and its log-probabilities."""
+
+    text_offset: int
+    """Characters of the output before it; those that complete a character together have the same."""
+    logprobs: TokenLogprobs
+
+
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """What has come since the output before: `text` and `token_ids` are differences, `usage` is the total."""
+    """What has come since the output before: text, tokens and log-probabilities are differences, `usage` the total."""
 
     request_id: str
     text: str
@@ -31,18 +43,37 @@ class RequestOutput:
     """The stop string or the id from `stop_token_ids` that ended the output; None for the model's own end."""
     error: str | None = None
     """With FinishReason.ERROR: what went wrong, for the client."""
+    logprobs: tuple[ScoredToken, ...] = ()
+    """If they were asked for: of each token whose text is shown by now. A token that is no part of the text, as the one
+    that ended it, has none."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """If they were asked for: with the first output, of each prompt token but the first."""
 
     def followed_by(self, later: "RequestOutput") -> "RequestOutput":
         """Both in one, for a reader who takes them late."""
-        return RequestOutput(
-            request_id=self.request_id,
+        return replace(
+            later,
             text=self.text + later.text,
             token_ids=self.token_ids + later.token_ids,
-            usage=later.usage,
-            finish_reason=later.finish_reason,
-            stop_reason=later.stop_reason,
-            error=later.error,
+            logprobs=self.logprobs + later.logprobs,
+            prompt_logprobs=self.prompt_logprobs + later.prompt_logprobs,
         )
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of the tokens in `logprobs`; the lowest number there is without any."""
+        if not self.logprobs:
+            return float("-inf")
+        return sum(token.logprobs.logprob for token in self.logprobs) / len(self.logprobs)
+
+
+def chosen_samples(outputs: Sequence[RequestOutput], params: SamplingParams) -> list[RequestOutput]:
+    """Of a prompt's complete samples those that were asked for: all, or the `n` whose tokens are likeliest on average,
+    best first."""
+    if params.num_samples == params.n:
+        return list(outputs)
+    best = sorted(outputs, key=lambda output: output.mean_logprob, reverse=True)[: params.n]
+    return best if params.logprobs is not None else [replace(output, logprobs=()) for output in best]
 
 
 class OutputText:
@@ -56,7 +87,11 @@ class OutputText:
         self.is_finished = False
         self._request = request
         self._detokenizer = Detokenizer(tokenizer, request.params, continues_text=continues_text)
-        self._num_stop_tokens = 0
+        self._num_shown = 0
+        self._num_hidden_tokens = 0
+        """The token that ended the output, if it is no part of its text."""
+        self._held: list[ScoredToken] = []
+        """Their text is not shown yet."""
 
     @property
     def request_id(self) -> str:
@@ -64,31 +99,36 @@ class OutputText:
 
     @property
     def num_prompt_tokens(self) -> int:
-        return len(self._request.prompt_token_ids)
+        """To be counted for this request."""
+        return 0 if self._request.sample_of is not None else len(self._request.prompt_token_ids)
 
     def apply(self, delta: TokenDelta) -> RequestOutput | None:
         """None if the output had ended before this delta."""
         if self.is_finished:
             return None
         taken_before = self._detokenizer.num_tokens
-        # A token that ends the output is no part of its text.
-        self._num_stop_tokens = 0 if delta.stop_token_id is None else 1
-        text_token_ids = delta.token_ids[: len(delta.token_ids) - self._num_stop_tokens]
-        text = self._detokenizer.feed(text_token_ids)
+        text = self._feed(delta)
         if delta.finish_reason is not None:
             text += self._detokenizer.finish()
-        if self._detokenizer.stop_string is not None:
-            return self._stopped(delta, text, self._detokenizer.num_tokens - taken_before)
-        self.is_finished = delta.finish_reason is not None
-        return self._output(
-            delta, text, tuple(delta.token_ids), delta.finish_reason, self._own_stop_token(delta.stop_token_id)
-        )
+        self._num_shown += len(text)
+        if (stop_string := self._detokenizer.stop_string) is not None:
+            self._num_hidden_tokens = 0
+            token_ids = tuple(delta.token_ids[: self._detokenizer.num_tokens - taken_before])
+            return self._output(delta, text, token_ids, FinishReason.STOP, stop_string)
+        stop_token_id = delta.stop_token_id if delta.stop_token_id in self._request.params.stop_token_ids else None
+        return self._output(delta, text, tuple(delta.token_ids), delta.finish_reason, stop_token_id)
 
-    def _stopped(self, delta: TokenDelta, text: str, num_taken: int) -> RequestOutput:
-        self.is_finished = True
-        self._num_stop_tokens = 0
-        token_ids = tuple(delta.token_ids[:num_taken])
-        return self._output(delta, text, token_ids, FinishReason.STOP, self._detokenizer.stop_string)
+    def _feed(self, delta: TokenDelta) -> str:
+        hides_last = delta.stop_token_id is not None and not self._request.params.include_stop_str_in_output
+        self._num_hidden_tokens = int(hides_last)
+        token_ids = delta.token_ids[: len(delta.token_ids) - self._num_hidden_tokens]
+        if not delta.logprobs.sampled:
+            return self._detokenizer.feed(token_ids)
+        text = ""
+        for token_id, logprobs in zip(token_ids, delta.logprobs.sampled, strict=False):
+            self._held.append(ScoredToken(self._detokenizer.num_characters, logprobs))
+            text += self._detokenizer.feed((token_id,))
+        return text
 
     def _output(
         self,
@@ -98,12 +138,29 @@ class OutputText:
         finish_reason: FinishReason | None,
         stop_reason: str | int | None,
     ) -> RequestOutput:
-        usage = Usage(
-            prompt_tokens=len(self._request.prompt_token_ids),
-            completion_tokens=self._detokenizer.num_tokens + self._num_stop_tokens,
-            cached_tokens=delta.num_cached_tokens,
+        self.is_finished = finish_reason is not None
+        return RequestOutput(
+            request_id=self.request_id,
+            text=text,
+            token_ids=token_ids,
+            usage=self._usage(delta),
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            error=delta.error,
+            logprobs=self._release_shown() if self._held else (),
+            prompt_logprobs=delta.logprobs.prompt,
         )
-        return RequestOutput(self.request_id, text, token_ids, usage, finish_reason, stop_reason, delta.error)
 
-    def _own_stop_token(self, stop_token_id: int | None) -> int | None:
-        return stop_token_id if stop_token_id in self._request.params.stop_token_ids else None
+    def _usage(self, delta: TokenDelta) -> Usage:
+        return Usage(
+            prompt_tokens=self.num_prompt_tokens,
+            completion_tokens=self._detokenizer.num_tokens + self._num_hidden_tokens,
+            cached_tokens=delta.num_cached_tokens if self._request.sample_of is None else 0,
+        )
+
+    def _release_shown(self) -> tuple[ScoredToken, ...]:
+        """The tokens that have a part in the text shown; at the end also those without any text of their own."""
+        ends_with_all = self.is_finished and self._detokenizer.stop_string is None
+        shown = [token for token in self._held if ends_with_all or token.text_offset < self._num_shown]
+        del self._held[: len(shown)]
+        return tuple(shown)

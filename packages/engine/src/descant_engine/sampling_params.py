@@ -53,7 +53,7 @@ class SamplingParams:
     allowed_token_ids: tuple[int, ...] | None = None
     """All others are impossible; None allows all. The end-of-sequence token is one like any other."""
     bad_words: tuple[str, ...] = ()
-    """The output never has the tokens of any of these, as the tokenizer writes it at a text's start or after a space."""
+    """Output never has the tokens of any of these, as the tokenizer writes it at a text's start and after a space."""
     bad_token_sequences: tuple[tuple[int, ...], ...] = ()
     """Token ids that never follow each other so in the output; `bad_words` are added to them."""
     max_tokens: int | None = None

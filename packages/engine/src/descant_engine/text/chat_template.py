@@ -3,12 +3,42 @@
 The template is the model's own Jinja text; transformers renders it in a sandbox.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Literal, NotRequired, TypedDict, TypeGuard
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
+from jinja2.ext import Extension
+from jinja2.meta import find_undeclared_variables
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 
 from descant_engine.text.tokenizer import Tokenizer
+
+TAKEN_NAMES = frozenset(
+    [
+        "messages",
+        "tools",
+        "documents",
+        "add_generation_prompt",
+        "continue_final_message",
+        "raise_exception",
+        "strftime_now",
+        "conversation",
+        "chat_template",
+        "tokenize",
+        "sanitize_control_tokens",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    ]
+)
+"""What transformers puts into a template, and its own arguments beside the template's variables."""
 
 
 class TextPart(TypedDict):
@@ -30,12 +60,23 @@ class ChatTemplateError(ValueError):
     """The messages cannot be made into a prompt: wrong in form, or refused by the model's template."""
 
 
-def render_chat(tokenizer: Tokenizer, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True) -> str:
+def render_chat(
+    tokenizer: Tokenizer,
+    messages: Sequence[ChatMessage],
+    *,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    template_kwargs: Mapping[str, object] = MappingProxyType({}),
+) -> str:
     """The prompt's text. It carries its special tokens: encode it with `add_special_tokens=False`.
 
+    Args:
+        continue_final_message: leave the last message open; not together with `add_generation_prompt`.
+        template_kwargs: values for variables of the template's own.
+
     Raises:
-        ChatTemplateError: no template, no messages, a message of the wrong form (named by its index), or the
-            template's own complaint, for example that roles must alternate.
+        ChatTemplateError: no template, no messages, a message of the wrong form (named by its index), a variable that
+            the template does not read, or the template's own complaint, for example that roles must alternate.
     """
     if tokenizer.pretrained.chat_template is None:
         raise ChatTemplateError(
@@ -43,14 +84,53 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[ChatMessage], *, add_ge
         )
     if not messages:
         raise ChatTemplateError("messages is empty; at least one message is needed")
+    _check_variables(tokenizer, template_kwargs)
     plain = [_with_plain_content(index, message) for index, message in enumerate(messages)]
     try:
         text = tokenizer.pretrained.apply_chat_template(
-            plain, tokenize=False, add_generation_prompt=add_generation_prompt
+            plain,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **template_kwargs,
         )
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         raise ChatTemplateError(f"the model's chat template refused the messages: {error}") from error
     return str(text)
+
+
+def _check_variables(tokenizer: Tokenizer, template_kwargs: Mapping[str, object]) -> None:
+    """What the template does not read would be ignored, and transformers has arguments of its own beside them."""
+    if not template_kwargs:
+        return
+    readable = _own_variables(tokenizer.pretrained.get_chat_template())
+    for name in template_kwargs:
+        if name not in readable:
+            known = f"; it reads {', '.join(sorted(readable))}" if readable else ""
+            raise ChatTemplateError(f"the model's chat template does not read chat_template_kwargs.{name}{known}")
+
+
+class _GenerationTag(Extension):
+    """transformers' mark around the assistant's text: it changes nothing of it."""
+
+    tags = {"generation"}  # noqa: RUF012 - as in jinja2
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+_SYNTAX = Environment(extensions=["jinja2.ext.loopcontrols", _GenerationTag])
+
+
+@lru_cache(maxsize=8)
+def _own_variables(template: str) -> frozenset[str]:
+    """Names that the template expects from outside, without those that transformers gives it or takes for itself."""
+    try:
+        names = find_undeclared_variables(_SYNTAX.parse(template))
+    except TemplateError as error:
+        raise ChatTemplateError(f"the model's chat template cannot be read: {error}") from error
+    return frozenset(name for name in names if name not in TAKEN_NAMES and not name.endswith("_token"))
 
 
 def num_characters(messages: Sequence[ChatMessage]) -> int:

@@ -1,4 +1,4 @@
-"""Token ids to text as they arrive: whole characters only, and nothing of a stop string or what follows it."""
+"""Token ids to text as they arrive: whole characters only, and nothing that follows a stop string."""
 
 import codecs
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 class Detokenizer:
     """The text of one output. Joined, what `feed` and `finish` return is the decoded output up to the first stop
-    string. Each token costs its own length; no token is decoded twice.
+    string, and with it if the parameters say so. Each token costs its own length; no token is decoded twice.
     """
 
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams, *, continues_text: bool) -> None:
@@ -20,11 +20,15 @@ class Detokenizer:
         the space that some tokenizers put before a text's first word is not part of it."""
         self.num_tokens = 0
         """Tokens taken; when a stop string ended the text, up to and with the one that completed it."""
+        self.num_characters = 0
+        """Of the text that the tokens taken have completed, shown or not."""
         self.stop_string: str | None = None
         self._tokenizer = tokenizer
         self._utf8 = _Utf8Decoder(errors="replace")
         self._stop_strings = StopStrings(params.stop)
         self._min_tokens = params.min_tokens
+        self._shows_stop_string = params.include_stop_str_in_output
+        self._skips_special_tokens = params.skip_special_tokens
         self._spaces_to_strip = 0 if continues_text else tokenizer.strips_leading_spaces
 
     def feed(self, token_ids: Sequence[int]) -> str:
@@ -45,14 +49,17 @@ class Detokenizer:
         return shown + self._stop_strings.flush()
 
     def _show(self, text: str) -> str:
+        self.num_characters += len(text)
         # `num_tokens` counts the current token: the first `min_tokens` are exempt.
         if not text or self.num_tokens <= self._min_tokens:
             return text
         text, self.stop_string = self._stop_strings.scan(text)
+        if self.stop_string is not None and self._shows_stop_string:
+            return text + self.stop_string
         return text
 
     def _visible_bytes(self, token_id: int) -> bytes:
-        data = self._tokenizer.token_bytes(token_id)
+        data = self._tokenizer.token_bytes(token_id, skip_special_tokens=self._skips_special_tokens)
         while self._spaces_to_strip and data:
             if not data.startswith(b" "):
                 self._spaces_to_strip = 0
