@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
 from uuid import uuid4
 
 import pytest
@@ -11,20 +12,15 @@ import redis.asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from descant_gateway.admit import Ticket, admit
+from descant_gateway import admit as admitting
+from descant_gateway.admit import Admission, Ticket
 from descant_gateway.authenticate import Caller
-from descant_gateway.catalogue import ModelRoute, RateLimits
+from descant_gateway.catalogue import Catalogue, ModelRoute, RateLimits
+from descant_gateway.limit_paths import LimitPath, LimitPaths, limits_of, path_of
 from descant_gateway.limiter import Limiter, Reservation, limits_script
-from descant_gateway.limits import (
-    NOTHING,
-    Amounts,
-    Dimension,
-    Level,
-    Limit,
-    LimitExceeded,
-    go_duration,
-    limits_on_path,
-)
+from descant_gateway.limits import NOTHING, Amounts, Level, Limit, LimitExceeded, LimitKind, Standing, go_duration
+from descant_gateway.local_shares import LocalShares, OutagePolicy
+from descant_gateway.output_estimate import OutputEstimates
 from descant_gateway.request import InferenceRequest, read_request
 from descant_gateway.script_queue import ScriptQueue, ValkeyAway, connect
 from descant_wire.errors import ApiError
@@ -50,6 +46,41 @@ async def limiter(valkey_url: str) -> AsyncIterator[Limiter]:
         yield limiter
 
 
+@dataclass
+class Watcher:
+    """Keeps what it is told."""
+
+    shadows: list[Limit] = field(default_factory=list)
+    looks: list[tuple[Standing, ...]] = field(default_factory=list)
+
+    def look(self, path: LimitPath, standings: tuple[Standing, ...]) -> None:
+        self.looks.append(standings)
+
+    def shadow_refused(self, limit: Limit) -> None:
+        self.shadows.append(limit)
+
+
+def admission_of(limiter: Limiter, **fields: object) -> Admission:
+    defaults: dict = {
+        "local_shares": LocalShares(OutagePolicy()),
+        "paths": LimitPaths(),
+        "outputs": OutputEstimates(),
+        "watcher": Watcher(),
+    }
+    return Admission(limiter=limiter, **(defaults | fields))
+
+
+async def admit(
+    caller: Caller,
+    request: InferenceRequest,
+    model: ModelRoute,
+    limiter: Limiter,
+    catalogue: Catalogue = Catalogue(version=1),  # noqa: B008
+    **fields: object,
+) -> Ticket:
+    return await admitting.admit(caller, request, model, catalogue, admission_of(limiter, **fields))
+
+
 def caller_with(key: RateLimits = RateLimits(), team: RateLimits = RateLimits()) -> Caller:  # noqa: B008
     world = World()
     world.add_key(world.add_team(team), limits=key)
@@ -63,8 +94,9 @@ def request_of(max_tokens: int = 0) -> InferenceRequest:
 
 
 def reservation_of(*capacities: int, tokens: int = 1, owner: str = "o") -> Reservation:
-    limits = tuple(Limit(Level.KEY, Dimension.TOKENS, f"{owner}{n}", capacity) for n, capacity in enumerate(capacities))
-    return Reservation(uuid4(), ORGANIZATION, limits, Amounts(1, tokens))
+    kind = LimitKind.TOKENS_PER_MINUTE
+    limits = tuple(Limit(Level.KEY, kind, f"{owner}{n}", capacity) for n, capacity in enumerate(capacities))
+    return Reservation(uuid4(), path_of(ORGANIZATION, limits), Amounts(1, tokens))
 
 
 ORGANIZATION = uuid4()
@@ -81,7 +113,7 @@ async def held(limiter: Limiter, *capacities: int, owner: str = "o") -> list[flo
     decision = await limiter.reserve(probe)
     limiter.settle(probe, Amounts(1, 0))
     await settled(limiter)
-    return [standing.held for standing in decision.standings]
+    return [standing.left for standing in decision.standings]
 
 
 # The script
@@ -392,11 +424,12 @@ async def test_a_settlement_waits_for_valkey_to_come_back(valkey_url: str, monke
 
 def test_limits_on_the_path_are_all_that_are_set() -> None:
     caller = caller_with(key=RateLimits(requests_per_minute=1), team=RateLimits(tokens_per_minute=2))
-    assert [(limit.level, limit.dimension, limit.capacity) for limit in limits_on_path(caller)] == [
-        ("key", "requests", 1),
-        ("team", "tokens", 2),
+    limits = list(limits_of(caller, Catalogue(version=1)))
+    assert [(limit.level, limit.kind, limit.capacity) for limit in limits] == [
+        ("key", "requests_per_minute", 1),
+        ("team", "tokens_per_minute", 2),
     ]
-    assert PEPPER not in repr(limits_on_path(caller))
+    assert PEPPER not in repr(limits)
 
 
 @pytest.mark.parametrize(

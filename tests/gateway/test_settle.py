@@ -63,15 +63,15 @@ def test_a_request_that_no_backend_took_costs_nothing() -> None:
 def test_a_failure_before_the_first_byte_is_given_back_wholly() -> None:
     charge = charge_of(Outcome.UPSTREAM_FAILED, meter_of(status=0), REQUEST)
     assert charge is NO_CHARGE
-    assert amounts_of(Outcome.UPSTREAM_FAILED, charge) == NOTHING
+    assert amounts_of(Outcome.UPSTREAM_FAILED, charge, 0) == NOTHING
 
 
 def test_a_refused_request_still_counts_as_one() -> None:
-    assert amounts_of(Outcome.REFUSED, NO_CHARGE) == Amounts(1, 0)
+    assert amounts_of(Outcome.REFUSED, NO_CHARGE, 0) == Amounts(1, 0)
 
 
 def test_a_completed_request_keeps_its_tokens() -> None:
-    assert amounts_of(Outcome.COMPLETED, Charge(10, 8, 4, False)) == Amounts(1, 14)
+    assert amounts_of(Outcome.COMPLETED, Charge(10, 8, 4, False), 77) == Amounts(1, 14, 77)
 
 
 @pytest.mark.parametrize(

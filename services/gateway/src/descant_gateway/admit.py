@@ -1,26 +1,52 @@
 """May this request run now? Every limit on its path is reserved at once; the ticket gives back what is not used."""
 
 import uuid
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 from uuid import UUID
 
 from descant_gateway.authenticate import Caller
-from descant_gateway.catalogue import ModelRoute
+from descant_gateway.catalogue import FREE, Catalogue, ModelRoute, Price
+from descant_gateway.limit_paths import LimitPath, LimitPaths
 from descant_gateway.limiter import Limiter, Reservation
 from descant_gateway.limits import (
     NOTHING,
     Amounts,
+    Limit,
     Standing,
     can_never_hold,
     exceeded,
-    limits_on_path,
     rate_limit_headers,
     too_large,
+    would_have_refused,
 )
+from descant_gateway.local_shares import LocalShares
+from descant_gateway.output_estimate import OutputEstimates
 from descant_gateway.request import InferenceRequest
 from descant_gateway.script_queue import ValkeyAway
-from descant_wire.errors import service_unavailable
+from descant_wire.errors import ApiError, service_unavailable
+
+
+class LimitWatcher(Protocol):
+    """Who is told what limits come to; must neither wait nor raise."""
+
+    def look(self, path: LimitPath, standings: tuple[Standing, ...]) -> None:
+        """A request was reserved, on a path where some limit has warning thresholds."""
+
+    def shadow_refused(self, limit: Limit) -> None:
+        """A limit that only counts would have refused a request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """What admission needs and keeps, made once in `app`."""
+
+    limiter: Limiter
+    local_shares: LocalShares
+    paths: LimitPaths
+    outputs: OutputEstimates
+    watcher: LimitWatcher
 
 
 class Ticket:
@@ -29,20 +55,39 @@ class Ticket:
     Closing only hands the settlement over and never waits, so that no cancellation can come in between.
     """
 
-    __slots__ = ("_limiter", "_reservation", "is_closed", "standings")
+    __slots__ = ("_admission", "_reservation", "is_closed", "is_local", "price", "standings", "used_tokens")
 
-    def __init__(self, reservation: Reservation, standings: tuple[Standing, ...], limiter: Limiter) -> None:
+    def __init__(
+        self,
+        reservation: Reservation,
+        standings: tuple[Standing, ...],
+        admission: Admission,
+        *,
+        price: Price = FREE,
+        is_local: bool = False,
+    ) -> None:
         self.standings = standings
+        self.price = price
+        self.is_local = is_local
+        """Admitted while Valkey was away, from this process's share."""
         self.is_closed = False
+        self.used_tokens = 0
+        """Once it is settled."""
         self._reservation = reservation
-        self._limiter = limiter
+        self._admission = admission
 
     @property
     def charge_id(self) -> UUID:
         return self._reservation.charge_id
 
     @property
+    def reserved_tokens(self) -> int:
+        return self._reservation.amounts.tokens
+
+    @property
     def headers(self) -> dict[str, str]:
+        if self.is_local:
+            return {"x-descant-limits": "local"}
         return rate_limit_headers(self.standings)
 
     def settle(self, used: Amounts) -> None:
@@ -50,8 +95,14 @@ class Ticket:
         if self.is_closed:
             raise RuntimeError(f"the ticket {self.charge_id} was closed already")
         self.is_closed = True
-        if self._reservation.limits:
-            self._limiter.settle(self._reservation, used)
+        self.used_tokens = used.tokens
+        if not self._reservation.path.limits:
+            return
+        if self.is_local:
+            self._admission.local_shares.settle(self.charge_id, used)
+            self._admission.limiter.book(self._reservation, used)
+        else:
+            self._admission.limiter.settle(self._reservation, used)
 
     def refund(self) -> None:
         """Gives everything back: nothing was used."""
@@ -67,30 +118,56 @@ class Ticket:
             self.refund()
 
 
-async def admit(caller: Caller, request: InferenceRequest, model: ModelRoute, limiter: Limiter) -> Ticket:
-    """Reserves an estimate on every limit of the path. 429 with an exact Retry-After, 503 while Valkey is away.
+async def admit(
+    caller: Caller, request: InferenceRequest, model: ModelRoute, catalogue: Catalogue, admission: Admission
+) -> Ticket:
+    """Reserves an estimate on every limit of the path.
 
-    A caller without limits needs no Valkey.
+    429 with an exact Retry-After. While Valkey is away, what the configuration says of each class: this process's
+    share, or 503. A caller without limits needs no Valkey.
     """
-    limits = limits_on_path(caller)
-    amounts = Amounts(1, estimated_tokens(request, model))
-    for limit in limits:
+    path, price = admission.paths.of(catalogue, caller, model), catalogue.price_of(model)
+    amounts = estimated_amounts(caller, request, model, price, admission.outputs)
+    for limit in path.limits:
         if can_never_hold(limit, amounts):
             raise too_large(limit, amounts)
-    reservation = Reservation(uuid.uuid4(), caller.team.organization_id, limits, amounts)
-    if not limits:
-        return Ticket(reservation, (), limiter)
+    reservation = Reservation(uuid.uuid4(), path, amounts)
+    if not path.limits:
+        return Ticket(reservation, (), admission, price=price)
     try:
-        decision = await limiter.reserve(reservation)
+        decision = await admission.limiter.reserve(reservation)
     except ValkeyAway:
-        message = "The rate limits can't be checked right now. Your key is fine; try again shortly."
-        raise service_unavailable(message, retry_after_s=1, code="limits_unavailable") from None
+        if admission.local_shares.reserve(reservation.charge_id, path.limits, amounts):
+            return Ticket(reservation, (), admission, price=price, is_local=True)
+        raise _limits_unavailable() from None
+    admission.local_shares.hear(decision.standings)
     if not decision.is_granted:
         raise exceeded(decision.standings, amounts)
-    return Ticket(reservation, decision.standings, limiter)
+    _watch(path, decision.standings, admission.watcher)
+    return Ticket(reservation, decision.standings, admission, price=price)
 
 
-def estimated_tokens(request: InferenceRequest, model: ModelRoute) -> int:
-    """Prompt and the longest answers that the request allows."""
-    longest_answer = model.max_output_tokens if request.max_tokens is None else request.max_tokens
-    return request.estimated_prompt_tokens + longest_answer * request.max_choices
+def estimated_amounts(
+    caller: Caller, request: InferenceRequest, model: ModelRoute, price: Price, outputs: OutputEstimates
+) -> Amounts:
+    """Prompt and the longest answers that the request allows; if it sets no bound, those that its key usually gets."""
+    longest = request.max_tokens
+    if longest is None:
+        longest = outputs.estimate(caller.key.id, model.name, model.max_output_tokens)
+    output = longest * request.max_choices
+    prompt = request.estimated_prompt_tokens
+    return Amounts(1, prompt + output, price.cost(prompt, 0, output))
+
+
+def _watch(path: LimitPath, standings: tuple[Standing, ...], watcher: LimitWatcher) -> None:
+    if path.num_shadows:
+        for standing in standings:
+            if would_have_refused(standing):
+                watcher.shadow_refused(standing.limit)
+    if path.num_warnings:
+        watcher.look(path, standings)
+
+
+def _limits_unavailable() -> ApiError:
+    message = "The rate limits can't be checked right now. Your key is fine; try again shortly."
+    return service_unavailable(message, retry_after_s=1, code="limits_unavailable")

@@ -10,13 +10,19 @@ from litestar.exceptions import HTTPException
 from litestar.types import ControllerRouterHandler
 
 from descant_gateway.access import deny_by_default
+from descant_gateway.admit import Admission
 from descant_gateway.backends import Backends
 from descant_gateway.catalogue_feed import CatalogueFeed
 from descant_gateway.config import GatewayConfig
 from descant_gateway.errors import from_framework
+from descant_gateway.fair_share import FairShare, QueueBounds
 from descant_gateway.ledger_writer import LedgerWriter
+from descant_gateway.limit_paths import LimitPaths
+from descant_gateway.limit_warnings import LimitWarnings
 from descant_gateway.limiter import Limiter, limits_script
+from descant_gateway.local_shares import LocalShares, OutagePolicy
 from descant_gateway.metrics import Metrics
+from descant_gateway.output_estimate import OutputEstimates
 from descant_gateway.pipeline import CatalogueSource, Gateway
 from descant_gateway.relay import Timeouts
 from descant_gateway.routes import health, inference, models
@@ -79,8 +85,13 @@ async def open_data_side(config: GatewayConfig, feed: CatalogueSource, ledger: U
         queue = ScriptQueue(connect(config.valkey_url.reveal()), limits_script(), config.valkey_timeout_s)
         queue.start()
         stack.push_async_callback(queue.close)
-        limiter = Limiter(queue)
-        stack.push_async_callback(limiter.drain, config.shutdown_grace_s)
+        metrics = Metrics()
+        warnings = LimitWarnings(lambda: feed.current.webhooks, connect(config.valkey_url.reveal()), metrics)
+        warnings.start()
+        stack.push_async_callback(warnings.close)
+        limiter = Limiter(queue, lease_s=config.limit_lease_s)
+        limiter.start()
+        stack.push_async_callback(limiter.close, config.shutdown_grace_s)
         backends = Backends(
             lambda: feed.current,
             connect_timeout_s=config.upstream_connect_timeout_s,
@@ -88,12 +99,20 @@ async def open_data_side(config: GatewayConfig, feed: CatalogueSource, ledger: U
         )
         stack.push_async_callback(backends.close)
         await backends.start()
+        fair_share = FairShare(queue_bounds(config), lambda: feed.current, lambda: backends.states, metrics)
         yield Gateway(
             feed=feed,
-            limiter=limiter,
+            fair_share=fair_share,
+            admission=Admission(
+                limiter=limiter,
+                local_shares=LocalShares(outage_policy(config)),
+                paths=LimitPaths(),
+                outputs=OutputEstimates(),
+                watcher=warnings,
+            ),
             backends=backends,
             ledger=ledger,
-            metrics=Metrics(),
+            metrics=metrics,
             pepper=config.key_pepper.reveal(),
             max_body_bytes=config.max_body_bytes,
             timeouts=Timeouts(
@@ -102,6 +121,20 @@ async def open_data_side(config: GatewayConfig, feed: CatalogueSource, ledger: U
                 total_s=config.upstream_deadline_s,
             ),
         )
+
+
+def queue_bounds(config: GatewayConfig) -> QueueBounds:
+    return QueueBounds(
+        max_length=config.queue_length, timeout_s=config.queue_timeout_s, num_processes=config.num_processes
+    )
+
+
+def outage_policy(config: GatewayConfig) -> OutagePolicy:
+    return OutagePolicy(
+        rates=config.valkey_outage_rates,
+        budgets=config.valkey_outage_budgets,
+        num_processes=config.num_processes,
+    )
 
 
 def _refuse(_: Request[object, object, State], error: ApiError) -> Response[bytes]:

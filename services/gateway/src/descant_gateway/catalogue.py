@@ -47,8 +47,8 @@ class Price(Struct, frozen=True):
 
     def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
         """Micro-dollars, rounded up. `cached_tokens` are part of `prompt_tokens`."""
-        uncached = prompt_tokens - cached_tokens
-        total = uncached * self.input + cached_tokens * self.cached + completion_tokens * self.output
+        cached = min(cached_tokens, prompt_tokens)
+        total = (prompt_tokens - cached) * self.input + cached * self.cached + completion_tokens * self.output
         return -(-total // 1_000_000)
 
 
@@ -86,6 +86,7 @@ class Key(Struct, frozen=True, kw_only=True):
     team_id: UUID
     name: str
     secret_hmacs: tuple[bytes, ...]
+    project_id: UUID | None = None
     limits: RateLimits = RateLimits()
     allowed_models: frozenset[str] | None = None
     """None inherits the team's list; a list can only narrow it."""
@@ -123,6 +124,8 @@ class ModelRoute(Struct, frozen=True, kw_only=True):
     name: str
     upstream_name: str
     """What the backend calls it; differs from `name` for an alias."""
+    target: str | None = None
+    """The model that an alias stands for: its limits and its price hold."""
     parent: str | None = None
     """The base model, if this is an adapter."""
     backends: tuple[str, ...]
@@ -149,4 +152,4 @@ class Catalogue(Struct, frozen=True, kw_only=True):
 
     def price_of(self, model: ModelRoute) -> Price:
         """The model's own, else its base model's; without any it is free."""
-        return self.prices.get(model.name) or self.prices.get(model.parent or "") or FREE
+        return self.prices.get(model.target or model.name) or self.prices.get(model.parent or "") or FREE

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 from urllib.parse import urlsplit
 
+from descant_gateway.local_shares import Outage
+
 MIN_PEPPER_LENGTH: Final = 32
 MIN_ADMIN_KEY_LENGTH: Final = 16
 KUBERNETES_SERVICE_LINK: Final = "tcp://"
@@ -73,6 +75,18 @@ class GatewayConfig:
     """Between two health probes of a backend."""
     valkey_timeout_s: float = 0.25
     """One operation; longer counts as an outage."""
+    valkey_outage_rates: Outage = Outage.REFUSE
+    """While Valkey is away, what becomes of keys with limits per minute or on requests at once: refuse or local."""
+    valkey_outage_budgets: Outage = Outage.REFUSE
+    """The same for limits per day and longer, and all money."""
+    num_processes: int = 1
+    """Gateway processes that share limits and backends: each takes this part of them where it decides by itself."""
+    limit_lease_s: float = 30.0
+    """What the requests of a gateway that died held comes back within this."""
+    queue_length: int = 1000
+    """Requests that may wait for saturated backends, in this process; more are refused with 503."""
+    queue_timeout_s: float = 30.0
+    """How long each may wait."""
     database_pool_size: int = 4
     """Connections per process; the request path uses none."""
     catalogue_poll_s: float = 3.0
@@ -107,6 +121,12 @@ class GatewayConfig:
             upstream_deadline_s=read.value("DESCANT_UPSTREAM_DEADLINE_S", cls.upstream_deadline_s, _seconds),
             health_interval_s=read.value("DESCANT_HEALTH_INTERVAL_S", cls.health_interval_s, _seconds),
             valkey_timeout_s=read.value("DESCANT_VALKEY_TIMEOUT_S", cls.valkey_timeout_s, _seconds),
+            valkey_outage_rates=read.value("DESCANT_VALKEY_OUTAGE_RATES", cls.valkey_outage_rates, _outage),
+            valkey_outage_budgets=read.value("DESCANT_VALKEY_OUTAGE_BUDGETS", cls.valkey_outage_budgets, _outage),
+            num_processes=read.value("DESCANT_NUM_PROCESSES", cls.num_processes, _positive_int),
+            limit_lease_s=read.value("DESCANT_LIMIT_LEASE_S", cls.limit_lease_s, _seconds),
+            queue_length=read.value("DESCANT_QUEUE_LENGTH", cls.queue_length, _positive_int),
+            queue_timeout_s=read.value("DESCANT_QUEUE_TIMEOUT_S", cls.queue_timeout_s, _seconds),
             database_pool_size=read.value("DESCANT_DATABASE_POOL_SIZE", cls.database_pool_size, _positive_int),
             catalogue_poll_s=read.value("DESCANT_CATALOGUE_POLL_S", cls.catalogue_poll_s, _seconds),
             ledger_spool_dir=read.value("DESCANT_LEDGER_SPOOL_DIR", cls.ledger_spool_dir, Path),
@@ -233,6 +253,13 @@ def _seconds(text: str) -> float:
     if not 0 < number < 86_400:
         raise ValueError("must be a number of seconds above 0, at most a day")
     return number
+
+
+def _outage(text: str) -> Outage:
+    try:
+        return Outage(text.lower())
+    except ValueError:
+        raise ValueError(f"must be one of {', '.join(Outage)}") from None
 
 
 def _log_level(text: str) -> str:

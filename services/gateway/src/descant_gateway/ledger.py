@@ -41,3 +41,5 @@ class UsageRecord(Struct, frozen=True, kw_only=True):
     """True if the backend gave no usage, so the numbers are our own count."""
     ttft_ms: int | None
     duration_ms: int
+    cost_microdollars: int = 0
+    """At the price that held when it was admitted. Zero in records that were spooled before there were prices."""

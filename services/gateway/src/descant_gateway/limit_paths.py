@@ -11,6 +11,7 @@ from descant_gateway.authenticate import Caller
 from descant_gateway.catalogue import Catalogue, LimitRule, ModelRoute, RateLimits
 from descant_gateway.limits import Counted, Level, Limit, LimitKind, Period
 
+_NO_LIMITS: Final = RateLimits()
 _MAX_REMEMBERED: Final = 20_000
 _AMOUNT_INDEX: Final = {Counted.REQUESTS: 1, Counted.TOKENS: 2, Counted.MONEY: 3}
 """As `limits.lua` numbers them."""
@@ -84,7 +85,7 @@ def tag_of(organization_id: UUID) -> str:
     return f"descant:{{{organization_id.hex}}}"
 
 
-def _level(level: Level, owner_id: UUID, catalogue: Catalogue, shorthand: RateLimits = RateLimits()) -> Iterator[Limit]:
+def _level(level: Level, owner_id: UUID, catalogue: Catalogue, shorthand: RateLimits = _NO_LIMITS) -> Iterator[Limit]:
     rules = catalogue.limits.get(owner_id, ())
     for rule in (*rules, *_rules_of(shorthand, rules)):
         yield Limit(

@@ -1,4 +1,4 @@
-"""How long an answer will probably be, learned for each key and model: what a request reserves that names no max_tokens."""
+"""How long an answer will probably be, learned for each key and model: for requests that name no max_tokens."""
 
 from collections import OrderedDict, deque
 from typing import Final

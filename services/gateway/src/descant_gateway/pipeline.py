@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from descant_gateway.admit import admit
+from descant_gateway.admit import Admission, admit
 from descant_gateway.admitted_call import AdmittedCall
 from descant_gateway.authenticate import authenticate, permitted_model
 from descant_gateway.backends import Backends
 from descant_gateway.call import Call
 from descant_gateway.catalogue import Catalogue
+from descant_gateway.fair_share import FairShare
 from descant_gateway.limiter import Limiter
 from descant_gateway.metrics import Metrics
 from descant_gateway.relay import Timeouts, relay
@@ -31,7 +32,8 @@ class Gateway:
     """What the path needs, made once in `app`."""
 
     feed: CatalogueSource
-    limiter: Limiter
+    admission: Admission
+    fair_share: FairShare
     backends: Backends
     ledger: UsageSink
     metrics: Metrics
@@ -39,20 +41,26 @@ class Gateway:
     max_body_bytes: int
     timeouts: Timeouts
 
+    @property
+    def limiter(self) -> Limiter:
+        return self.admission.limiter
+
 
 async def serve(call: Call, gateway: Gateway) -> None:
     """Answers the call. Raises ApiError for a refusal that is still to be written, ClientLeft if nobody waits for it.
 
-    One snapshot of the catalogue serves the whole request. Once there is a ticket, leaving the two `with` blocks, for
-    whatever reason, settles it and books the request, exactly once.
+    One snapshot of the catalogue serves the whole request. Once there is a ticket, leaving the `with` blocks, for
+    whatever reason, settles it, ends the turn at the backends and books the request, exactly once. While backends are
+    saturated the turn is waited for; a request that never gets it is refunded and not booked.
     """
     catalogue = gateway.feed.current
     caller = authenticate(call.headers.get(b"authorization"), call.client_address, catalogue, gateway.pepper)
     request = read_request(call.endpoint, await call.read_body(gateway.max_body_bytes))
     model = permitted_model(caller, request.model, catalogue)
-    with await admit(caller, request, model, gateway.limiter) as ticket:
+    with await admit(caller, request, model, catalogue, gateway.admission) as ticket:
         call.add_reply_headers(ticket.headers)
-        admitted = AdmittedCall(call=call, caller=caller, request=request, model=model, ticket=ticket)
-        with Settlement(admitted, gateway.ledger, gateway.metrics):
-            candidates = route(model, catalogue, gateway.backends.states)
-            await relay(admitted, candidates, gateway.backends, gateway.timeouts)
+        async with gateway.fair_share.turn(call, caller.team, model, ticket):
+            admitted = AdmittedCall(call=call, caller=caller, request=request, model=model, ticket=ticket)
+            with Settlement(admitted, gateway.ledger, gateway.metrics, gateway.admission.outputs):
+                candidates = route(model, catalogue, gateway.backends.states)
+                await relay(admitted, candidates, gateway.backends, gateway.timeouts)

@@ -18,7 +18,7 @@ _SECOND_LOOK_S: Final = 0.02
 _RETRY_AFTER_S: Final = 0.5
 """After a failure, calls are refused at once for this long, then one batch tries again."""
 
-Argument = str | int | float
+Argument = str | bytes | int | float
 Reply = list[Any]
 
 

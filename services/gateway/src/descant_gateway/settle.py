@@ -13,6 +13,7 @@ from descant_gateway.ledger import Outcome, UsageRecord
 from descant_gateway.limits import NOTHING, Amounts
 from descant_gateway.meter import NO_CHARGE, Charge, Meter
 from descant_gateway.metrics import Metrics
+from descant_gateway.output_estimate import OutputEstimates
 from descant_gateway.request import InferenceRequest
 from descant_wire.errors import ApiError
 
@@ -29,12 +30,13 @@ class UsageSink(Protocol):
 class Settlement:
     """`with` it around all that follows admission. Nothing in it waits, so no cancellation can cut it short."""
 
-    __slots__ = ("_admitted", "_ledger", "_metrics")
+    __slots__ = ("_admitted", "_ledger", "_metrics", "_outputs")
 
-    def __init__(self, admitted: AdmittedCall, ledger: UsageSink, metrics: Metrics) -> None:
+    def __init__(self, admitted: AdmittedCall, ledger: UsageSink, metrics: Metrics, outputs: OutputEstimates) -> None:
         self._admitted = admitted
         self._ledger = ledger
         self._metrics = metrics
+        self._outputs = outputs
 
     def __enter__(self) -> Self:
         self._metrics.admitted()
@@ -46,13 +48,16 @@ class Settlement:
         admitted = self._admitted
         outcome = outcome_of(exc, admitted.meter)
         charge = charge_of(outcome, admitted.meter, admitted.request)
-        admitted.ticket.settle(amounts_of(outcome, charge))
-        record = self._record(outcome, charge, exc)
+        cost = admitted.ticket.price.cost(charge.prompt_tokens, charge.cached_tokens, charge.completion_tokens)
+        admitted.ticket.settle(amounts_of(outcome, charge, cost))
+        record = self._record(outcome, charge, cost, exc)
         self._ledger.append(record)
+        if outcome is Outcome.COMPLETED and admitted.request.max_tokens is None:
+            self._outputs.learn(record.key_id, record.model, charge.completion_tokens // admitted.request.max_choices)
         self._metrics.settled(record)
         _log_request(record, admitted.meter)
 
-    def _record(self, outcome: Outcome, charge: Charge, exc: BaseException | None) -> UsageRecord:
+    def _record(self, outcome: Outcome, charge: Charge, cost: int, exc: BaseException | None) -> UsageRecord:
         admitted = self._admitted
         team, meter, model = admitted.caller.team, admitted.meter, admitted.model
         return UsageRecord(
@@ -73,6 +78,7 @@ class Settlement:
             cached_tokens=charge.cached_tokens,
             completion_tokens=charge.completion_tokens,
             estimated=charge.is_estimated,
+            cost_microdollars=cost,
             ttft_ms=None if meter.first_byte_at is None else _ms(meter.first_byte_at - admitted.call.started_at),
             duration_ms=_ms(time.perf_counter() - admitted.call.started_at),
         )
@@ -95,11 +101,11 @@ def charge_of(outcome: Outcome, meter: Meter, request: InferenceRequest) -> Char
     return meter.charge(request)
 
 
-def amounts_of(outcome: Outcome, charge: Charge) -> Amounts:
+def amounts_of(outcome: Outcome, charge: Charge, cost_microdollars: int) -> Amounts:
     """What the limits keep: a backend's failure does not count as a request either."""
     if outcome is Outcome.UPSTREAM_FAILED and charge is NO_CHARGE:
         return NOTHING
-    return Amounts(1, charge.tokens)
+    return Amounts(1, charge.tokens, cost_microdollars)
 
 
 def status_of(exc: BaseException | None, meter: Meter) -> int:
@@ -127,6 +133,7 @@ def _log_request(record: UsageRecord, meter: Meter) -> None:
         cached_tokens=record.cached_tokens,
         completion_tokens=record.completion_tokens,
         estimated=record.estimated,
+        cost_microdollars=record.cost_microdollars,
         ttft_ms=record.ttft_ms,
         duration_ms=record.duration_ms,
         failure=meter.failure or None,

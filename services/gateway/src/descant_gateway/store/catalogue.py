@@ -124,6 +124,7 @@ def _model_route(name: str, row: Row[Any], backends: dict[str, tuple[str, ...]])
     return ModelRoute(
         name=name,
         upstream_name=row.upstream_name,
+        target=None if row.name == name else row.name,
         parent=row.parent,
         backends=backends.get(row.name) or backends.get(row.parent or "", ()),
         max_output_tokens=row.max_output_tokens,
