@@ -67,6 +67,9 @@ def lora(dtype: torch.dtype, segment_size: int, num_tokens: int) -> None:
     tables, group = Tables(dtype), kernels.ProjectionGroup(0, (4096, 1024, 1024))
     segments = kernels.segment_tokens(step_input(num_tokens, torch.int32), segment_size=segment_size)
     partials = kernels.lora_shrink(torch.empty(num_tokens, 4096, dtype=dtype), tables, num_tokens % 32, group, segments)
+    pair = kernels.ProjectionGroup(4, (14336, 14336))
+    gate_up = torch.empty(num_tokens, 28672, dtype=dtype)
+    kernels.lora_expand_silu_mul(partials[:, :2].contiguous(), tables, num_tokens % 32, pair, segments, gate_up)
     kernels.lora_expand(partials, tables, num_tokens % 32, group, segments, torch.empty(num_tokens, 6144, dtype=dtype))
 
 

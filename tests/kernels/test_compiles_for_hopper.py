@@ -30,6 +30,7 @@ def test_every_kernel_compiles_with_wide_accesses(tmp_path: Path) -> None:
         "_cut_segments_kernel",
         "_decode_kernel",
         "_expand_kernel",
+        "_expand_silu_mul_kernel",
         "_join_splits_kernel",
         "_kv_write_kernel",
         "_largest_of_tile_kernel",

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from descant_kernels import ProjectionGroup, lora_expand, lora_shrink, reference, segment_tokens
+from descant_kernels import (
+    ProjectionGroup,
+    lora_expand,
+    lora_expand_silu_mul,
+    lora_shrink,
+    reference,
+    segment_tokens,
+    silu_mul,
+)
 
 Check = Callable[[Tensor, Tensor], None]
 NUM_LAYERS, NUM_MODULES, LAYER = 2, 4, 1
@@ -157,6 +165,31 @@ def test_a_token_gets_the_same_bits_in_any_batch(device: str) -> None:
         assert torch.equal(together[token], update([token], [slots[token]])[0])
 
 
+@pytest.mark.parametrize("segment_size", [16, 64])
+def test_expand_within_the_activation(
+    device: str, dot_dtype: torch.dtype, segment_size: int, assert_close: Check
+) -> None:
+    group = GROUPS["gate_up"]
+    tables = build_tables([[8, 8], [16, 3], [0, 20], [40, 0]], 96, group, 8, dot_dtype, device)
+    slots = torch.tensor([2, -1, 0, 0, 3, 2, -1, 1, 2] + [1] * 20, dtype=torch.int32, device=device)
+    x = torch.randn(len(slots), 96, dtype=dot_dtype, device=device)
+    gate_up = torch.randn(len(slots), 300, dtype=dot_dtype, device=device)[:, 4:292]
+    segments = segment_tokens(slots, segment_size=segment_size)
+    inputs = lora_shrink(x, tables, LAYER, group, segments), tables, LAYER, group, segments
+    result = lora_expand_silu_mul(*inputs, gate_up)
+    assert_close(result, reference.lora_expand_silu_mul(*inputs, gate_up))
+    assert_close(result[slots == -1], silu_mul(gate_up[slots == -1]))
+
+
+def test_refuses_a_gate_of_another_width(device: str) -> None:
+    group = GROUPS["gate_up"]
+    tables = build_tables([[4, 4]], 16, group, 8, torch.float32, device)
+    segments = segment_tokens(torch.zeros(1, dtype=torch.int32, device=device))
+    partials = lora_shrink(torch.randn(1, 16, device=device), tables, LAYER, group, segments)
+    with pytest.raises(ValueError, match="gate_up must be"):
+        lora_expand_silu_mul(partials, tables, LAYER, group, segments, torch.zeros(1, 144, device=device))
+
+
 def test_refuses_another_dtype_than_the_pool(device: str) -> None:
     group = ProjectionGroup(0, (8,))
     tables = build_tables([[4]], 16, group, 8, torch.float16, device)
@@ -186,6 +219,18 @@ def test_8b_shapes(num_tokens: int, shape: tuple[int, tuple[int, ...]], assert_c
     slots = torch.randint(-1, 4, (num_tokens,)).tolist()
     for segment_size in (16, 64):
         check_against_dense(tables, group, x, slots, segment_size, assert_close)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_tokens", [1, 300, 5000])
+def test_8b_expand_within_the_activation(num_tokens: int, assert_close: Check) -> None:
+    group = ProjectionGroup(0, (14336, 14336))
+    tables = build_tables([[rank] * 2 for rank in (8, 16, 64, 5)], 4096, group, 8, torch.bfloat16, "cuda")
+    x = torch.randn(num_tokens, 4096, dtype=torch.bfloat16, device="cuda")
+    gate_up = torch.randn(num_tokens, 28672, dtype=torch.bfloat16, device="cuda")
+    segments = segment_tokens(torch.randint(-1, 4, (num_tokens,)).int().cuda(), max_slots=4, segment_size=64)
+    inputs = lora_shrink(x, tables, LAYER, group, segments), tables, LAYER, group, segments
+    assert_close(lora_expand_silu_mul(*inputs, gate_up), reference.lora_expand_silu_mul(*inputs, gate_up))
 
 
 @pytest.mark.gpu

@@ -50,10 +50,10 @@ def logits_with(device_ops: ops.Ops, config: ResolvedConfig, adapters: AdapterTa
 class AsIfCaptured(cuda_ops.CudaOps):
     """Streams make things happen at the same time, which changes nothing here."""
 
-    def _beside(self) -> nullcontext[None]:  # type: ignore[override]
+    def _beside(self, x: Tensor) -> nullcontext[None]:  # type: ignore[override]
         return nullcontext()
 
-    def _join(self) -> None:
+    def _join(self, x: Tensor) -> None:
         pass
 
 

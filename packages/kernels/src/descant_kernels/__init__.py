@@ -10,6 +10,7 @@ from descant_kernels.kv_write import kv_write
 from descant_kernels.lora_expand import lora_expand
 from descant_kernels.lora_segments import LoraSegments, segment_tokens
 from descant_kernels.lora_shrink import lora_shrink
+from descant_kernels.lora_silu_mul import lora_expand_silu_mul
 from descant_kernels.lora_tables import LoraTables, ProjectionGroup
 from descant_kernels.norm import add_rms_norm, rms_norm
 from descant_kernels.rotary import rotary, rotary_kv_write
@@ -25,6 +26,7 @@ __all__ = [
     "greedy",
     "kv_write",
     "lora_expand",
+    "lora_expand_silu_mul",
     "lora_shrink",
     "paged_attention",
     "rms_norm",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from descant_kernels.lora_segments import LoraSegments
 from descant_kernels.lora_tables import MAX_PACKED, LoraTables, ProjectionGroup, alignment, check_tables, tile_rows
+from descant_kernels.partial_sums import load_sum
 from descant_kernels.tuning import EXPAND_BLOCK_OUT, LORA_BLOCK_RANK, expand_chunk, lora_warps
 
 
@@ -61,14 +62,6 @@ def lora_expand(
         num_warps=lora_warps(segments.segment_size),
         num_stages=3,
     )
-
-
-@triton.jit
-def _sum_of_splits(source, mask, split_stride, SPLITS: tl.constexpr):
-    total = tl.load(source, mask=mask, other=0.0)
-    for split in range(1, SPLITS):
-        total += tl.load(source + split * split_stride, mask=mask, other=0.0)
-    return total
 
 
 @triton.jit(do_not_specialize=["layer", "first_module", "num_tokens", "chunk_width"])
@@ -128,7 +121,7 @@ def _expand_kernel(
     tiles = b_offsets + entry * MAX_TILES
     row = tl.arange(0, BLOCK_RANK)
     # The first ranks are summed once for all columns; most adapters have no others.
-    shrunk = _sum_of_splits(shrunk_rows + row, is_member & (row < rank), split_stride, SPLITS).to(pool.dtype.element_ty)
+    shrunk = load_sum(shrunk_rows + row, is_member & (row < rank), split_stride, SPLITS).to(pool.dtype.element_ty)
     b_rows = tile_rows(pool, tiles, row, row < rank, width, RANK_TILE, ALIGNED)[:, None]
     # Counted in blocks, so that the compiler sees how columns are aligned.
     begin = (chunk - first_chunk) * (chunk_width // BLOCK_OUT)
@@ -149,7 +142,7 @@ def _expand_kernel(
             acc = tl.dot(shrunk, b_tile, input_precision="ieee")
             for first_row in range(BLOCK_RANK, rank, BLOCK_RANK):
                 more = first_row + row
-                more_shrunk = _sum_of_splits(shrunk_rows + more, is_member & (more < rank), split_stride, SPLITS)
+                more_shrunk = load_sum(shrunk_rows + more, is_member & (more < rank), split_stride, SPLITS)
                 more_rows = tile_rows(pool, tiles, more, more < rank, width, RANK_TILE, ALIGNED)[:, None]
                 b_tile = tl.load(more_rows + column, mask=(more < rank)[:, None] & is_column, other=0.0)
                 acc = tl.dot(more_shrunk.to(b_tile.dtype), b_tile, acc, input_precision="ieee")

@@ -139,6 +139,14 @@ def lora_expand(
             columns[tokens] = (tables.scalings[entry] * (shrunk @ lora_b.float())).to(out.dtype)
 
 
+def lora_expand_silu_mul(
+    partials: Tensor, tables: LoraTables, layer: int, group: ProjectionGroup, segments: LoraSegments, gate_up: Tensor
+) -> Tensor:
+    update = torch.empty(gate_up.shape, dtype=torch.float32, device=gate_up.device)
+    lora_expand(partials, tables, layer, group, segments, update)
+    return silu_mul(gate_up.float() + update).to(gate_up.dtype)
+
+
 def _adapter_segments(segments: LoraSegments) -> list[tuple[int, Tensor]]:
     bounds = zip(segments.slots.tolist(), segments.starts.tolist(), segments.lengths.tolist(), strict=True)
     return [

@@ -18,7 +18,9 @@ LORA_RANK_LANES = 4
 SHRINK_BLOCK_IN = 128
 EXPAND_BLOCK_OUT = 128
 """Output features at once."""
-DECODE_SPLIT_IN, PREFILL_SPLIT_IN = 512, 2048
+ACTIVATION_BLOCK_OUT = 128
+"""Output features of one program, where LoRA's second half and the activation are one."""
+DECODE_SPLIT_IN, PREFILL_SPLIT_IN = 512, 4096
 """Input features of one split. They depend on nothing in the batch, so neither do a token's sums."""
 
 SORT_BLOCK, SORT_CHUNK = 32, 128
@@ -79,7 +81,9 @@ def shrink_split(in_features: int, segment_size: int) -> int:
 
 def expand_chunk(segment_size: int, max_segments: int) -> int:
     """Output features of one program. Few segments need programs, many need bytes on their way in each."""
-    return 4 * EXPAND_BLOCK_OUT if segment_size == MIN_DOT and max_segments > 16 else EXPAND_BLOCK_OUT
+    if segment_size > MIN_DOT:
+        return 8 * EXPAND_BLOCK_OUT
+    return 4 * EXPAND_BLOCK_OUT if max_segments > 16 else EXPAND_BLOCK_OUT
 
 
 def lora_warps(segment_size: int) -> int:

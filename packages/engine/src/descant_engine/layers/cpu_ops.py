@@ -86,6 +86,9 @@ class CpuOps:
         assert lora is not None
         return self._lora.add(group, lora, x, product(x))
 
+    def lora_gated_product(self, group: LoraGroup, product: Product, x: Tensor) -> Tensor:
+        return self.silu_mul(self.lora_product(group, product, x))
+
     def _begin_step(self) -> StepContext:
         """Forgets the plan of the step before, if the layer calling is the first of a new one."""
         step = current_step()

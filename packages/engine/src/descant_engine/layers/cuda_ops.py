@@ -62,49 +62,49 @@ class CudaOps:
         return output.flatten(1)
 
     def lora_product(self, group: LoraGroup, product: Product, x: Tensor) -> Tensor:
-        """In a captured graph, adapters are multiplied beside the base, and the output's reader adds the two: decode
-        waits for memory, and one of them waits while the other is served. Launched one by one, kernels would cost the
-        host more than that gains, and a long chunk's output is best read once: there the product starts from what the
-        adapters made."""
         lora = current_step().lora
         assert lora is not None
         assert isinstance(product, DenseProduct)
         if lora.modules.isdisjoint(group.modules):
             return product(x)
-        return (self._terms if _is_captured(x) else self._total)(lora, group, product, x)
-
-    def _terms(self, lora: LoraInputs, group: LoraGroup, product: DenseProduct, x: Tensor) -> Tensor:
-        """For decode, which waits for memory: the adapters' bytes come beside the weight's, and the reader adds.
-        Launched one by one, kernels would cost the host more than that gains."""
         sums = product.room_for_sums(x, extra=1)
-        with self._beside():
-            self._multiply_adapters(lora, group, x, sums[-1])
+        with self._beside(x):
+            self._expand(lora, group, self._shrink(lora, group, x), sums[-1])
         product.fill_sums(sums, x)
-        self._join()
+        self._join(x)
         return sums
 
-    def _total(self, lora: LoraInputs, group: LoraGroup, product: DenseProduct, x: Tensor) -> Tensor:
-        """For prefill, whose outputs are large: the product starts from what the adapters made."""
-        output = x.new_empty(len(x), sum(group.widths))
-        self._multiply_adapters(lora, group, x, output)
-        product.add_to(output, x)
-        return output
+    def lora_gated_product(self, group: LoraGroup, product: Product, x: Tensor) -> Tensor:
+        """Long chunks have their adapters' part added in the activation: the output is large. Decode has little output
+        but waits for memory, so adapters come beside the base."""
+        lora = current_step().lora
+        assert lora is not None
+        if lora.modules.isdisjoint(group.modules) or _is_captured(x):
+            return self.silu_mul(self.lora_product(group, product, x))
+        shrunk = self._shrink(lora, group, x)
+        inputs = lora.tables, group.layer, _projections(group), self._segments(lora)
+        return kernels.lora_expand_silu_mul(shrunk, *inputs, product(x))
 
-    def _multiply_adapters(self, lora: LoraInputs, group: LoraGroup, x: Tensor, out: Tensor) -> None:
-        segments = self._segments(lora)
-        projections = kernels.ProjectionGroup(int(group.modules[0]), group.widths)
-        shrunk = kernels.lora_shrink(x, lora.tables, group.layer, projections, segments)
-        kernels.lora_expand(shrunk, lora.tables, group.layer, projections, segments, out)
+    def _shrink(self, lora: LoraInputs, group: LoraGroup, x: Tensor) -> Tensor:
+        return kernels.lora_shrink(x, lora.tables, group.layer, _projections(group), self._segments(lora))
+
+    def _expand(self, lora: LoraInputs, group: LoraGroup, shrunk: Tensor, out: Tensor) -> None:
+        kernels.lora_expand(shrunk, lora.tables, group.layer, _projections(group), self._segments(lora), out)
 
     @contextmanager
-    def _beside(self) -> Iterator[None]:
-        """What is launched inside may run beside what comes after it, until `_join`."""
+    def _beside(self, x: Tensor) -> Iterator[None]:
+        """In a captured graph, what is launched inside may run beside what comes after it, until `_join`. Launched one
+        by one, kernels would cost the host more than that gains."""
+        if not _is_captured(x):
+            yield
+            return
         self._side_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._side_stream):
             yield
 
-    def _join(self) -> None:
-        torch.cuda.current_stream().wait_stream(self._side_stream)
+    def _join(self, x: Tensor) -> None:
+        if _is_captured(x):
+            torch.cuda.current_stream().wait_stream(self._side_stream)
 
     def _segments(self, lora: LoraInputs) -> kernels.LoraSegments:
         if self._segmented is None or self._segmented[0] is not lora:
@@ -113,6 +113,10 @@ class CudaOps:
             segments = kernels.segment_tokens(lora.token_adapter_slot, len(inputs.seq_lens), size)
             self._segmented = lora, segments
         return self._segmented[1]
+
+
+def _projections(group: LoraGroup) -> kernels.ProjectionGroup:
+    return kernels.ProjectionGroup(int(group.modules[0]), group.widths)
 
 
 def _is_captured(x: Tensor) -> bool:

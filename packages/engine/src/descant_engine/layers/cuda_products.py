@@ -1,4 +1,4 @@
-"""Products with a layer's weight on a GPU: alone, onto what is there, or as terms that a later kernel adds up."""
+"""Products with a layer's weight on a GPU: alone, or as terms that a later kernel adds up."""
 
 import torch
 from torch import Tensor
@@ -20,12 +20,6 @@ class DenseProduct:
     def __call__(self, x: Tensor) -> Tensor:
         """x [num_tokens, in_features] -> [num_tokens, out_features], or partial sums of it if its reader takes them."""
         return F.linear(x, self.weight, self.bias)
-
-    def add_to(self, out: Tensor, x: Tensor) -> None:
-        """out [num_tokens, out_features] += self(x), in the product's own last step."""
-        out.addmm_(x, self.weight.T)
-        if self.bias is not None:
-            out += self.bias
 
     def room_for_sums(self, x: Tensor, extra: int) -> Tensor:
         """[terms + extra, num_tokens, out_features]: for `fill_sums`, and `extra` terms that others will add."""

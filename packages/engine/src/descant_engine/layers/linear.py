@@ -76,6 +76,12 @@ class QkvLinear(Linear):
 
 
 class GateUpLinear(Linear):
+    """With SwiGLU's activation, arXiv 2002.05202: silu(gate) * up."""
+
     def __init__(self, shape: ModelShape) -> None:
         shards = {"gate_proj": shape.intermediate_size, "up_proj": shape.intermediate_size}
         super().__init__(shape.hidden_size, shards, bias=shape.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[num_tokens, in_features] -> [num_tokens, intermediate_size]"""
+        return self.ops.silu_mul(self.product(x))

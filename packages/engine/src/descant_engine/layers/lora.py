@@ -5,7 +5,7 @@ import re
 from torch import Tensor, nn
 
 from descant_engine.forward_context import current_step
-from descant_engine.layers.linear import Linear
+from descant_engine.layers.linear import GateUpLinear, Linear
 from descant_engine.layers.ops import LoraGroup
 
 
@@ -16,13 +16,14 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base = base
         self._group = LoraGroup(layer, base.targets, base.widths, base.in_features)
-        self._ops = base.ops
+        gated = isinstance(base, GateUpLinear)
+        self._adapted = base.ops.lora_gated_product if gated else base.ops.lora_product
 
     def forward(self, x: Tensor) -> Tensor:
         if current_step().lora is None:
             output: Tensor = self.base(x)
             return output
-        return self._ops.lora_product(self._group, self.base.product, x)
+        return self._adapted(self._group, self.base.product, x)
 
 
 def wrap_linears(model: nn.Module) -> None:

@@ -57,6 +57,9 @@ class Ops(Protocol):
     def lora_product(self, group: LoraGroup, product: Product, x: Tensor) -> Tensor:
         """product(x) [T, sum(widths)] plus each token's adapter on x [T, in]; for steps that have adapters."""
 
+    def lora_gated_product(self, group: LoraGroup, product: Product, x: Tensor) -> Tensor:
+        """silu_mul(lora_product(...)), [T, sum(widths) / 2]"""
+
 
 def current_ops() -> Ops:
     """The operations of torch's default device: the one that the layers being built will live on."""

@@ -3,7 +3,6 @@
 from torch import Tensor, nn
 
 from descant_engine.config import ModelShape
-from descant_engine.layers.activation import SiluMul
 from descant_engine.layers.attention import Attention
 from descant_engine.layers.embedding import Embedding, LmHead
 from descant_engine.layers.linear import GateUpLinear, QkvLinear, ResidualLinear
@@ -37,11 +36,10 @@ class LlamaMlp(nn.Module):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.gate_up_proj = GateUpLinear(shape)
-        self.silu_mul = SiluMul()
         self.down_proj = ResidualLinear(shape.intermediate_size, {"down_proj": shape.hidden_size}, bias=shape.mlp_bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        output: Tensor = self.down_proj(self.silu_mul(self.gate_up_proj(hidden)))
+        output: Tensor = self.down_proj(self.gate_up_proj(hidden))
         return output
 
 

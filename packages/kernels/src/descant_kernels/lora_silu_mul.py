@@ -1,0 +1,160 @@
+"""LoRA's second half inside the activation that reads its layer's output: nothing is written to be read again.
+
+For long chunks, where the output of gate and up is the largest tensor of a layer, and adding to it in memory costs more
+than both halves of LoRA.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from descant_kernels.lora_segments import LoraSegments
+from descant_kernels.lora_tables import LoraTables, ProjectionGroup, alignment, check_tables, tile_rows
+from descant_kernels.partial_sums import load_sum
+from descant_kernels.tuning import ACTIVATION_BLOCK_OUT, LORA_BLOCK_RANK, lora_warps
+
+
+def lora_expand_silu_mul(
+    partials: Tensor, tables: LoraTables, layer: int, group: ProjectionGroup, segments: LoraSegments, gate_up: Tensor
+) -> Tensor:
+    """silu(gate) * up with [gate | up] = gate_up + what `lora_expand` makes of the same arguments; rounded once.
+
+    Args:
+        partials: what `lora_shrink` returned for the same tables, layer, group and segments.
+        group: two modules of equal width.
+        gate_up: [num_tokens, 2 * width], rows contiguous.
+
+    Returns:
+        [num_tokens, width], contiguous, of gate_up's dtype.
+    """
+    check_tables(gate_up, tables, group)
+    splits, _, num_tokens, max_rank = partials.shape
+    width = group.out_features[0]
+    if group.out_features != (width, width) or gate_up.shape != (num_tokens, 2 * width):
+        raise ValueError(f"gate_up must be [{num_tokens}, 2 x {group.out_features}], got {list(gate_up.shape)}")
+    out = torch.empty((num_tokens, width), dtype=gate_up.dtype, device=gate_up.device)
+    grid = (triton.cdiv(width, ACTIVATION_BLOCK_OUT), segments.lengths.shape[0])
+    _expand_silu_mul_kernel[grid](
+        out,
+        gate_up,
+        partials,
+        tables.pool,
+        tables.b_offsets,
+        tables.lora_ranks,
+        tables.scalings,
+        segments.token_order,
+        segments.starts,
+        segments.lengths,
+        segments.slots,
+        layer,
+        group.first_module,
+        *tables.b_offsets.shape[1:3],
+        num_tokens,
+        width,
+        gate_up.stride(0),
+        SPLITS=splits,
+        MAX_RANK=max_rank,
+        MAX_TILES=tables.b_offsets.shape[-1],
+        RANK_TILE=tables.rank_tile,
+        ALIGNED=alignment(width),
+        SEGMENT=segments.segment_size,
+        BLOCK_RANK=LORA_BLOCK_RANK,
+        BLOCK_OUT=ACTIVATION_BLOCK_OUT,
+        num_warps=lora_warps(segments.segment_size),
+    )
+    return out
+
+
+@triton.jit
+def _expanded(
+    shrunk_rows,
+    is_member,
+    split_stride,
+    pool,
+    tiles,
+    rank,
+    width,
+    column,
+    is_column,
+    SPLITS: tl.constexpr,
+    RANK_TILE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+):
+    """[SEGMENT, BLOCK_OUT] float32: shrunk tokens times the columns of lora_b, before scaling."""
+    acc = tl.zeros([SEGMENT, BLOCK_OUT], tl.float32)
+    for first_row in range(0, rank, BLOCK_RANK):
+        row = first_row + tl.arange(0, BLOCK_RANK)
+        shrunk = load_sum(shrunk_rows + row, is_member & (row < rank), split_stride, SPLITS)
+        b_rows = tile_rows(pool, tiles, row, row < rank, width, RANK_TILE, ALIGNED)[:, None]
+        b_tile = tl.load(b_rows + column, mask=(row < rank)[:, None] & is_column, other=0.0)
+        acc = tl.dot(shrunk.to(b_tile.dtype), b_tile, acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit(do_not_specialize=["layer", "first_module", "num_tokens"])
+def _expand_silu_mul_kernel(
+    out,
+    gate_up,
+    partials,
+    pool,
+    b_offsets,
+    lora_ranks,
+    scalings,
+    token_order,
+    starts,
+    lengths,
+    slots,
+    layer,
+    first_module,
+    num_layers,
+    num_modules,
+    num_tokens,
+    width,
+    stride,
+    SPLITS: tl.constexpr,
+    MAX_RANK: tl.constexpr,
+    MAX_TILES: tl.constexpr,
+    RANK_TILE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+):
+    segment = tl.program_id(1)
+    length, slot, start = tl.load(lengths + segment), tl.load(slots + segment), tl.load(starts + segment)
+    if length == 0:
+        return
+    entry = (slot * num_layers + layer) * num_modules + first_module
+    # Of rank 0 is also the base.
+    gate_rank = tl.load(lora_ranks + entry, mask=slot >= 0, other=0)
+    up_rank = tl.load(lora_ranks + entry + 1, mask=slot >= 0, other=0)
+    gate_scaling = tl.load(scalings + entry, mask=slot >= 0, other=0.0)
+    up_scaling = tl.load(scalings + entry + 1, mask=slot >= 0, other=0.0)
+
+    member = tl.arange(0, SEGMENT)
+    is_member = (member < length)[:, None]
+    token = tl.load(token_order + start + member, mask=member < length, other=0)
+    column = (tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT))[None, :]
+    is_column = column < width
+    mask = is_member & is_column
+    source = gate_up + (token * stride)[:, None] + column
+    gate = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(source + width, mask=mask, other=0.0).to(tl.float32)
+    split_stride = num_tokens.to(tl.int64) * (2 * MAX_RANK)
+    gate_rows = partials + (token * MAX_RANK)[:, None]
+    up_rows = gate_rows + num_tokens.to(tl.int64) * MAX_RANK
+    tiles = b_offsets + entry * MAX_TILES
+    gate += gate_scaling * _expanded(
+        gate_rows, is_member, split_stride, pool, tiles, gate_rank, width, column, is_column,
+        SPLITS, RANK_TILE, ALIGNED, SEGMENT, BLOCK_RANK, BLOCK_OUT,
+    )  # fmt: skip
+    up += up_scaling * _expanded(
+        up_rows, is_member, split_stride, pool, tiles + MAX_TILES, up_rank, width, column, is_column,
+        SPLITS, RANK_TILE, ALIGNED, SEGMENT, BLOCK_RANK, BLOCK_OUT,
+    )  # fmt: skip
+    result = gate * tl.sigmoid(gate) * up
+    tl.store(out + (token * width)[:, None] + column, result.to(out.dtype.element_ty), mask=mask)
