@@ -11,6 +11,7 @@ import click
 MEASUREMENTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "cpu-speed": "SmolLM2 on the CPU beside transformers' generate, in one run.",
+        "serve": "Load on any server with OpenAI's API: vllm bench serve's flags and lines.",
         "throughput": "An engine in this process over recorded requests.",
         "profile-steps": "Time per step by part, beside what bytes and operations allow.",
         "residents": "Writes cases with 1 to 1,000 adapters, and the adapters.",
