@@ -19,7 +19,7 @@ Kernel = Callable[..., None]
 
 _WORD_TYPES = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch.float16: types.int16}
 _OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
-"""What vector units need: sums in any order, and no look for a division by zero. NaN and infinity keep their meaning."""
+"""What vector units need: sums in any order, and no check for a division by zero. NaN and infinity stay as they are."""
 _INT16, _INT32 = ir.IntType(16), ir.IntType(32)
 
 
