@@ -13,6 +13,8 @@ MEASUREMENTS: Final[Mapping[str, str]] = MappingProxyType(
         "cpu-speed": "SmolLM2 on the CPU beside transformers' generate, in one run.",
         "serve": "Load on any server with OpenAI's API: vllm bench serve's flags and lines.",
         "throughput": "An engine in this process over recorded requests.",
+        "latency": "One batch from its arrival to its last token.",
+        "startup": "From the start of a process to the first token.",
         "profile-steps": "Time per step by part, beside what bytes and operations allow.",
         "residents": "Writes cases with 1 to 1,000 adapters, and the adapters.",
         "curve": "Throughput by the number of adapters in use, from those cases.",

@@ -41,7 +41,8 @@ def plot_curves(
     axes.set_ylim(bottom=0)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.legend()
+    if curves:
+        axes.legend()
     _save(figure, path)
 
 

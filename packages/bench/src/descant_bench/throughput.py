@@ -1,6 +1,7 @@
 """Offline throughput of the engine on recorded requests: one engine, any number of cases, nothing (de)tokenised.
 
     python -m descant_bench.throughput --model FOLDER --requests CASE.jsonl [CASE.jsonl ...] [--adapters FOLDER]
+    python -m descant_bench.throughput --model FOLDER --num-prompts 1000 --input-len 512 --output-len 256
 
 A case has {"prompt_token_ids": [...], "max_tokens": n, "adapter": number or null} a line (see `recorded`); adapter 7 is
 FOLDER/0007. Prints one JSON object a run (s, out_tok_s, total_tok_s, req_s over the whole call, prefill included) and
@@ -11,13 +12,14 @@ adapters into memory; it is reported and left out of the median.
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from descant_bench.ceilings import add_ceiling_options, ceilings
 from descant_bench.engine_options import add_engine_options, engine_config
 from descant_bench.environment import Environment, describe_environment, peak_memory_bytes
-from descant_bench.recorded import RecordedRequest, read_requests
+from descant_bench.recorded import RecordedRequest, random_requests, read_requests
 from descant_bench.replay import Replay, RunResult, median_run
 from descant_bench.step_work import Ceilings
 
@@ -70,19 +72,40 @@ def main() -> None:
     print(json.dumps({"startup_s": startup}), flush=True)
     cases: dict[str, CaseResult] = {}
     report = ThroughputReport(startup, describe_environment(config.device, args.commit), asdict(config.user), cases)
-    for path in args.requests:
-        requests = read_requests(path)
-        cases[path.stem] = measure_case(
-            replay, requests, name=path.stem, num_warmups=args.warmups, repeats=args.repeats, limits=limits
-        )
+    for name, requests in _cases(args, config.shape.vocab_size):
+        case = measure_case(replay, requests, name=name, num_warmups=args.warmups, repeats=args.repeats, limits=limits)
+        cases[name] = case
+        print(_summary(case.median), flush=True)
         if args.output is not None:  # after every case: what has been measured survives what breaks later
             args.output.write_text(json.dumps(asdict(report), indent=1) + "\n")
     replay.engine.close()
 
 
+def _cases(args: argparse.Namespace, vocab_size: int) -> Iterator[tuple[str, list[RecordedRequest]]]:
+    for path in args.requests:
+        yield path.stem, read_requests(path)
+    if not args.requests:
+        name = f"random-{args.input_len}in-{args.output_len}out-{args.num_prompts}"
+        yield (
+            name,
+            random_requests(args.num_prompts, args.input_len, args.output_len, vocab_size=vocab_size, seed=args.seed),
+        )
+
+
+def _summary(run: RunResult) -> str:
+    """vLLM's line."""
+    return (
+        f"Throughput: {run.req_s:.2f} requests/s, {run.total_tok_s:.2f} total tokens/s, "
+        f"{run.out_tok_s:.2f} output tokens/s"
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=Path, nargs="+", required=True, metavar="CASE.jsonl")
+    parser.add_argument("--requests", type=Path, nargs="+", default=[], metavar="CASE.jsonl")
+    parser.add_argument("--num-prompts", type=int, default=1000, help="without --requests: random prompts")
+    parser.add_argument("--input-len", type=int, default=1024)
+    parser.add_argument("--output-len", type=int, default=128)
     parser.add_argument("--adapters", type=Path, metavar="FOLDER", help="with a folder 0000, 0001, ... an adapter")
     parser.add_argument("--repeats", type=_at_least_one, default=3, help="runs of each case after the warm-ups")
     parser.add_argument("--warmups", type=int, default=1)
