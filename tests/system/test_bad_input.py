@@ -99,7 +99,7 @@ BODIES = [
     (CHAT, ASK | {"temprature": 1}, 400, "temprature"),
     (CHAT, ASK | {"lora_path": "/etc"}, 400, "lora_path"),
     (CHAT, ASK | {"tools": [{}]}, 400, "tools"),
-    (CHAT, ASK | {"n": 3}, 400, "n"),
+    (CHAT, ASK | {"n": 0}, 400, "n"),
     # given twice: the last one counts, for gateway and engine alike
     (CHAT, members(b'"model": "gpt-none"'), 404, "model"),
     (CHAT, members(b'"temperature": 0, "temperature": 5'), 400, "temperature"),
@@ -122,7 +122,7 @@ BODIES = [
     (COMPLETIONS, PROMPT | {"prompt": [10**6]}, 400, "prompt"),
     (COMPLETIONS, PROMPT | {"prompt": [1, "a"]}, 400, "prompt"),
     (COMPLETIONS, PROMPT | {"prompt": {"text": "Hello"}}, 400, "prompt"),
-    (COMPLETIONS, PROMPT | {"best_of": 2}, 400, "best_of"),
+    (COMPLETIONS, PROMPT | {"n": 3, "best_of": 2}, 400, "best_of"),
     (COMPLETIONS, {"model": DEMO_MODEL_NAME, "messages": HELLO}, 400, "messages"),
 ]
 

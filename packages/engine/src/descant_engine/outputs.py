@@ -73,6 +73,7 @@ def chosen_samples(outputs: Sequence[RequestOutput], params: SamplingParams) -> 
     if params.num_samples == params.n:
         return list(outputs)
     best = sorted(outputs, key=lambda output: output.mean_logprob, reverse=True)[: params.n]
+    best[0] = replace(best[0], prompt_logprobs=outputs[0].prompt_logprobs)
     return best if params.logprobs is not None else [replace(output, logprobs=()) for output in best]
 
 
@@ -126,7 +127,7 @@ class OutputText:
             return self._detokenizer.feed(token_ids)
         text = ""
         for token_id, logprobs in zip(token_ids, delta.logprobs.sampled, strict=False):
-            self._held.append(ScoredToken(self._detokenizer.num_characters, logprobs))
+            self._held.append(ScoredToken(self._detokenizer.offset_of(token_id), logprobs))
             text += self._detokenizer.feed((token_id,))
         return text
 

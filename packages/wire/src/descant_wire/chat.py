@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from msgspec import Struct
 
+from descant_wire.logprobs import ChatLogprobs, PromptLogprobs
 from descant_wire.sampling import FinishReason, SamplingFields
 from descant_wire.usage import Usage
 
@@ -44,6 +45,19 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_un
     messages: list[ChatMessage]
     max_completion_tokens: int | None = None
     """The current name of `max_tokens`; wins where both are given."""
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    """Only together with `logprobs`: so many of the likeliest tokens at each place."""
+
+    # vLLM's additions.
+    add_generation_prompt: bool | None = None
+    """Whether the prompt ends with the opening of the assistant's turn; true unless said otherwise."""
+    continue_final_message: bool | None = None
+    """The output goes on with the last message; `add_generation_prompt` must be false then."""
+    add_special_tokens: bool | None = None
+    """Whether the tokenizer adds its own to those of the chat template; false unless said otherwise."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template's own."""
 
     # Accepted, without effect.
     metadata: dict[str, str] | None = None
@@ -56,8 +70,6 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_un
     """Harmless: says how tools are called, and `tools` is refused."""
 
     # Refused unless they ask for what happens anyway.
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
     functions: list[Any] | None = None
@@ -74,14 +86,12 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_un
     store: bool | None = None
     prompt_cache_retention: str | None = None
     prompt_cache_options: Any = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
+    chat_template: str | None = None
+    documents: list[Any] | None = None
     echo: bool | None = None
 
     only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **SamplingFields.only,
-        "logprobs": (False,),
-        "top_logprobs": (0,),
         "tools": ([],),
         "tool_choice": ("none", "auto"),
         "functions": ([],),
@@ -98,8 +108,8 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_un
         "store": (False,),
         "prompt_cache_retention": ("in_memory",),
         "prompt_cache_options": (),
-        "add_generation_prompt": (True,),
-        "continue_final_message": (False,),
+        "chat_template": (),
+        "documents": ([],),
         "echo": (False,),
     }
 
@@ -118,7 +128,7 @@ class ChatChoice(Struct, frozen=True, kw_only=True):
     index: int
     message: ResponseMessage
     finish_reason: FinishReason
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     stop_reason: int | str | None = None
     """vLLM's: the stop string or the stop token that ended it."""
 
@@ -132,6 +142,8 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     usage: Usage
     object: Literal["chat.completion"] = "chat.completion"
     system_fingerprint: None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    """vLLM's"""
 
 
 class ChatDelta(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -142,7 +154,7 @@ class ChatDelta(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class ChatChunkChoice(Struct, frozen=True, kw_only=True):
     delta: ChatDelta
     index: int = 0
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 from msgspec import Struct
 
 from descant_wire.errors import invalid_request
+from descant_wire.logprobs import CompletionLogprobs, PromptLogprobs
 from descant_wire.sampling import FinishReason, SamplingFields, TokenId
 from descant_wire.usage import Usage
 
@@ -19,19 +20,19 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknow
     prompt: str | list[str | TokenId | list[TokenId]]
     add_special_tokens: bool | None = None
     """vLLM's: whether the tokenizer adds its begin-of-sequence token to a text prompt; true unless said otherwise."""
+    best_of: int | None = None
+    """Generate so many, and answer with the `n` likeliest ones."""
+    logprobs: int | None = None
+    """Log-probabilities of each token, and of so many of the likeliest ones at its place."""
+    echo: bool | None = None
+    """The prompt goes before the output, in text and log-probabilities."""
 
     # Refused unless they ask for what happens anyway.
-    logprobs: int | None = None
-    echo: bool | None = None
     suffix: str | None = None
-    best_of: int | None = None
 
     only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **SamplingFields.only,
-        "logprobs": (),
-        "echo": (False,),
         "suffix": ("",),
-        "best_of": (1,),
     }
 
     @property
@@ -39,8 +40,13 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknow
         """OpenAI's default for text completions is 16 tokens."""
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
+    @property
+    def wants_prompt_only(self) -> bool:
+        """An echo without any output, for the prompt's log-probabilities."""
+        return bool(self.echo) and self.max_tokens == 0
+
     def prompts(self) -> list[Prompt]:
-        """One prompt for each choice of the answer.
+        """Each gives `n` choices of the answer.
 
         Raises:
             ApiError: 400, for an empty list, a list of several kinds of thing, or more than MAX_PROMPTS prompts.
@@ -66,9 +72,11 @@ class CompletionChoice(Struct, frozen=True, kw_only=True):
     index: int
     text: str
     finish_reason: FinishReason
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
     stop_reason: int | str | None = None
     """vLLM's: the stop string or the stop token that ended it."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """vLLM's"""
 
 
 class Completion(Struct, frozen=True, kw_only=True):
@@ -85,7 +93,7 @@ class Completion(Struct, frozen=True, kw_only=True):
 class CompletionChunkChoice(Struct, frozen=True, kw_only=True):
     index: int
     text: str
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
 

@@ -37,6 +37,10 @@ class SamplingFields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_tokens: int | None = None
     stop: str | list[str] | None = None
 
+    n: int | None = None
+    logit_bias: dict[str, float] | None = None
+    """Token id, as JSON's keys are strings, -> what is added to its logit."""
+
     # vLLM's additions.
     top_k: int | None = None
     """0 or -1 keeps all tokens."""
@@ -50,20 +54,31 @@ class SamplingFields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cache_salt: str | None = None
     """Requests of different salts never share prefix blocks."""
 
+    allowed_token_ids: list[TokenId] | None = None
+    bad_words: list[str] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
+    """Only the last so many tokens of the prompt are taken; -1 takes as many as the context holds."""
+    return_tokens_as_token_ids: bool | None = None
+    """Tokens in log-probabilities are written as "token_id:123"."""
+    spaces_between_special_tokens: bool | None = None
+    """Harmless: the tokenizers that we serve put no spaces there, whatever is asked of them."""
+
     user: str | None = None
     """Harmless: an end user's name for the provider's abuse reports; there is no such provider here."""
 
     # Refused unless they ask for what happens anyway.
-    n: int | None = None
-    logit_bias: dict[str, Any] | None = None
-    skip_special_tokens: bool | None = None
-    include_stop_str_in_output: bool | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | None = None
+    """Of beam search."""
 
     only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "n": (1,),
-        "logit_bias": ({},),
-        "skip_special_tokens": (True,),
-        "include_stop_str_in_output": (False,),
+        "use_beam_search": (False,),
+        "length_penalty": (1,),
+        "early_stopping": (False,),
         "stream_options": (
             StreamOptions(),
             StreamOptions(include_usage=True),

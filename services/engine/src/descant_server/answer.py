@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 from litestar.response.base import ASGIResponse
 
 from descant_engine.outputs import RequestOutput
+from descant_server.answer_format import AnswerFormat, total_usage
 from descant_server.bodies import EventStream, HttpRequest, charge_of, json_answer, unless_client_leaves
-from descant_server.generation import Outputs, collect, generate
+from descant_server.generation import Outputs, chosen, collect, generate
 from descant_server.service import Service
-from descant_server.translate import AnswerFormat, EngineCall, total_usage
+from descant_server.translate import EngineCall
 from descant_wire.errors import ApiError, server_error
 from descant_wire.sse import DONE_EVENT, encode_event
 
@@ -21,9 +22,10 @@ async def answer_whole(
 ) -> ASGIResponse:
     """Raises ApiError, or ClientLeft as soon as nobody waits any more."""
     outputs = generate(service, call, answer_format.id, charge_of(request))
-    complete = await unless_client_leaves(request, collect(outputs, len(call.prompts)))
+    num_samples = len(call.prompts) * call.params.num_samples
+    complete = await unless_client_leaves(request, collect(outputs, num_samples))
     usage = total_usage([output.usage for output in complete])
-    return json_answer(answer_format.whole(complete, usage))
+    return json_answer(answer_format.whole(chosen(complete, call), usage))
 
 
 async def answer_stream(

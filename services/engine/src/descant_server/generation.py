@@ -1,4 +1,7 @@
-"""One API call under way: its requests in the engine, as one stream of (prompt index, output)."""
+"""One API call under way: its requests in the engine, as one stream of (sample index, output).
+
+The samples are in the order of the prompts, each prompt's together.
+"""
 
 import asyncio
 import time
@@ -6,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 
-from descant_engine.outputs import RequestOutput
+from descant_engine.outputs import RequestOutput, chosen_samples
 from descant_engine.request_stream import RequestStream
 from descant_server.errors import ENGINE_ERRORS, from_engine
 from descant_server.service import Service
@@ -29,7 +32,7 @@ async def generate(service: Service, call: EngineCall, call_id: str, charge: str
             streams: list[RequestStream] = []
             stack.enter_context(service.usage_book.entry(charge, streams))
             for index, prompt in enumerate(call.prompts):
-                stream = await service.engine.submit(
+                samples = await service.engine.submit_samples(
                     prompt,
                     call.params,
                     adapter=call.adapter,
@@ -38,7 +41,7 @@ async def generate(service: Service, call: EngineCall, call_id: str, charge: str
                     tenant_salt=call.tenant_salt,
                     priority=call.priority,
                 )
-                streams.append(await stack.enter_async_context(stream))
+                streams += [await stack.enter_async_context(stream) for stream in samples]
             meters = [stack.enter_context(service.metrics.request(call.adapter, started)) for _ in streams]
             outputs = await stack.enter_async_context(aclosing(_interleave(streams)))
             async for index, output in outputs:
@@ -57,7 +60,8 @@ async def _interleave(streams: Sequence[AsyncIterator[RequestOutput]]) -> Output
     try:
         while waiting:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
+            # In order: a prompt's first sample brings what the others share.
+            for task in sorted(done, key=waiting.__getitem__):
                 index = waiting.pop(task)
                 try:
                     output = task.result()
@@ -70,12 +74,27 @@ async def _interleave(streams: Sequence[AsyncIterator[RequestOutput]]) -> Output
             task.cancel()
 
 
-async def collect(outputs: Outputs, num_prompts: int) -> list[RequestOutput]:
-    """Each prompt's outputs joined into one, without their token ids. Closes `outputs`."""
-    texts: list[list[str]] = [[] for _ in range(num_prompts)]
-    last: dict[int, RequestOutput] = {}
+async def collect(outputs: Outputs, num_samples: int) -> list[RequestOutput]:
+    """Each sample's outputs joined into one, without their token ids. Closes `outputs`."""
+    parts: list[list[RequestOutput]] = [[] for _ in range(num_samples)]
     async with aclosing(outputs):
         async for index, output in outputs:
-            texts[index].append(output.text)
-            last[index] = output
-    return [replace(last[index], text="".join(texts[index]), token_ids=()) for index in range(num_prompts)]
+            parts[index].append(replace(output, token_ids=()))
+    return [_joined(each) for each in parts]
+
+
+def _joined(parts: Sequence[RequestOutput]) -> RequestOutput:
+    # Not one by one: that would copy a long text as often as it has parts.
+    return replace(
+        parts[-1],
+        text="".join(part.text for part in parts),
+        logprobs=tuple(token for part in parts for token in part.logprobs),
+        prompt_logprobs=tuple(token for part in parts for token in part.prompt_logprobs),
+    )
+
+
+def chosen(outputs: Sequence[RequestOutput], call: EngineCall) -> list[RequestOutput]:
+    """Of all samples, complete, those that the answer shows."""
+    size = call.params.num_samples
+    groups = [outputs[first : first + size] for first in range(0, len(outputs), size)]
+    return [output for group in groups for output in chosen_samples(group, call.params)]

@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Sequence
 
 from descant_engine.async_engine import AsyncEngine
-from descant_engine.frontend import Prompt, PromptTooLong
+from descant_engine.frontend import Prompt, PromptTooLong, Text
+from descant_engine.sampling_params import SamplingParams
 from descant_engine.text.chat_template import render_chat
 from descant_engine.text.tokenizer import TextTooLong
+from descant_server.completion_answer import EchoedPrompt
 from descant_server.errors import ENGINE_ERRORS, from_engine
 from descant_server.translate import chat_messages
 from descant_wire.completions import CompletionRequest
@@ -14,19 +16,29 @@ from descant_wire.errors import invalid_request
 from descant_wire.tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 
 
-async def prompts_of(request: CompletionRequest, engine: AsyncEngine) -> Sequence[Prompt]:
-    """The request's prompts, encoded here only if they are to have no special tokens: the engine would add them.
-
-    Raises:
-        ApiError: 400, the prompt has the wrong form or is too long.
-    """
-    prompts = request.prompts()
-    if request.add_special_tokens is not False:
-        return prompts
+def prompts_of(request: CompletionRequest) -> list[Prompt]:
+    """Raises ApiError 400: the prompt has the wrong form."""
+    add_special_tokens = request.add_special_tokens is not False
     return [
-        await _encode(engine, prompt, add_special_tokens=False, field="prompt") if isinstance(prompt, str) else prompt
-        for prompt in prompts
+        Text(prompt, add_special_tokens=add_special_tokens) if isinstance(prompt, str) else prompt
+        for prompt in request.prompts()
     ]
+
+
+async def echoed_prompts(prompts: Sequence[Prompt], params: SamplingParams, engine: AsyncEngine) -> list[EchoedPrompt]:
+    """The prompts as they go before their outputs. Raises ApiError 400: too long, or not in the vocabulary."""
+    try:
+        return [await _echoed(prompt, params, engine) for prompt in prompts]
+    except ENGINE_ERRORS as error:
+        raise from_engine(error, "prompt") from None
+
+
+async def _echoed(prompt: Prompt, params: SamplingParams, engine: AsyncEngine) -> EchoedPrompt:
+    token_ids = await engine.encode(prompt, params.truncate_prompt_tokens)
+    if isinstance(prompt, Text) and params.truncate_prompt_tokens is None:
+        return EchoedPrompt(prompt.text, token_ids)
+    text = engine.tokenizer.decode(token_ids, skip_special_tokens=params.skip_special_tokens)
+    return EchoedPrompt(text, token_ids)
 
 
 async def tokenize(request: TokenizeRequest, engine: AsyncEngine) -> TokenizeResponse:

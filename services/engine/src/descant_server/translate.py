@@ -1,54 +1,33 @@
-"""Between the wire and the engine: a request becomes prompts and SamplingParams, outputs become answers and chunks.
+"""From the wire to the engine: a request becomes prompts and SamplingParams.
 
-The one place that knows both. A field that is not read here is refused or declared harmless in `descant_wire`.
+A field that is not read here is refused or declared harmless in `descant_wire`.
 """
 
-import time
-import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
-import msgspec
-
-from descant_engine import request as engine
 from descant_engine.frontend import Chat, Prompt
-from descant_engine.outputs import RequestOutput
-from descant_engine.outputs import Usage as EngineUsage
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.text import chat_template
 from descant_server.errors import field_of
-from descant_wire.chat import (
-    ChatChoice,
-    ChatChunkChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatCompletionRequest,
-    ChatDelta,
-    ChatMessage,
-    ResponseMessage,
-)
-from descant_wire.completions import (
-    Completion,
-    CompletionChoice,
-    CompletionChunk,
-    CompletionChunkChoice,
-    CompletionRequest,
-)
+from descant_wire.chat import ChatCompletionRequest, ChatMessage
+from descant_wire.completions import CompletionRequest
 from descant_wire.errors import ApiError, invalid_request
-from descant_wire.sampling import FinishReason, SamplingFields
-from descant_wire.sse import encode_event
-from descant_wire.usage import Usage
+from descant_wire.sampling import SamplingFields
 
 ValueT = TypeVar("ValueT")
 
+MAX_CHOICES = 1024
+"""Outputs of one call, over all its prompts."""
+ALL_THAT_FITS = -1
+
 _DEFAULTS = SamplingParams()
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCall:
-    """What one API call asks of the engine: a request for each prompt."""
+    """What one API call asks of the engine: `params.num_samples` outputs for each prompt."""
 
     prompts: Sequence[Prompt]
     prompt_field: Literal["messages", "prompt"]
@@ -60,12 +39,14 @@ class EngineCall:
     priority: int
 
 
-def chat_call(request: ChatCompletionRequest, adapter: str | None, tenant: str = "") -> EngineCall:
-    """Raises ApiError 400 for a sampling value outside its range."""
+def chat_call(request: ChatCompletionRequest, max_model_len: int, adapter: str | None, tenant: str = "") -> EngineCall:
+    """Raises ApiError 400 for options that are outside their range or don't go together."""
     return EngineCall(
-        prompts=(Chat(chat_messages(request.messages)),),
+        prompts=(_chat(request),),
         prompt_field="messages",
-        params=sampling_params(request, request.completion_limit),
+        params=sampling_params(
+            request, max_model_len, max_tokens=request.completion_limit, logprobs=_chat_logprobs(request)
+        ),
         adapter=adapter,
         tenant=tenant,
         tenant_salt=_salt(tenant, request.cache_salt),
@@ -74,18 +55,67 @@ def chat_call(request: ChatCompletionRequest, adapter: str | None, tenant: str =
 
 
 def completion_call(
-    request: CompletionRequest, prompts: Sequence[Prompt], adapter: str | None, tenant: str = ""
+    request: CompletionRequest, prompts: Sequence[Prompt], max_model_len: int, adapter: str | None, tenant: str = ""
 ) -> EngineCall:
-    """Raises ApiError 400 for a sampling value outside its range."""
+    """Raises ApiError 400 for options that are outside their range or don't go together."""
+    params = sampling_params(
+        request,
+        max_model_len,
+        max_tokens=1 if request.wants_prompt_only else request.completion_limit,
+        logprobs=request.logprobs,
+        best_of=request.best_of,
+        # An echoed prompt's tokens are scored as the output's are.
+        prompt_logprobs=request.logprobs if request.echo and request.prompt_logprobs is None else None,
+    )
+    _check_choices(request, params, len(prompts))
     return EngineCall(
         prompts=prompts,
         prompt_field="prompt",
-        params=sampling_params(request, request.completion_limit),
+        params=params,
         adapter=adapter,
         tenant=tenant,
         tenant_salt=_salt(tenant, request.cache_salt),
         priority=request.priority or 0,
     )
+
+
+def _check_choices(request: CompletionRequest, params: SamplingParams, num_prompts: int) -> None:
+    if num_prompts * params.num_samples > MAX_CHOICES:
+        raise invalid_request(
+            f"`n` and `best_of`: {num_prompts} prompts of {params.num_samples} outputs are too many; at most"
+            f" {MAX_CHOICES} outputs fit into one call.",
+            param="n",
+            code="invalid_value",
+        )
+    if request.stream and params.num_samples > params.n:
+        raise invalid_request(
+            "`best_of` can't be streamed: which outputs are the best is known at the end.", param="best_of"
+        )
+
+
+def _chat(request: ChatCompletionRequest) -> Chat:
+    add_generation_prompt = request.add_generation_prompt is not False
+    if request.continue_final_message and add_generation_prompt:
+        raise invalid_request(
+            "`continue_final_message` needs `add_generation_prompt` to be false: the last message either stays open or"
+            " is followed by a new turn.",
+            param="continue_final_message",
+        )
+    return Chat(
+        chat_messages(request.messages),
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=bool(request.continue_final_message),
+        template_kwargs=request.chat_template_kwargs or {},
+        add_special_tokens=bool(request.add_special_tokens),
+    )
+
+
+def _chat_logprobs(request: ChatCompletionRequest) -> int | None:
+    if request.logprobs:
+        return request.top_logprobs or 0
+    if request.top_logprobs:
+        raise invalid_request("`top_logprobs` needs `logprobs` to be true.", param="top_logprobs")
+    return None
 
 
 def _salt(tenant: str, cache_salt: str | None) -> str:
@@ -111,14 +141,28 @@ def _chat_message(message: ChatMessage) -> chat_template.ChatMessage:
     return {"role": role, "content": content, "name": message.name}
 
 
-def sampling_params(request: SamplingFields, completion_limit: int | None) -> SamplingParams:
+def sampling_params(
+    request: SamplingFields,
+    max_model_len: int,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None = None,
+    best_of: int | None = None,
+    prompt_logprobs: int | None = None,
+) -> SamplingParams:
     """Null means the default, as it does for OpenAI. SamplingParams knows the ranges.
+
+    The keywords are what each endpoint has its own words for; `request.prompt_logprobs` wins over the one here.
 
     Raises:
         ApiError: 400, a value outside its range.
     """
+    if request.prompt_logprobs is not None and request.stream:
+        raise invalid_request("`prompt_logprobs` can't be streamed.", param="prompt_logprobs")
     try:
         return SamplingParams(
+            n=_given(request.n, _DEFAULTS.n),
+            best_of=best_of,
             temperature=_given(request.temperature, _DEFAULTS.temperature),
             top_p=_given(request.top_p, _DEFAULTS.top_p),
             top_k=0 if request.top_k == -1 else _given(request.top_k, _DEFAULTS.top_k),
@@ -127,14 +171,35 @@ def sampling_params(request: SamplingFields, completion_limit: int | None) -> Sa
             presence_penalty=_given(request.presence_penalty, _DEFAULTS.presence_penalty),
             frequency_penalty=_given(request.frequency_penalty, _DEFAULTS.frequency_penalty),
             repetition_penalty=_given(request.repetition_penalty, _DEFAULTS.repetition_penalty),
-            max_tokens=completion_limit,
+            logit_bias=_logit_bias(request.logit_bias or {}),
+            allowed_token_ids=None if request.allowed_token_ids is None else tuple(request.allowed_token_ids),
+            bad_words=tuple(request.bad_words or ()),
+            max_tokens=max_tokens,
             min_tokens=_given(request.min_tokens, _DEFAULTS.min_tokens),
             stop=request.stop_strings,
             stop_token_ids=tuple(request.stop_token_ids or ()),
             ignore_eos=_given(request.ignore_eos, _DEFAULTS.ignore_eos),
+            include_stop_str_in_output=_given(request.include_stop_str_in_output, _DEFAULTS.include_stop_str_in_output),
+            skip_special_tokens=_given(request.skip_special_tokens, _DEFAULTS.skip_special_tokens),
+            logprobs=logprobs,
+            prompt_logprobs=_given(request.prompt_logprobs, prompt_logprobs),
+            truncate_prompt_tokens=_prompt_limit(request.truncate_prompt_tokens, max_model_len, max_tokens),
         )
     except ValueError as error:
         raise _out_of_range(str(error), request) from None
+
+
+def _logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
+    """Raises ValueError, as SamplingParams does."""
+    for token_id in bias:
+        if not (token_id.isascii() and token_id.isdigit() and len(token_id) <= 10):
+            raise ValueError(f"logit_bias: its keys must be token ids; got {token_id[:40]!r}")
+    return {int(token_id): value for token_id, value in bias.items()}
+
+
+def _prompt_limit(limit: int | None, max_model_len: int, max_tokens: int | None) -> int | None:
+    """-1 leaves room for the output that was asked for."""
+    return limit if limit != ALL_THAT_FITS else max(1, max_model_len - (max_tokens or 1))
 
 
 def _given(value: ValueT | None, default: ValueT) -> ValueT:
@@ -143,137 +208,18 @@ def _given(value: ValueT | None, default: ValueT) -> ValueT:
 
 def _out_of_range(message: str, request: SamplingFields) -> ApiError:
     field = field_of(message)
-    if field == "max_tokens" and _gives_completion_tokens(request):
-        message, field = f"max_completion_tokens{message.removeprefix(field)}", "max_completion_tokens"
+    if (name := _wire_name(field, request)) != field:
+        message, field = f"{name}{message.removeprefix(field)}", name
     return invalid_request(message, param=field, code="invalid_value")
 
 
-def _gives_completion_tokens(request: SamplingFields) -> bool:
-    return isinstance(request, ChatCompletionRequest) and request.max_completion_tokens is not None
-
-
-class AnswerFormat(Protocol):
-    """How outputs become an answer of one endpoint. `index` is the prompt's place among the request's prompts."""
-
-    @property
-    def id(self) -> str:
-        """The answer's id."""
-
-    def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> bytes:
-        """The answer in one piece, from each prompt's complete output."""
-
-    def opening(self) -> bytes:
-        """The events before the first output."""
-
-    def events(self, index: int, output: RequestOutput) -> bytes:
-        """The events of one output: none while all of its text is held back."""
-
-    def usage_event(self, usage: Usage) -> bytes:
-        """The event after the last output, for those who asked for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChatFormat:
-    id: str
-    created: int
-    model: str
-
-    def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> bytes:
-        choices = [
-            ChatChoice(
-                index=index,
-                message=ResponseMessage(content=output.text),
-                finish_reason=_finish_reason(output),
-                stop_reason=output.stop_reason,
-            )
-            for index, output in enumerate(outputs)
-        ]
-        return _encode(ChatCompletion(id=self.id, created=self.created, model=self.model, choices=choices, usage=usage))
-
-    def opening(self) -> bytes:
-        return self._event(ChatChunkChoice(delta=ChatDelta(role="assistant", content="")))
-
-    def events(self, index: int, output: RequestOutput) -> bytes:
-        events = self._event(ChatChunkChoice(delta=ChatDelta(content=output.text))) if output.text else b""
-        if output.finish_reason is None:
-            return events
-        return events + self._event(
-            ChatChunkChoice(delta=ChatDelta(), finish_reason=_finish_reason(output), stop_reason=output.stop_reason)
-        )
-
-    def usage_event(self, usage: Usage) -> bytes:
-        return self._chunk([], usage)
-
-    def _event(self, choice: ChatChunkChoice) -> bytes:
-        return self._chunk([choice], None)
-
-    def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None) -> bytes:
-        chunk = ChatCompletionChunk(id=self.id, created=self.created, model=self.model, choices=choices, usage=usage)
-        return encode_event(_encode(chunk))
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionFormat:
-    id: str
-    created: int
-    model: str
-
-    def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> bytes:
-        choices = [
-            CompletionChoice(
-                index=index,
-                text=output.text,
-                finish_reason=_finish_reason(output),
-                stop_reason=output.stop_reason,
-            )
-            for index, output in enumerate(outputs)
-        ]
-        return _encode(Completion(id=self.id, created=self.created, model=self.model, choices=choices, usage=usage))
-
-    def opening(self) -> bytes:
-        return b""
-
-    def events(self, index: int, output: RequestOutput) -> bytes:
-        if not output.text and output.finish_reason is None:
-            return b""
-        finish_reason = None if output.finish_reason is None else _finish_reason(output)
-        choice = CompletionChunkChoice(
-            index=index, text=output.text, finish_reason=finish_reason, stop_reason=output.stop_reason
-        )
-        return self._chunk([choice], None)
-
-    def usage_event(self, usage: Usage) -> bytes:
-        return self._chunk([], usage)
-
-    def _chunk(self, choices: list[CompletionChunkChoice], usage: Usage | None) -> bytes:
-        chunk = CompletionChunk(id=self.id, created=self.created, model=self.model, choices=choices, usage=usage)
-        return encode_event(_encode(chunk))
-
-
-def chat_format(model: str) -> ChatFormat:
-    return ChatFormat(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model)
-
-
-def completion_format(model: str) -> CompletionFormat:
-    return CompletionFormat(f"cmpl-{uuid.uuid4().hex}", int(time.time()), model)
-
-
-def _finish_reason(output: RequestOutput) -> FinishReason:
-    match output.finish_reason:
-        case engine.FinishReason.STOP:
-            return "stop"
-        case engine.FinishReason.LENGTH:
-            return "length"
-        case _:
-            # ERROR never gets here: its stream raises.
-            return "abort"
-
-
-def total_usage(usages: Iterable[EngineUsage]) -> Usage:
-    """Of all prompts together, from the totals of each."""
-    each = list(usages)
-    return Usage.of(
-        sum(usage.prompt_tokens for usage in each),
-        sum(usage.completion_tokens for usage in each),
-        sum(usage.cached_tokens for usage in each),
-    )
+def _wire_name(field: str, request: SamplingFields) -> str:
+    """The name by which this request gave one of SamplingParams' fields."""
+    if isinstance(request, ChatCompletionRequest):
+        if field == "max_tokens" and request.max_completion_tokens is not None:
+            return "max_completion_tokens"
+        if field == "logprobs":
+            return "top_logprobs"
+    if isinstance(request, CompletionRequest) and field == "prompt_logprobs" and request.prompt_logprobs is None:
+        return "logprobs"
+    return field

@@ -20,7 +20,7 @@ class Detokenizer:
         the space that some tokenizers put before a text's first word is not part of it."""
         self.num_tokens = 0
         """Tokens taken; when a stop string ended the text, up to and with the one that completed it."""
-        self.num_characters = 0
+        self._num_characters = 0
         """Of the text that the tokens taken have completed, shown or not."""
         self.stop_string: str | None = None
         self._tokenizer = tokenizer
@@ -41,6 +41,16 @@ class Detokenizer:
             shown.append(self._show(self._utf8.decode(self._visible_bytes(token_id))))
         return "".join(shown)
 
+    def offset_of(self, token_id: int) -> int:
+        """Where the text of this token, which comes next, will begin: characters of the whole text before it. Tokens
+        that complete a character together begin where it does."""
+        begun, _ = self._utf8.getstate()
+        following = self._tokenizer.token_bytes(token_id, skip_special_tokens=self._skips_special_tokens)
+        if begun and following and following[0] & 0xC0 != 0x80:
+            # What was begun stays incomplete, and is replaced.
+            return self._num_characters + len(begun.decode("utf-8", errors="replace"))
+        return self._num_characters
+
     def finish(self) -> str:
         """The text held back until now; a character cut short becomes U+FFFD. Call it once, after the last token."""
         if self.stop_string is not None:
@@ -49,7 +59,7 @@ class Detokenizer:
         return shown + self._stop_strings.flush()
 
     def _show(self, text: str) -> str:
-        self.num_characters += len(text)
+        self._num_characters += len(text)
         # `num_tokens` counts the current token: the first `min_tokens` are exempt.
         if not text or self.num_tokens <= self._min_tokens:
             return text

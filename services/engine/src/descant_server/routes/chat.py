@@ -6,15 +6,20 @@ from litestar.response.base import ASGIResponse
 
 from descant_server.answer import answer_stream, answer_whole
 from descant_server.bodies import HttpRequest, read_json, tenant_of
+from descant_server.chat_answer import chat_format
 from descant_server.service import Service
-from descant_server.translate import chat_call, chat_format
+from descant_server.token_scores import TokenNames
+from descant_server.translate import chat_call
 from descant_wire.chat import ChatCompletionRequest
 
 
 @post("/v1/chat/completions", status_code=200)
 async def create_chat_completion(request: HttpRequest, service: NamedDependency[Service]) -> ASGIResponse:
     asked = await read_json(request, ChatCompletionRequest)
-    call = chat_call(asked, service.adapter_for(asked.model), tenant_of(request))
+    adapter, engine = service.adapter_for(asked.model), service.engine
+    call = chat_call(asked, engine.config.max_model_len, adapter, tenant_of(request))
+    names = TokenNames(engine.tokenizer, as_ids=bool(asked.return_tokens_as_token_ids))
+    answer_format = chat_format(asked.model, call.params, names)
     if asked.stream:
-        return await answer_stream(request, service, call, chat_format(asked.model), with_usage=asked.wants_usage_chunk)
-    return await answer_whole(request, service, call, chat_format(asked.model))
+        return await answer_stream(request, service, call, answer_format, with_usage=asked.wants_usage_chunk)
+    return await answer_whole(request, service, call, answer_format)
