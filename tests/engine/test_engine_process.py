@@ -10,7 +10,9 @@ import pytest
 
 from descant_engine import engine_process
 from descant_engine.adapter import AdapterManifest
+from descant_engine.engine import Refusal as LateRefusal
 from descant_engine.engine_process import Channel, FrontGone, run, serve
+from descant_engine.grammar.spec import GrammarRefused
 from descant_engine.messages import (
     Abort,
     AdapterAnswer,
@@ -46,6 +48,7 @@ class CountingEngine:
     adapters: set[str] = field(default_factory=set)
     num_steps: int = 0
     is_closed: bool = False
+    late_refusals: list[LateRefusal] = field(default_factory=list)
     running: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
@@ -60,6 +63,10 @@ class CountingEngine:
 
     def abort(self, request_id: str) -> None:
         self.running.pop(request_id, None)
+
+    def take_refusals(self) -> list[LateRefusal]:
+        refusals, self.late_refusals = self.late_refusals, []
+        return refusals
 
     def register_adapter(self, manifest: AdapterManifest) -> None:
         if manifest.digest == "too-large":
@@ -287,3 +294,10 @@ def test_a_failed_start_is_reported(monkeypatch: pytest.MonkeyPatch, error: Exce
     assert front.receive() == Fatal(text)
     assert front.join() == engine_process.EXIT_FAILED
     front.close()
+
+
+def test_request_whose_grammar_turns_out_impossible_is_refused_later(front: Front) -> None:
+    front.engine.late_refusals.append(LateRefusal("a", GrammarRefused("no finite value satisfies it")))
+    front.send(request("b", max_tokens=1))
+    messages = [front.receive() for _ in range(2)]
+    assert SubmitRefused("a", Refusal.GRAMMAR, "no finite value satisfies it") in messages

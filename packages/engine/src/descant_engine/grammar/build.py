@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 
 WALK_TOKENS = 64
+SLOW_SECONDS = 0.03
+"""Of a single step, when others want one of their own every few milliseconds."""
 VAST_SECONDS = 0.2
 """What occupies llguidance for so long is not worth starting with in xgrammar, which does far more in advance."""
 
@@ -88,15 +90,23 @@ def builds(spec: GrammarSpec, backends: Backends) -> Iterator[Build]:
         raise GrammarRefused("this engine has neither of the libraries xgrammar and llguidance installed")
     started = time.process_time()
     spec = _prepared(spec)
-    wanted = BackendName.XGRAMMAR if _suits_xgrammar(spec, backends) else BackendName.LLGUIDANCE
     _check_embedded(spec, backends)
+    wants_xgrammar = _suits_xgrammar(spec, backends)
+    is_built = False
     if BackendName.LLGUIDANCE in backends.names and not _is_xgrammars_own(spec):
-        yield Build(BackendName.LLGUIDANCE, backends.llguidance.compile(spec))
-    elif wanted is BackendName.LLGUIDANCE:
+        build = Build(BackendName.LLGUIDANCE, backends.llguidance.compile(spec))
+        if is_built := _is_quick(backends.llguidance.load(build.data).matcher(), backends.vocabulary):
+            yield build
+    elif not wants_xgrammar:
         raise GrammarRefused("it uses what xgrammar does not keep to exactly, and llguidance is not here to do it")
-    is_vast = time.process_time() - started > VAST_SECONDS
-    if wanted is BackendName.XGRAMMAR and not is_vast:
-        yield _compile_with_xgrammar(spec, backends)
+    is_vast = is_built and time.process_time() - started > VAST_SECONDS
+    if wants_xgrammar and not is_vast:
+        build = Build(BackendName.XGRAMMAR, backends.xgrammar.compile(spec))
+        if _is_quick(backends.xgrammar.load(build.data).matcher(), backends.vocabulary):
+            is_built = True
+            yield build
+    if not is_built:
+        raise GrammarRefused("following it takes too long; make it simpler")
 
 
 def _check_embedded(spec: GrammarSpec, backends: Backends) -> None:
@@ -113,27 +123,30 @@ def _check_embedded(spec: GrammarSpec, backends: Backends) -> None:
             raise GrammarRefused(f"a structural tag cannot keep to this schema in full: {json.dumps(schema)[:200]}")
 
 
-def _compile_with_xgrammar(spec: GrammarSpec, backends: Backends) -> Build:
-    data = backends.xgrammar.compile(spec)
-    _walk(backends.xgrammar.load(data).matcher(), backends.vocabulary)
-    return Build(BackendName.XGRAMMAR, data)
+def _is_quick(matcher: Matcher, vocabulary: Vocabulary) -> bool:
+    """Follows the grammar at random for a while: one on which single steps take long never gets to the engine.
 
-
-def _walk(matcher: Matcher, vocabulary: Vocabulary) -> None:
-    """Follows a grammar at random for a while, within this process's limits: a grammar on which single masks take
-    seconds never gets to the engine."""
+    Raises:
+        GrammarRefused: there is not even a first token.
+    """
     random = np.random.default_rng(0)
     row = np.zeros(num_words(vocabulary.size), dtype=np.int32)
     for step in range(WALK_TOKENS):
+        started = time.thread_time()
         matcher.fill_bitmask(row)
+        if step and time.thread_time() - started > SLOW_SECONDS:  # the first mask is made once, when it is loaded
+            return False
         allowed = np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))
-        if len(allowed) == 0 and step == 0:
-            raise GrammarRefused("no output satisfies it")
         if len(allowed) == 0:
-            return
+            if step == 0:
+                raise GrammarRefused("no output satisfies it, or following it exceeds all limits")
+            return True
         token_id = int(random.choice(allowed))
         if token_id in vocabulary.stop_token_ids or not matcher.accept(token_id):
-            return
+            return True
+        if time.thread_time() - started > SLOW_SECONDS:
+            return False
+    return True
 
 
 def _prepared(spec: GrammarSpec) -> GrammarSpec:

@@ -67,6 +67,8 @@ class LlguidanceBackend:
         matcher = LLMatcher(self._tokens, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise GrammarRefused(_reason(matcher.get_error()))
+        # The automata that the first mask needs are built now, for all matchers.
+        matcher.compute_bitmask()
         return LlguidanceGrammar(matcher)
 
     def compile(self, spec: GrammarSpec) -> str:

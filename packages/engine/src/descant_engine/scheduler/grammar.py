@@ -8,6 +8,7 @@ device is busy with the forward pass whose samples they are for.
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
+from time import thread_time
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +21,13 @@ from descant_engine.grammar.vocabulary import Vocabulary
 from descant_engine.request import EngineRequest, FinishReason, TokenDelta
 from descant_engine.scheduler.plan import ScheduledRequest
 
+SECONDS_AT_ONCE = 0.25
+SECONDS_A_TOKEN = 0.002
+"""How long one request's grammar may keep the engine's thread busy: so much, and so much more for each token."""
 ANY_TOKEN = -1
 """As a word of a bitmask: all bits set."""
 DEAD_END = "the grammar led to a point from which no output can be completed"
+TOO_SLOW = "following the grammar takes too long; make it simpler"
 STRAYED = "the output left its grammar; other options of the request forbid the tokens that it allows"
 
 
@@ -47,6 +52,13 @@ class _Waiting:
     grammar: CompiledFuture
 
 
+@dataclass(slots=True)
+class _Following:
+    matcher: Matcher
+    seconds_left: float = SECONDS_AT_ONCE
+    is_at_dead_end: bool = False
+
+
 class RequestGrammars:
     """By request id. Used from the engine's thread."""
 
@@ -56,8 +68,7 @@ class RequestGrammars:
         self._may_go_on = _all_but(vocabulary.stop_token_ids, vocabulary.size)
         """Every token that is no end."""
         self._waiting: dict[str, _Waiting] = {}
-        self._matchers: dict[str, Matcher] = {}
-        self._dead_ends: set[str] = set()
+        self._following: dict[str, _Following] = {}
 
     # Until the grammar is compiled
 
@@ -72,7 +83,7 @@ class RequestGrammars:
             if waiting.grammar.done():
                 del self._waiting[request_id]
                 if (error := waiting.grammar.exception()) is None:
-                    self._matchers[request_id] = waiting.grammar.result().matcher()
+                    self._following[request_id] = _Following(waiting.grammar.result().matcher())
                 compiled.append(Compiled(waiting.request, error))
         return compiled
 
@@ -92,12 +103,11 @@ class RequestGrammars:
     def forget(self, request_id: str) -> None:
         """The request is over. Unknown ids are ignored."""
         self._waiting.pop(request_id, None)
-        self._matchers.pop(request_id, None)
-        self._dead_ends.discard(request_id)
+        self._following.pop(request_id, None)
 
     def concern(self, scheduled: tuple[ScheduledRequest, ...]) -> bool:
         """Whether a step needs a mask, and so the tokens of every step before it."""
-        return bool(self._matchers) and any(True for _ in self._sampled(scheduled))
+        return bool(self._following) and any(True for _ in self._sampled(scheduled))
 
     def bitmask(self, scheduled: tuple[ScheduledRequest, ...]) -> GrammarBitmask | None:
         """What a step may sample, once the tokens of every step before it were given to `accept`."""
@@ -106,27 +116,30 @@ class RequestGrammars:
             return None
         words = np.empty((len(places), num_words(self._vocab_size)), dtype=np.int32)
         for row, (_, request_id) in zip(words, places, strict=True):
-            self._fill(row, request_id)
+            self._fill(row, self._following[request_id])
         return GrammarBitmask(tuple(index for index, _ in places), words)
 
     def accept(self, delta: TokenDelta) -> GrammarEnd | None:
         """Follows a request's new tokens. Returns how its grammar ends it, if it does."""
-        if (matcher := self._matchers.get(delta.request_id)) is None:
+        if (following := self._following.get(delta.request_id)) is None:
             return None
-        if delta.finish_reason is not None:
-            self.forget(delta.request_id)
-            return None
-        end = self._follow(matcher, delta)
-        if end is not None:
+        end = None if delta.finish_reason is not None else self._follow(following, delta)
+        if delta.finish_reason is not None or end is not None:
             self.forget(delta.request_id)
         return end
 
-    def _follow(self, matcher: Matcher, delta: TokenDelta) -> GrammarEnd | None:
-        if delta.request_id in self._dead_ends:
+    def _follow(self, following: _Following, delta: TokenDelta) -> GrammarEnd | None:
+        if following.is_at_dead_end:
             return GrammarEnd(FinishReason.ERROR, DEAD_END)
-        if not all(matcher.accept(token_id) for token_id in delta.token_ids):
+        if following.seconds_left < 0:
+            return GrammarEnd(FinishReason.ERROR, TOO_SLOW)
+        started = thread_time()
+        has_strayed = not all(following.matcher.accept(token_id) for token_id in delta.token_ids)
+        must_end = not has_strayed and self._must_end(following.matcher)
+        following.seconds_left += SECONDS_A_TOKEN * len(delta.token_ids) - (thread_time() - started)
+        if has_strayed:
             return GrammarEnd(FinishReason.ERROR, STRAYED)
-        return GrammarEnd(FinishReason.STOP) if self._must_end(matcher) else None
+        return GrammarEnd(FinishReason.STOP) if must_end else None
 
     def _must_end(self, matcher: Matcher) -> bool:
         """Where nothing but an end may follow, it ends: no step for an end-of-sequence token, nor one that min_tokens
@@ -137,18 +150,19 @@ class RequestGrammars:
         matcher.fill_bitmask(row)
         return not (row & self._may_go_on).any()
 
-    def _fill(self, row: BitmaskRow, request_id: str) -> None:
-        matcher = self._matchers[request_id]
-        matcher.fill_bitmask(row)
+    def _fill(self, row: BitmaskRow, following: _Following) -> None:
+        started = thread_time()
+        following.matcher.fill_bitmask(row)
+        following.seconds_left -= thread_time() - started
         if not row.any():
             # Something has to be sampled; the request ends with the next delta.
             row.fill(ANY_TOKEN)
-            self._dead_ends.add(request_id)
+            following.is_at_dead_end = True
 
     def _sampled(self, scheduled: tuple[ScheduledRequest, ...]) -> Iterator[tuple[int, str]]:
         """(place among the step's samples, request id) of those with a grammar."""
         sampled = (request.request_id for request in scheduled if request.samples)
-        return ((index, name) for index, name in enumerate(sampled) if name in self._matchers)
+        return ((index, name) for index, name in enumerate(sampled) if name in self._following)
 
 
 def _all_but(token_ids: tuple[int, ...], vocab_size: int) -> BitmaskRow:
