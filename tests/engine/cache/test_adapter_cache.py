@@ -55,14 +55,15 @@ class Cache:
         for readiness in (Readiness.READING, Readiness.COPYING, Readiness.USABLE):
             assert self.bring(digest) is readiness
             self.finish(*self.adapters.take_moves())
-        self.pool.clock += 1
 
     def bring(self, digest: str, *keep: str) -> Readiness:
-        return self.adapters.bring(digest, keep, 0, into_pool=True)
+        return self.adapters.bring(digest, keep, 0)
 
     def finish(self, *moves: AdapterMove, error: str | None = None) -> None:
         for move in moves:
-            self.adapters.apply(AdapterEvent(move.kind, move.manifest.digest, error, f"content of {move.manifest.digest}"))
+            self.adapters.apply(
+                AdapterEvent(move.kind, move.manifest.digest, error, f"content of {move.manifest.digest}")
+            )
         self.pool.check_integrity(count_holders(list(self.adapters.held_blocks())))
 
     def tiers(self) -> dict[str, AdapterTier]:
@@ -98,7 +99,7 @@ def test_room_is_made_of_the_longest_idle_and_never_of_pinned_or_kept_ones(cache
         cache.load(digest, 3)
     cache.adapters.add_user("a")
     cache.adapters.pin("a")
-    assert cache.adapters.make_room(4, keep=["b"])
+    assert cache.adapters.make_room(4, "b")
     assert cache.dropped(AdapterMoveKind.DROP_DEVICE) == ["c"]
     assert not cache.adapters.make_room(10), "a is pinned"
     assert cache.dropped(AdapterMoveKind.DROP_DEVICE) == [], "all or nothing"
@@ -134,8 +135,10 @@ def test_a_slot_is_needed_as_well_as_blocks() -> None:
     cache.finish(*cache.adapters.take_moves())
     assert cache.bring("b") is Readiness.NO_ROOM
     cache.adapters.unpin("a")
-    assert cache.bring("b", "a") is Readiness.NO_ROOM
-    assert cache.bring("b") is Readiness.COPYING
+    cache.adapters.add_user("a")
+    assert cache.bring("b") is Readiness.NO_ROOM, "somebody waits for a"
+    assert cache.adapters.bring("b", (), 0, evict_wanted=True) is Readiness.COPYING
+    assert cache.adapters.take_displaced() == ["a"]
     drop, load = cache.adapters.take_moves()
     assert (drop.kind, drop.slot) == (AdapterMoveKind.DROP_DEVICE, slot)
     assert (load.kind, load.slot) == (AdapterMoveKind.LOAD_DEVICE, slot)

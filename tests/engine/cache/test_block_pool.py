@@ -47,9 +47,9 @@ def test_blocks_without_content_go_before_cached_ones_and_those_longest_unused_f
     blocks = pool.allocate(3)
     for number, block in enumerate(blocks):
         pool.cache(block, _hash(number))
-    pool.clock = 7
+    pool.age = 7
     pool.release([blocks[2]])
-    pool.clock = 8
+    pool.age = 8
     pool.release([blocks[0], blocks[1]])
     assert pool.num_empty_blocks == 1
     assert pool.coldest_cached_at == 7

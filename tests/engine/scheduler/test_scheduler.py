@@ -7,9 +7,9 @@ import pytest
 
 from descant_engine.cache.adapter_cache import AdapterTier
 from descant_engine.request import FinishReason, TokenDelta
+from descant_engine.scheduler.adapter_loading import PATIENCE_STEPS as ADAPTER_PATIENCE_STEPS
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
 from descant_engine.scheduler.plan import AdapterMoveKind, StepPlan, StepResult
-from descant_engine.scheduler.scheduler import ADAPTER_PATIENCE_STEPS
 
 EngineOf = Callable[..., Any]
 EOS = 2
@@ -621,22 +621,24 @@ def test_cold_prefixes_make_room_for_an_adapter_and_idle_adapters_for_kv(
         engine.check_output(spec)
 
 
-@pytest.mark.parametrize("adapter_is_colder", [True, False])
-def test_of_prefixes_and_idle_adapters_the_longest_unused_goes_first(
-    engine_of: EngineOf, manifest_of: Callable[..., Any], adapter_is_colder: bool
+@pytest.mark.parametrize("prefixes_are_reused", [True, False])
+def test_of_prefixes_and_idle_adapters_the_less_worthy_goes_first(
+    engine_of: EngineOf, manifest_of: Callable[..., Any], prefixes_are_reused: bool
 ) -> None:
+    """An adapter is quickly copied again from host memory: it goes before prefixes, unless nobody asks for those."""
     engine = engine_of(13, 4)
     engine.scheduler.register_adapter(manifest_of("a", 4))
-    users: list[dict[str, Any]] = [{"prompt": [3, 4], "adapter": "a"}, {"prompt": range(3, 20)}]
-    for user in users if adapter_is_colder else reversed(users):
-        engine.add("user", max_tokens=1, **user)
+    for prompt in (range(3, 20), range(3, 20) if prefixes_are_reused else range(20, 22)):
+        engine.add("user", prompt, max_tokens=1)
         engine.run()
-    engine.add("newcomer", range(20, 43), max_tokens=1)
+    engine.add("adapted", [3, 4], adapter="a", max_tokens=1)
     engine.run()
-    assert engine.scheduler.stats().num_adapter_evictions == adapter_is_colder
+    engine.add("newcomer", range(30, 53), max_tokens=1)
+    engine.run()
+    assert engine.scheduler.stats().num_adapter_evictions == prefixes_are_reused
     engine.add("again", range(3, 20), max_tokens=1)
     engine.run()
-    assert (engine.finished["again"].num_cached_tokens == 16) is adapter_is_colder
+    assert (engine.finished["again"].num_cached_tokens == 16) is prefixes_are_reused
 
 
 def test_a_removed_adapter_serves_whom_it_has_and_is_then_forgotten(

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from descant_engine.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from descant_engine.scheduler.shares import Share
 from descant_engine.seeds import sample_seed
 
 
@@ -43,7 +46,7 @@ class EngineRequest:
     """The id of a request with the same prompt, submitted before: this one waits until that one has computed the
     prompt, and then shares its blocks. Its own prompt is counted there."""
     priority: int = 0
-    """Smaller is served earlier; first come, first served within one priority."""
+    """Smaller is served earlier, whoever asks and whatever he has had; fairness rules within one priority."""
     arrival_time: float = 0.0
 
 
@@ -75,6 +78,10 @@ class Request:
     num_preemptions: int = 0
     num_steps_overtaken: int = 0
     """Steps in which a later request was admitted while nothing in the pool could be evicted for this one's adapter."""
+    share: "Share" = field(init=False)
+    """What is charged for its tokens; set when it joins the queue."""
+    num_charged_tokens: int = 0
+    """Its first so many tokens are paid for, or were found in the prefix cache."""
     adapter_slot: int = -1
     first_sample: "Request | None" = None
     """Who computes the prompt that this one shares; see `EngineRequest.sample_of`."""

@@ -16,6 +16,11 @@ from descant_engine.cache.block_pool import BlockPool
 from descant_engine.config import ResolvedConfig
 from descant_engine.scheduler.plan import AdapterEvent, AdapterMove, AdapterMoveKind
 
+MAX_READS = 8
+"""Files being read at once: enough to keep the loading threads busy. More would take host memory for nothing."""
+MAX_COPIES = 8
+"""Copies into the pool at once: some milliseconds of the bus."""
+
 
 class Readiness(IntEnum):
     """How far an adapter is from serving a request."""
@@ -25,9 +30,11 @@ class Readiness(IntEnum):
     """Into the pool: milliseconds."""
     READING = 2
     """From its file into host memory: perhaps seconds."""
-    NO_HOST_ROOM = 3
+    IN_LINE = 3
+    """Until other loads are over."""
+    NO_HOST_ROOM = 4
     """Host memory is taken by adapters whose requests came earlier."""
-    NO_ROOM = 4
+    NO_ROOM = 5
     """In the pool: what is in the way belongs to running requests, or to requests that came earlier."""
 
 
@@ -75,7 +82,7 @@ class AdapterCache:
         return bool(self._moves)
 
     def register(self, manifest: AdapterManifest) -> None:
-        """Raises ValueError for an adapter that can never be served. One that is registered already stays what it is."""
+        """Raises ValueError for an adapter that can never be served. One that is known already stays what it is."""
         if (known := self._adapters.get(manifest.digest)) is not None:
             known.is_removed = False
         else:
@@ -88,11 +95,11 @@ class AdapterCache:
             self._forget_if_unused(adapter)
 
     def add_user(self, digest: str) -> None:
-        self._adapters[digest].num_users += 1
+        self._device.change_users(self._adapters[digest], 1)
 
     def drop_user(self, digest: str) -> None:
         adapter = self._adapters[digest]
-        adapter.num_users -= 1
+        self._device.change_users(adapter, -1)
         self._forget_if_unused(adapter)
 
     def num_blocks(self, digest: str) -> int:
@@ -123,14 +130,23 @@ class AdapterCache:
     def unpin(self, digest: str) -> None:
         self._device.unpin(self._adapters[digest])
 
-    def make_room(self, count: int, keep: Collection[str] = ()) -> bool:
-        """Sees to it that the pool has `count` free blocks, if that is possible without `keep` and what is pinned."""
-        return self._device.make_room(count, keep)
+    def make_room(self, count: int, spared: str | None = None) -> bool:
+        """Sees to it that the pool has `count` free blocks, if that is possible without `spared` and what is pinned."""
+        return self._device.make_room(count, None if spared is None else self._adapters[spared])
 
-    def bring(self, digest: str, keep: Collection[str], num_spare_blocks: int, *, into_pool: bool) -> Readiness:
+    def bring(
+        self,
+        digest: str,
+        keep: Collection[str],
+        num_spare_blocks: int,
+        *,
+        into_pool: bool = True,
+        evict_wanted: bool = False,
+    ) -> Readiness:
         """Starts the next move that the adapter needs towards the device, if there is room for it.
 
-        A copy into the pool is only begun if `into_pool`, and if it leaves `num_spare_blocks` free.
+        A copy into the pool is only begun if `into_pool`, and if it leaves `num_spare_blocks` free. In host memory
+        nothing in `keep` gives way to it, in the pool nothing that requests want unless `evict_wanted`.
         """
         adapter = self._adapters[digest]
         if adapter.device is Copy.READY:
@@ -140,11 +156,18 @@ class AdapterCache:
         if adapter.host is Copy.LOADING:
             return Readiness.READING
         if adapter.host is Copy.ABSENT:
-            return Readiness.READING if self._host.start_read(adapter, keep) else Readiness.NO_HOST_ROOM
-        if not into_pool or not self._device.start_copy(adapter, keep, num_spare_blocks):
+            return self._read(adapter, keep)
+        if self._device.num_copies >= MAX_COPIES:
+            return Readiness.IN_LINE
+        if not into_pool or not self._device.start_copy(adapter, num_spare_blocks, evict_wanted=evict_wanted):
             return Readiness.NO_ROOM
-        self._host.touch(adapter)
+        self._host.touch(adapter, self._device.clock)
         return Readiness.COPYING
+
+    def _read(self, adapter: Adapter, keep: Collection[str]) -> Readiness:
+        if self._host.num_reads >= MAX_READS:
+            return Readiness.IN_LINE
+        return Readiness.READING if self._host.start_read(adapter, keep) else Readiness.NO_HOST_ROOM
 
     def apply(self, event: AdapterEvent) -> None:
         """Completes a load. After a failed one the adapter is only registered, and the next try reads its file anew."""
@@ -152,7 +175,7 @@ class AdapterCache:
         is_ready = event.error is None
         match event.kind:
             case AdapterMoveKind.LOAD_HOST:
-                self._host.finish_read(adapter, is_ready=is_ready)
+                self._host.finish_read(adapter, self._device.clock, is_ready=is_ready)
                 if is_ready:
                     adapter.manifest = replace(adapter.manifest, content_digest=event.content_digest)
             case AdapterMoveKind.LOAD_DEVICE:
@@ -168,6 +191,12 @@ class AdapterCache:
         moves = tuple(self._moves)
         self._moves.clear()
         return moves
+
+    def take_displaced(self) -> list[str]:
+        """Adapters evicted since the last call although requests want them."""
+        displaced = [adapter.digest for adapter in self._device.displaced]
+        self._device.displaced.clear()
+        return displaced
 
     def residency(self) -> tuple[AdapterResidency, ...]:
         """Of every registered adapter."""

@@ -3,13 +3,13 @@
 `keep`, where taken, names adapters that must not be evicted for the purpose.
 """
 
-from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from descant_engine.adapter import AdapterManifest
 from descant_engine.cache.block_pool import BlockPool
+from descant_engine.cache.worth import COPY_COST, PREFIX_COST, READ_COST, EvictionOrder, Popularity, adapter_worth
 from descant_engine.scheduler.plan import AdapterMove, AdapterMoveKind
 
 
@@ -35,8 +35,7 @@ class Adapter:
     device: Copy = Copy.ABSENT
     slot: int = -1
     block_ids: tuple[int, ...] = ()
-    idle_since: int = 0
-    """The pool's clock when its device copy was last of use."""
+    popularity: Popularity = field(default_factory=Popularity)
     is_removed: bool = False
 
     @property
@@ -49,35 +48,41 @@ class Adapter:
 
 
 class HostTier:
-    """Copies in host memory, least recently used first out; never one that is being read or copied from."""
+    """Copies in host memory, the least worthy first out; never one that is being read or copied from."""
 
     def __init__(self, max_blocks: int, moves: list[AdapterMove]) -> None:
         self.max_blocks = max_blocks
+        self.num_reads = 0
+        """Under way."""
         self._moves = moves
         self._num_blocks = 0
-        self._adapters: OrderedDict[str, Adapter] = OrderedDict()
-        """With a copy here, or one on its way, longest unused first."""
+        self._age = 0.0
+        self._order = EvictionOrder()
+        """All that have a copy here, or one on its way."""
 
     def start_read(self, adapter: Adapter, keep: Collection[str]) -> bool:
         """Begins to read an adapter's file; False, and nothing changes, if there is no room for it."""
         if not self._make_room(adapter.num_blocks, keep):
             return False
         adapter.host = Copy.LOADING
-        self._adapters[adapter.digest] = adapter
+        self.num_reads += 1
         self._num_blocks += adapter.num_blocks
+        self._order.put(adapter, self._age)
         self._moves.append(AdapterMove(AdapterMoveKind.LOAD_HOST, adapter.manifest))
         return True
 
-    def finish_read(self, adapter: Adapter, *, is_ready: bool) -> None:
+    def finish_read(self, adapter: Adapter, clock: int, *, is_ready: bool) -> None:
+        self.num_reads -= 1
         if is_ready:
             adapter.host = Copy.READY
-            self.touch(adapter)
+            self.touch(adapter, clock)
         else:
             self._release(adapter)
 
-    def touch(self, adapter: Adapter) -> None:
+    def touch(self, adapter: Adapter, clock: int) -> None:
         """The copy was of use just now."""
-        self._adapters.move_to_end(adapter.digest)
+        if adapter.host is Copy.READY:
+            self._order.put(adapter, adapter_worth(self._age, adapter.popularity.at(clock), READ_COST))
 
     def drop(self, adapter: Adapter) -> None:
         self._moves.append(AdapterMove(AdapterMoveKind.DROP_HOST, adapter.manifest))
@@ -86,54 +91,75 @@ class HostTier:
     def check_integrity(self, adapters: Collection[Adapter]) -> None:
         """Asserts that exactly those of `adapters` that say so have a copy here."""
         here = [adapter for adapter in adapters if adapter.host is not Copy.ABSENT]
-        assert {adapter.digest for adapter in here} == self._adapters.keys()
+        assert len(here) == len(self._order)
+        assert all(adapter in self._order for adapter in here)
         assert sum(adapter.num_blocks for adapter in here) == self._num_blocks <= self.max_blocks
+        assert sum(adapter.host is Copy.LOADING for adapter in here) == self.num_reads
 
     def _make_room(self, count: int, keep: Collection[str]) -> bool:
         missing = self._num_blocks + count - self.max_blocks
-        evicted: list[Adapter] = []
-        for adapter in self._adapters.values():
-            if missing <= 0:
-                break
-            if not adapter.is_loading and adapter.digest not in keep:
-                evicted.append(adapter)
+        chosen: dict[str, tuple[float, Adapter]] = {}
+        spared = set(keep)
+        while missing > 0 and (least := self._order.first(spared)) is not None:
+            _, adapter = least
+            spared.add(adapter.digest)
+            if not adapter.is_loading:
+                chosen[adapter.digest] = least
                 missing -= adapter.num_blocks
         if missing > 0:
             return False
-        for adapter in evicted:
+        for worth, adapter in chosen.values():
+            self._age = max(self._age, worth)
             self.drop(adapter)
         return True
 
     def _release(self, adapter: Adapter) -> None:
-        del self._adapters[adapter.digest]
+        self._order.discard(adapter)
         self._num_blocks -= adapter.num_blocks
         adapter.host = Copy.ABSENT
 
 
 class DeviceTier:
-    """Copies in the block pool, each under a slot of the runner's tables; those that are not pinned may be evicted."""
+    """Copies in the block pool, each under a slot of the runner's tables; those that are not pinned may be evicted.
+
+    An adapter that somebody waits for gives way only to tokens, and to requests that were overtaken for too long.
+    """
 
     def __init__(self, pool: BlockPool, num_slots: int, moves: list[AdapterMove]) -> None:
         self.num_slots = num_slots
+        self.num_copies = 0
+        """Under way."""
         self.num_loads = 0
         self.num_evictions = 0
+        self.clock = 0
+        """Ticks with every use of an adapter."""
+        self.displaced: list[Adapter] = []
+        """Evicted although requests want them, since the owner looked last."""
         self._pool = pool
         self._moves = moves
         self._free_slots = list(range(num_slots - 1, -1, -1))
-        self._idle: OrderedDict[str, Adapter] = OrderedDict()
-        """Ready and not pinned, longest unused first."""
+        self._unwanted = EvictionOrder()
+        """Idle ones, which are ready and not pinned: without users, ..."""
+        self._wanted = EvictionOrder()
+        """... and with."""
+        self._num_unwanted_blocks = 0
+        self._num_wanted_blocks = 0
 
-    def start_copy(self, adapter: Adapter, keep: Collection[str], num_spare_blocks: int) -> bool:
+    def start_copy(self, adapter: Adapter, num_spare_blocks: int, *, evict_wanted: bool) -> bool:
         """Begins to copy an adapter into the pool; False if that would not leave `num_spare_blocks` free."""
-        if not self._make_slot_room(keep) or not self.make_room(adapter.num_blocks + num_spare_blocks, keep):
+        num_blocks = adapter.num_blocks + num_spare_blocks
+        if not self._make_slot_room(evict_wanted) or not self.make_room(num_blocks, None, evict_wanted=evict_wanted):
             return False
         adapter.device = Copy.LOADING
         adapter.slot = self._free_slots.pop()
-        adapter.block_ids = self._pool.allocate(adapter.num_blocks)
+        # Neighbours in the pool are copied as one.
+        adapter.block_ids = tuple(sorted(self._pool.allocate(adapter.num_blocks)))
+        self.num_copies += 1
         self._moves.append(AdapterMove(AdapterMoveKind.LOAD_DEVICE, adapter.manifest, adapter.slot, adapter.block_ids))
         return True
 
     def finish_copy(self, adapter: Adapter, *, is_ready: bool) -> None:
+        self.num_copies -= 1
         if is_ready:
             adapter.device = Copy.READY
             self.num_loads += 1
@@ -143,33 +169,47 @@ class DeviceTier:
 
     def pin(self, adapter: Adapter) -> None:
         assert adapter.device is Copy.READY
+        if adapter.num_pins == 0:
+            self._take_idle(adapter)
         adapter.num_pins += 1
-        self._idle.pop(adapter.digest, None)
+        self.clock += 1
+        adapter.popularity.use(self.clock)
 
     def unpin(self, adapter: Adapter) -> None:
         adapter.num_pins -= 1
         if adapter.num_pins == 0:
             self._make_idle(adapter)
 
-    def make_room(self, count: int, keep: Collection[str]) -> bool:
-        """Sees to it that the pool has `count` free blocks, evicting idle adapters if it must; all or nothing.
+    def change_users(self, adapter: Adapter, difference: int) -> None:
+        """One more or one less request, waiting or running, wants it."""
+        is_idle = self._is_idle(adapter)
+        if is_idle:
+            self._take_idle(adapter)
+        adapter.num_users += difference
+        if is_idle:
+            self._make_idle(adapter)
 
-        Cached prefixes and idle adapters are equals: of the two, what was not used for longer goes first.
+    def make_room(self, count: int, spared: Adapter | None, *, evict_wanted: bool = True) -> bool:
+        """Sees to it that the pool has `count` free blocks, evicting idle adapters but `spared` if it must; all or
+        nothing.
+
+        Between cached prefixes and adapters that nobody wants, worth decides.
         """
         if count <= self._pool.num_empty_blocks:
             return True
         missing = count - self._pool.num_free_blocks
-        if missing > 0 and missing > sum(a.num_blocks for a in self._idle.values() if a.digest not in keep):
+        if missing > 0 and missing > self._num_evictable_blocks(spared, evict_wanted):
             return False
-        while (coldest := self._coldest(keep)) is not None:
-            if count <= self._pool.num_free_blocks and not self._is_colder_than_prefixes(coldest, count):
-                break
-            self._evict(coldest)
+        keep = () if spared is None else (spared.digest,)
+        while (least := self._unwanted.first(keep)) is not None and self._goes_before_prefixes(least[0], count):
+            self._evict(*least)
+        while count > self._pool.num_free_blocks and (least := self._least_worthy(keep, evict_wanted)) is not None:
+            self._evict(*least)
         return True
 
     def drop(self, adapter: Adapter) -> None:
         """Takes an idle adapter off the device."""
-        del self._idle[adapter.digest]
+        self._take_idle(adapter)
         self._moves.append(AdapterMove(AdapterMoveKind.DROP_DEVICE, adapter.manifest, adapter.slot, adapter.block_ids))
         self._release(adapter)
 
@@ -177,40 +217,71 @@ class DeviceTier:
         """Asserts that exactly those of `adapters` that say so have a slot and blocks."""
         here = [adapter for adapter in adapters if adapter.device is not Copy.ABSENT]
         assert sorted([*(adapter.slot for adapter in here), *self._free_slots]) == list(range(self.num_slots))
-        assert {a.digest for a in here if a.device is Copy.READY and a.num_pins == 0} == self._idle.keys()
+        idle = [adapter for adapter in here if self._is_idle(adapter)]
+        assert len(idle) == len(self._unwanted) + len(self._wanted)
+        assert all(adapter in self._idle_like(adapter) for adapter in idle)
+        assert self._num_wanted_blocks == sum(a.num_blocks for a in idle if a.num_users)
+        assert self._num_unwanted_blocks == sum(a.num_blocks for a in idle if not a.num_users)
+        assert sum(adapter.device is Copy.LOADING for adapter in here) == self.num_copies
         for adapter in adapters:
             assert adapter.num_pins == 0 or adapter.device is Copy.READY
             assert adapter.device is not Copy.LOADING or adapter.host is Copy.READY
             assert len(adapter.block_ids) == (0 if adapter.device is Copy.ABSENT else adapter.num_blocks)
 
-    def _make_slot_room(self, keep: Collection[str]) -> bool:
+    def _num_evictable_blocks(self, spared: Adapter | None, evict_wanted: bool) -> int:
+        count = self._num_unwanted_blocks + (self._num_wanted_blocks if evict_wanted else 0)
+        if spared is not None and self._is_idle(spared) and (evict_wanted or spared.num_users == 0):
+            count -= spared.num_blocks
+        return count
+
+    def _make_slot_room(self, evict_wanted: bool) -> bool:
         if not self._free_slots:
-            coldest = self._coldest(keep)
-            if coldest is None:
+            least = self._least_worthy((), evict_wanted)
+            if least is None:
                 return False
-            self._evict(coldest)
+            self._evict(*least)
         return True
 
-    def _coldest(self, keep: Collection[str]) -> Adapter | None:
-        """The idle adapter to evict next: longest unused, but first of all one that no queued request wants."""
-        unwanted = (a for a in self._idle.values() if a.num_users == 0 and a.digest not in keep)
-        wanted = (a for a in self._idle.values() if a.digest not in keep)
-        return next(unwanted, None) or next(wanted, None)
+    def _least_worthy(self, keep: Collection[str], evict_wanted: bool) -> tuple[float, Adapter] | None:
+        """First of all one that no request wants."""
+        return self._unwanted.first(keep) or (self._wanted.first(keep) if evict_wanted else None)
 
-    def _is_colder_than_prefixes(self, adapter: Adapter, count: int) -> bool:
-        """Whether taking `count` blocks would cost a cached prefix that was used since the adapter was."""
-        if count <= self._pool.num_empty_blocks or adapter.num_users > 0:
+    def _goes_before_prefixes(self, worth: float, count: int) -> bool:
+        """Whether taking `count` blocks would cost a cached prefix that is worth more."""
+        if count <= self._pool.num_empty_blocks:
             return False
         coldest_prefix = self._pool.coldest_cached_at
-        return coldest_prefix is not None and adapter.idle_since < coldest_prefix
+        return coldest_prefix is not None and worth < coldest_prefix + PREFIX_COST
 
-    def _evict(self, adapter: Adapter) -> None:
+    def _evict(self, worth: float, adapter: Adapter) -> None:
         self.num_evictions += 1
+        self._pool.age = max(self._pool.age, worth)
+        if adapter.num_users > 0:
+            self.displaced.append(adapter)
         self.drop(adapter)
 
+    def _is_idle(self, adapter: Adapter) -> bool:
+        return adapter.device is Copy.READY and adapter.num_pins == 0
+
+    def _idle_like(self, adapter: Adapter) -> EvictionOrder:
+        return self._wanted if adapter.num_users else self._unwanted
+
     def _make_idle(self, adapter: Adapter) -> None:
-        adapter.idle_since = self._pool.clock
-        self._idle[adapter.digest] = adapter
+        cost = COPY_COST if adapter.host is Copy.READY else READ_COST
+        popularity = adapter.popularity.at(self.clock)
+        worth = adapter_worth(self._pool.age, popularity, cost, self._pool.prefix_reuse)
+        self._idle_like(adapter).put(adapter, worth)
+        self._count_idle_blocks(adapter, adapter.num_blocks)
+
+    def _take_idle(self, adapter: Adapter) -> None:
+        self._idle_like(adapter).discard(adapter)
+        self._count_idle_blocks(adapter, -adapter.num_blocks)
+
+    def _count_idle_blocks(self, adapter: Adapter, difference: int) -> None:
+        if adapter.num_users:
+            self._num_wanted_blocks += difference
+        else:
+            self._num_unwanted_blocks += difference
 
     def _release(self, adapter: Adapter) -> None:
         self._pool.release(adapter.block_ids)

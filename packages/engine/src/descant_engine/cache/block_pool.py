@@ -4,6 +4,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NewType
 
+from descant_engine.cache.worth import PREFIX_COST
+
 BlockHash = NewType("BlockHash", bytes)
 """Identity of a full block's content and of everything before it; see `prefix`."""
 
@@ -19,12 +21,14 @@ class BlockPool:
         if num_blocks < 1:
             raise ValueError(f"the block pool needs at least one block; got {num_blocks}")
         self.num_blocks = num_blocks
-        self.clock = 0
-        """Counts steps; the owner advances it. Ages of free blocks and idle adapters are measured by it."""
+        self.age = 0.0
+        """Rises to the worth of whatever is evicted, prefix or adapter; see `worth`."""
+        self.prefix_reuse = 1.0
+        """Which share of prefix tokens is found again; the prefix cache's owner keeps it up to date."""
         self._ref_counts = [0] * num_blocks
         self._empty_free = dict.fromkeys(range(num_blocks))
-        self._cached_free: OrderedDict[int, int] = OrderedDict()
-        """Block id -> clock when it became free, oldest first."""
+        self._cached_free: OrderedDict[int, float] = OrderedDict()
+        """Block id -> the pool's age when it became free, oldest first."""
         self._block_of: dict[BlockHash, int] = {}
         self._hash_of: dict[int, BlockHash] = {}
 
@@ -38,8 +42,8 @@ class BlockPool:
         return len(self._empty_free)
 
     @property
-    def coldest_cached_at(self) -> int | None:
-        """The clock at which the next cached block to be evicted became free; None if there is none."""
+    def coldest_cached_at(self) -> float | None:
+        """The pool's age when the next cached block to be evicted became free; None if there is none."""
         return next(iter(self._cached_free.values()), None)
 
     def allocate(self, count: int) -> tuple[int, ...]:
@@ -93,14 +97,15 @@ class BlockPool:
         if self._empty_free:
             block_id, _ = self._empty_free.popitem()
         else:
-            block_id, _ = self._cached_free.popitem(last=False)
+            block_id, freed_at = self._cached_free.popitem(last=False)
+            self.age = max(self.age, freed_at + PREFIX_COST)
             del self._block_of[self._hash_of.pop(block_id)]
         self._ref_counts[block_id] = 1
         return block_id
 
     def _add_free(self, block_id: int) -> None:
         if block_id in self._hash_of:
-            self._cached_free[block_id] = self.clock
+            self._cached_free[block_id] = self.age
         else:
             self._empty_free[block_id] = None
 

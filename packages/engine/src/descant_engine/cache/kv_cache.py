@@ -64,6 +64,7 @@ class KvCache:
         if self._enable_prefix_caching:
             self.num_query_tokens += request.num_known_tokens
             self.num_hit_tokens += request.num_computed_tokens
+            self._pool.prefix_reuse = self.num_hit_tokens / self.num_query_tokens
 
     def grow(self, request: Request, num_tokens: int) -> tuple[int, ...]:
         """Blocks for the first `num_tokens` tokens; returns those added. The pool must have `num_new_blocks` free."""

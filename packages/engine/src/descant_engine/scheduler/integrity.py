@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping
 
 from descant_engine.request import Request, RequestStatus
 from descant_engine.scheduler.queue import OrderedRequests
+from descant_engine.scheduler.waiting import WaitingRequests
 
 
 def check_requests(
     alive: Mapping[str, Request],
-    waiting: OrderedRequests,
+    waiting: WaitingRequests,
     running: OrderedRequests,
     samplings: Iterable[Mapping[str, Request]],
 ) -> None:

@@ -13,7 +13,7 @@ from math import ceil
 from random import Random
 
 from descant_engine.adapter import AdapterManifest
-from descant_engine.cache.adapter_cache import AdapterCache, Readiness
+from descant_engine.cache.adapter_cache import AdapterCache
 from descant_engine.cache.block_pool import BlockPool, count_holders
 from descant_engine.cache.kv_cache import KvCache
 from descant_engine.config import ResolvedConfig
@@ -26,16 +26,16 @@ from descant_engine.request import (
     SampleLogprobs,
     TokenDelta,
 )
+from descant_engine.scheduler.adapter_loading import AdapterLoading
 from descant_engine.scheduler.admission import QueueFull, RequestRefused, accept, first_sample_of
 from descant_engine.scheduler.integrity import check_requests, count_adapters
-from descant_engine.scheduler.plan import AdapterEvent, StepPlan, StepResult
+from descant_engine.scheduler.plan import AdapterEvent, AdapterMoveKind, StepPlan, StepResult
 from descant_engine.scheduler.queue import OrderedRequests
+from descant_engine.scheduler.shares import Shares, cost_of
 from descant_engine.scheduler.stats import SchedulerStats
 from descant_engine.scheduler.step_draft import StepDraft, num_schedulable_tokens
+from descant_engine.scheduler.waiting import WaitingRequests
 
-ADAPTER_PATIENCE_STEPS = 32
-"""In so many steps others may be admitted past a request whose adapter finds no room in the pool; from then on nobody
-behind it is, until enough has drained. Running requests are never preempted for an adapter."""
 SPARE_BLOCK_SHARE = 0.01
 """Kept free for the growth of running requests when something new comes in, so that it is not preempted at once."""
 
@@ -60,8 +60,10 @@ class Scheduler:
         self._adapters = AdapterCache(config, self._pool, num_adapter_slots if config.user.enable_lora else 0)
         self._seeds = Random(config.user.seed)
         self._requests: dict[str, Request] = {}
-        self._waiting = OrderedRequests()
+        self._waiting = WaitingRequests()
         self._running = OrderedRequests()
+        self._shares = Shares()
+        self._loading = AdapterLoading(self._adapters, self._waiting)
         self._removed: list[str] = []
         """Rows that the runner still has and should forget."""
         self._sampling: dict[int, dict[str, Request]] = {}
@@ -86,9 +88,10 @@ class Scheduler:
         request.first_sample = first_sample_of(spec, self._requests)
         self._num_arrivals += 1
         self._requests[spec.request_id] = request
-        self._waiting.add(request)
+        request.share = self._shares.join(request)
         if spec.adapter_digest is not None:
             self._adapters.add_user(spec.adapter_digest)
+        self._wait(request)
 
     def abort(self, request_id: str) -> None:
         """Ends a request at any moment; its samples on their way are dropped. Unknown ids are ignored."""
@@ -111,11 +114,12 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """The next step, on the assumption that every step before it has run. May be empty."""
         self._num_steps += 1
-        self._pool.clock += 1
         step = StepDraft(self._config.max_num_batched_tokens)
         self._schedule_running(step)
+        self._resume_held(step)
         blocked = self._admit(step)
-        self._bring_adapters(step, blocked)
+        self._park_displaced()
+        self._loading.bring(step, blocked, self._num_spare_blocks)
         for request in step.requests:
             self._kv.cache_full_blocks(request)
         if step.sampling:
@@ -155,7 +159,7 @@ class Scheduler:
         return SchedulerStats(
             num_running=len(self._running),
             num_waiting=len(self._waiting),
-            num_waiting_for_adapter=sum(r.status is RequestStatus.WAITING_FOR_ADAPTER for r in self._waiting),
+            num_waiting_for_adapter=self._waiting.num_parked,
             num_queued_tokens=sum(r.num_tokens - r.num_computed_tokens for r in self._requests.values()),
             block_usage=1 - self._pool.num_free_blocks / self._pool.num_blocks,
             prefix_query_tokens=self._kv.num_query_tokens,
@@ -176,16 +180,36 @@ class Scheduler:
         self._adapters.check_integrity(count_adapters(alive), count_adapters(self._running))
 
     def _schedule_running(self, step: StepDraft) -> None:
+        """One token for everybody who decodes, before any prompt takes what is left."""
+        prompts = []
         index = 0
         while index < len(self._running) and step.num_tokens_left > 0:
             request = self._running[index]
-            num_tokens = step.num_tokens_for(request)
-            if num_tokens > 0:
-                new_block_ids = self._grow(request, request.num_computed_tokens + num_tokens)
+            num_tokens = num_schedulable_tokens(request)
+            if num_tokens == 1:
+                new_block_ids = self._grow(request, request.num_computed_tokens + 1)
                 if new_block_ids is None:
-                    return
-                step.schedule(request, num_tokens, new_block_ids)
+                    break
+                self._compute(step, request, 1, new_block_ids)
+            elif num_tokens > 1:
+                prompts.append(request)
             index += 1
+        for request in prompts:
+            self._schedule_prompt(step, request)
+
+    def _schedule_prompt(self, step: StepDraft, request: Request) -> None:
+        """A long prompt leaves half of the step to a waiting request that has had less."""
+        if request.status is not RequestStatus.RUNNING or step.num_tokens_left == 0:
+            return
+        num_tokens = step.num_tokens_for(request)
+        first = self._waiting.first()
+        if first is not None and first.share.is_ahead_of(request.share):
+            num_tokens = min(num_tokens, max(step.num_tokens_left // 2, 1))
+        self._compute(step, request, num_tokens, ())
+
+    def _compute(self, step: StepDraft, request: Request, num_tokens: int, new_block_ids: tuple[int, ...]) -> None:
+        request.share.charge(cost_of(request, num_tokens))
+        step.schedule(request, num_tokens, new_block_ids)
 
     def _grow(self, request: Request, num_tokens: int) -> tuple[int, ...] | None:
         """Blocks for a running request, at the cost of the last in line; None if that is itself."""
@@ -203,34 +227,56 @@ class Scheduler:
         self._leave_batch(request)
         request.num_computed_tokens = 0
         request.num_preemptions += 1
-        request.status = RequestStatus.PREEMPTED
-        self._waiting.add(request)
+        self._wait(request)
         self._num_preemptions += 1
 
+    def _wait(self, request: Request) -> None:
+        """Puts a new or preempted request into its line."""
+        digest = request.spec.adapter_digest
+        request.status = RequestStatus.PREEMPTED if request.num_preemptions else RequestStatus.WAITING
+        self._waiting.add(request)
+        if digest is not None and not self._adapters.is_usable(digest):
+            request.status = RequestStatus.WAITING_FOR_ADAPTER
+            self._park(digest)
+
+    def _park(self, digest: str) -> None:
+        for request in self._waiting.park(digest):
+            request.status = RequestStatus.WAITING_FOR_ADAPTER
+
+    def _unpark(self, digest: str) -> None:
+        for request in self._waiting.unpark(digest):
+            request.status = RequestStatus.PREEMPTED if request.num_preemptions else RequestStatus.WAITING
+
+    def _park_displaced(self) -> None:
+        """Adapters that had to give way in this step are to be brought again, if somebody waits for them."""
+        for digest in self._adapters.take_displaced():
+            self._park(digest)
+
+    def _resume_held(self, step: StepDraft) -> None:
+        for request in self._waiting.held:
+            if not _waits_for_prompt(request, step):
+                self._waiting.resume(request)
+
     def _admit(self, step: StepDraft) -> Request | None:
-        """Lets waiting requests in, in order; those whose adapter is not there are passed over, for a time. Returns the
-        first that found no room for its tokens: everybody behind it waits with it.
+        """Lets waiting requests in, in the order of `WaitingRequests.first`. Returns the first that found no room for
+        its tokens: everybody waits with it, so that it will.
         """
-        index = 0
-        while index < len(self._waiting) and self._has_place(step):
-            request = self._waiting[index]
+        while self._has_place(step) and (request := self._waiting.first()) is not None:
             digest = request.spec.adapter_digest
-            if _waits_for_prompt(request, step):
-                index += 1
-            elif digest is not None and not self._adapters.is_usable(digest):
-                if self._closes_admission(request, digest):
-                    return None
-                index += 1
-            elif not self._try_admit(step, request):
-                return request
+            if self._loading.closes_admission_to(request):
+                return None
+            if digest is not None and not self._adapters.is_usable(digest):
+                self._park(digest)
+            elif _waits_for_prompt(request, step):
+                self._waiting.hold(request)
+            else:
+                request.share.serve()
+                if not self._try_admit(step, request):
+                    return request
         return None
 
     def _has_place(self, step: StepDraft) -> bool:
         return step.num_tokens_left > 0 and len(self._running) < self._config.max_num_seqs
-
-    def _closes_admission(self, request: Request, digest: str) -> bool:
-        # Until its file is read nobody need wait for it: there is nothing yet that they could make room for.
-        return request.num_steps_overtaken >= ADAPTER_PATIENCE_STEPS and self._adapters.is_on_host(digest)
 
     def _try_admit(self, step: StepDraft, request: Request) -> bool:
         """Admits a request with blocks for all its known tokens, or leaves it as it was."""
@@ -241,14 +287,13 @@ class Scheduler:
             request.adapter_content = self._adapters.content_digest(digest)
         self._kv.acquire_prefix(request)
         num_new_blocks = self._kv.num_new_blocks(request, request.num_known_tokens)
-        keep = () if digest is None else (digest,)
-        if not self._adapters.make_room(num_new_blocks + self._num_spare_blocks, keep):
+        if not self._adapters.make_room(num_new_blocks + self._num_spare_blocks, spared=digest):
             self._kv.free(request)
             return False
         self._enter_batch(request)
         self._kv.grow(request, request.num_known_tokens)
         step.admit(request)
-        step.schedule(request, step.num_tokens_for(request), tuple(request.block_ids))
+        self._compute(step, request, step.num_tokens_for(request), tuple(request.block_ids))
         return True
 
     def _enter_batch(self, request: Request) -> None:
@@ -259,7 +304,7 @@ class Scheduler:
             request.adapter_slot = self._adapters.pin(request.spec.adapter_digest)
         request.num_computed_tokens = len(request.block_ids) * self._config.user.block_size
         if request.num_preemptions == 0:
-            request.num_cached_tokens = request.num_computed_tokens
+            request.num_cached_tokens = request.num_charged_tokens = request.num_computed_tokens
             self._kv.count_prefix_query(request)
 
     def _leave_batch(self, request: Request) -> None:
@@ -270,31 +315,6 @@ class Scheduler:
         if request.spec.adapter_digest is not None:
             self._adapters.unpin(request.spec.adapter_digest)
             request.adapter_slot = -1
-
-    def _bring_adapters(self, step: StepDraft, blocked: Request | None) -> None:
-        """Moves the adapters of waiting requests towards the device, in order; nothing goes into the pool past a
-        request that waits for room itself.
-        """
-        into_pool = True
-        readiness: dict[str, Readiness] = {}
-        for request in self._waiting.first(2 * self._config.max_num_seqs):
-            digest = request.spec.adapter_digest
-            if digest is not None:
-                if digest not in readiness:
-                    readiness[digest] = self._adapters.bring(
-                        digest, readiness.keys(), self._num_spare_blocks, into_pool=into_pool
-                    )
-                self._note_readiness(request, readiness[digest])
-                if readiness[digest] is Readiness.NO_ROOM:
-                    into_pool = False
-                    request.num_steps_overtaken += step.admits_later_than(request)
-            into_pool = into_pool and request is not blocked
-
-    def _note_readiness(self, request: Request, readiness: Readiness) -> None:
-        if readiness is Readiness.USABLE:
-            request.status = RequestStatus.PREEMPTED if request.num_preemptions else RequestStatus.WAITING
-        else:
-            request.status = RequestStatus.WAITING_FOR_ADAPTER
 
     def _append(self, request: Request, token_id: int, logprobs: SampleLogprobs) -> TokenDelta:
         request.output_token_ids.append(token_id)
@@ -316,8 +336,10 @@ class Scheduler:
         """A failed load ends the requests that wait for it; a later request tries again."""
         self._adapters.apply(event)
         if event.error is None:
+            if event.kind is AdapterMoveKind.LOAD_DEVICE:
+                self._unpark(event.digest)
             return []
-        failed = [request for request in self._waiting if request.spec.adapter_digest == event.digest]
+        failed = self._waiting.of_adapter(event.digest)
         for request in failed:
             self._finish(request, FinishReason.ERROR)
         return [TokenDelta(r.request_id, (), r.finish_reason, None, r.num_cached_tokens, event.error) for r in failed]
@@ -331,6 +353,7 @@ class Scheduler:
         request.finish_reason = reason
         self._kv.forget(request)
         del self._requests[request.request_id]
+        self._shares.leave(request.share)
         if request.spec.adapter_digest is not None:
             self._adapters.drop_user(request.spec.adapter_digest)
 

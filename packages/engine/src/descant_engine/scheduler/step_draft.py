@@ -17,6 +17,7 @@ class StepDraft:
     requests: list[Request] = field(default_factory=list)
     """Those in `scheduled`."""
     last_admitted: Request | None = None
+    """Of those admitted, who came last."""
     sampling: dict[str, Request] = field(default_factory=dict)
     """Those whose next token this step samples."""
 
@@ -34,8 +35,9 @@ class StepDraft:
         return self.last_admitted is not None and order(request) < order(self.last_admitted)
 
     def admit(self, request: Request) -> None:
-        """Describes the request to the runner in full. Requests are admitted in the order of the queue."""
-        self.last_admitted = request
+        """Describes the request to the runner in full."""
+        if self.last_admitted is None or order(self.last_admitted) < order(request):
+            self.last_admitted = request
         self.admitted.append(
             AdmittedRequest(
                 request_id=request.request_id,

@@ -1,0 +1,103 @@
+"""Who has had how much: virtual counters of tokens, per tenant and, within a tenant, per adapter.
+
+The virtual token counter of Sheng et al. ("Fairness in Serving Large Language Models", OSDI 2024, arXiv 2401.00588):
+whoever waits with the smallest counter goes next, and pays for every token that is computed for him. In two levels, so
+that a tenant's many adapters share what is the tenant's. Who comes back from idleness is lifted to the virtual time of
+start-time fair queueing (Goyal et al., SIGCOMM 1996), the counter of whoever was served last: idle time is no credit.
+Nobody is held back while there is room, so the order costs no throughput.
+"""
+
+from dataclasses import dataclass, field
+
+from descant_engine.request import Request
+
+INPUT_TOKEN_COST = 1
+OUTPUT_TOKEN_COST = 2
+"""The paper's weights, which are also about the ratio of the market's prices."""
+MAX_IDLE_SHARES = 4096
+"""Beyond so many that nobody uses any more, what they owe is forgotten."""
+
+
+@dataclass(slots=True, eq=False)
+class Share:
+    """One tenant's, or one adapter's of a tenant; the root is everybody's."""
+
+    parent: "Share | None" = None
+    counter: int = 0
+    """Cost of all tokens computed, and what idle times were lifted by. Never falls."""
+    virtual_time: int = 0
+    """The largest counter with which a child was served."""
+    num_waiting: int = 0
+    num_unfinished: int = 0
+    children: "dict[str | None, Share]" = field(default_factory=dict)
+
+    def charge(self, cost: int) -> None:
+        self.counter += cost
+        if self.parent is not None:
+            self.parent.charge(cost)
+
+    def serve(self) -> None:
+        """It is this share's turn, whether or not there is room for it."""
+        if self.parent is not None:
+            self.parent.virtual_time = max(self.parent.virtual_time, self.counter)
+            self.parent.serve()
+
+    def start_waiting(self) -> None:
+        if self.parent is None:
+            return
+        if self.num_waiting == 0:
+            self.counter = max(self.counter, self.parent.virtual_time)
+        self.num_waiting += 1
+        self.parent.start_waiting()
+
+    def stop_waiting(self) -> None:
+        if self.parent is not None:
+            self.num_waiting -= 1
+            self.parent.stop_waiting()
+
+    def is_ahead_of(self, other: "Share") -> bool:
+        """Whether it would be served first, if both waited."""
+        if self.parent is other.parent or self.parent is None or other.parent is None:
+            return self.counter < other.counter
+        return self.parent.is_ahead_of(other.parent)
+
+    def child(self, name: str | None) -> "Share":
+        if name not in self.children:
+            if len(self.children) > MAX_IDLE_SHARES:
+                self._forget_idle()
+            self.children[name] = Share(self)
+        return self.children[name]
+
+    def _forget_idle(self) -> None:
+        self.children = {name: child for name, child in self.children.items() if child.num_unfinished}
+
+
+class Shares:
+    """The shares of every unfinished request, and of some that were here before."""
+
+    def __init__(self) -> None:
+        self._root = Share()
+
+    def join(self, request: Request) -> Share:
+        """The request's share, for as long as it is unfinished."""
+        tenant = self._root.child(request.spec.tenant)
+        share = tenant.child(request.spec.adapter_digest)
+        tenant.num_unfinished += 1
+        share.num_unfinished += 1
+        return share
+
+    def leave(self, share: Share) -> None:
+        share.num_unfinished -= 1
+        if share.parent is not None:
+            share.parent.num_unfinished -= 1
+
+
+def cost_of(request: Request, num_tokens: int) -> int:
+    """Of the request's next `num_tokens`, in so far as nobody has paid for them: what a preempted request computes
+    again, or found in the prefix cache, is free."""
+    num_new = request.num_computed_tokens + num_tokens - request.num_charged_tokens
+    if num_new <= 0:
+        return 0
+    num_inputs = min(max(len(request.spec.prompt_token_ids) - request.num_charged_tokens, 0), num_new)
+    request.num_charged_tokens += num_new
+    return INPUT_TOKEN_COST * num_inputs + OUTPUT_TOKEN_COST * (num_new - num_inputs)
