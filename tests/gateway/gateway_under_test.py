@@ -11,7 +11,7 @@ import uvicorn
 
 from descant_gateway import keys
 from descant_gateway.app import build_app, open_data_side
-from descant_gateway.catalogue import Backend, Catalogue, Key, ModelRoute, RateLimits, Team
+from descant_gateway.catalogue import AllowList, Backend, Catalogue, Key, ModelRoute, RateLimits, Team
 from descant_gateway.config import GatewayConfig, Secret
 from descant_gateway.ledger import UsageRecord
 from descant_gateway.pipeline import Gateway
@@ -48,12 +48,16 @@ class World:
 
     def add_team(self, limits: RateLimits = NO_LIMITS, allowed_models: frozenset[str] | None = None) -> Team:
         team = Team(
-            id=uuid4(), organization_id=self.organization_id, name="team", limits=limits, allowed_models=allowed_models
+            id=uuid4(),
+            organization_id=self.organization_id,
+            name="team",
+            limits=limits,
+            allowed=AllowList(models=allowed_models),
         )
         self.teams[team.id] = team
         return team
 
-    def add_key(self, team: Team | None = None, **fields: object) -> str:
+    def add_key(self, team: Team | None = None, allowed_models: frozenset[str] | None = None, **fields: object) -> str:
         """The text that its holder sends."""
         team = team or self.add_team()
         parsed = keys.generate()
@@ -63,7 +67,7 @@ class World:
             team_id=team.id,
             name="key",
             secret_hmacs=(keys.hmac_secret(PEPPER, parsed.secret),),
-            **fields,
+            **({"allowed": AllowList(models=allowed_models)} | fields),
         )
         return parsed.text
 

@@ -156,4 +156,4 @@ def test_models_are_404_when_unknown_and_403_when_not_allowed() -> None:
         with pytest.raises(ApiError) as caught:
             permitted_model(caller, name, world.current)
         assert (caught.value.status, caught.value.detail.code, caught.value.detail.param) == (status, code, "model")
-    assert [name for name in "abc" if caller.may_use(name)] == ["a"]
+    assert [name for name in "abc" if caller.may_use(world.current.models[name])] == ["a"]

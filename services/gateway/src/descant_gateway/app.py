@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
 
 import structlog
 from litestar import Litestar, Request, Response
@@ -9,10 +10,11 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.types import ControllerRouterHandler
 
-from descant_gateway.access import deny_by_default
+from descant_gateway.access import deny_by_default, require_declarations
 from descant_gateway.admit import Admission
 from descant_gateway.backends import Backends
 from descant_gateway.catalogue_feed import CatalogueFeed
+from descant_gateway.change_signals import ChangeSignal, PostgresSignal, ValkeySignal
 from descant_gateway.config import GatewayConfig
 from descant_gateway.errors import from_framework
 from descant_gateway.fair_share import FairShare, QueueBounds
@@ -24,18 +26,22 @@ from descant_gateway.local_shares import LocalShares, OutagePolicy
 from descant_gateway.metrics import Metrics
 from descant_gateway.output_estimate import OutputEstimates
 from descant_gateway.pipeline import CatalogueSource, Gateway
+from descant_gateway.proxies import TrustedProxies
 from descant_gateway.relay import Timeouts
 from descant_gateway.routes import health, inference, models
 from descant_gateway.routes.admin import admin_router
+from descant_gateway.routes.admin.description import admin_description
 from descant_gateway.script_queue import ScriptQueue, connect
 from descant_gateway.sealing import Sealer
 from descant_gateway.settle import UsageSink
 from descant_gateway.store.migrate import check_schema
 from descant_gateway.store.session import create_engine
+from descant_gateway.throttle import Throttle
 from descant_wire.errors import ApiError, server_error
 
 _log = structlog.get_logger("descant_gateway.app")
 
+NO_PROXIES: Final = TrustedProxies()
 DATA_ROUTES: Sequence[ControllerRouterHandler] = (
     inference.inference,
     models.list_models,
@@ -46,16 +52,26 @@ DATA_ROUTES: Sequence[ControllerRouterHandler] = (
 )
 
 
-def build_app(gateway: Gateway, routes: Sequence[ControllerRouterHandler] = DATA_ROUTES) -> Litestar:
-    """The application around a gateway that is open; whoever opened it closes it after the server has drained."""
-    return Litestar(
+def build_app(
+    gateway: Gateway,
+    routes: Sequence[ControllerRouterHandler] = DATA_ROUTES,
+    *,
+    proxies: TrustedProxies = NO_PROXIES,
+) -> Litestar:
+    """The application around a gateway that is open; whoever opened it closes it after the server has drained.
+
+    Raises access.Undeclared for a route that does not say who may call it and how often.
+    """
+    app = Litestar(
         route_handlers=list(routes),
         guards=[deny_by_default],
-        state=State({"gateway": gateway}),
+        state=State({"gateway": gateway, "proxies": proxies, "throttle": Throttle()}),
         exception_handlers={ApiError: _refuse, HTTPException: _refuse_by_framework, Exception: _fail},
-        openapi_config=None,
+        openapi_config=admin_description(),
         logging_config=None,
     )
+    require_declarations(app)
+    return app
 
 
 @asynccontextmanager
@@ -68,14 +84,22 @@ async def open_app(config: GatewayConfig) -> AsyncIterator[Litestar]:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engine.dispose)
         await check_schema(engine)
-        feed = CatalogueFeed(engine, Sealer(config.key_pepper), poll_s=config.catalogue_poll_s)
+        # Of its own: reports that keep the other connections busy must not hold up a revocation.
+        feed_engine = create_engine(config.database_url, pool_size=2)
+        stack.push_async_callback(feed_engine.dispose)
+        messages = ValkeySignal(connect(config.valkey_url.reveal()))
+        stack.push_async_callback(messages.close)
+        signals: list[ChangeSignal] = [messages, *([PostgresSignal(feed_engine)] if config.database_listen else [])]
+        sealer = Sealer(config.key_pepper)
+        feed = CatalogueFeed(feed_engine, sealer, signals=signals, poll_s=config.catalogue_poll_s)
         await feed.start()
         stack.push_async_callback(feed.close)
         ledger = LedgerWriter(engine, config.ledger_spool_dir)
         await ledger.start()
         stack.push_async_callback(ledger.close)
         gateway = await stack.enter_async_context(open_data_side(config, feed, ledger))
-        yield build_app(gateway, (*DATA_ROUTES, admin_router(config, engine)))
+        admin = admin_router(config, engine, on_change=messages.publish)
+        yield build_app(gateway, (*DATA_ROUTES, admin), proxies=TrustedProxies(config.trusted_proxies))
 
 
 @asynccontextmanager

@@ -63,13 +63,43 @@ class Webhook(Struct, frozen=True):
     """Signs what is sent."""
 
 
+class AllowList(Struct, frozen=True):
+    """What one level lets those below it use. Every level on a key's path must allow a model: a list only narrows."""
+
+    models: frozenset[str] | None = None
+    """None allows every model."""
+    adapters: frozenset[str] | None = None
+    """Where given, it decides about adapters in place of `models`; empty: base models only."""
+
+    def allows(self, model: "ModelRoute") -> bool:
+        names = self.models if self.adapters is None or model.parent is None else self.adapters
+        return names is None or model.name in names
+
+
+ALLOWS_ALL: Final = AllowList()
+
+
+class Organization(Struct, frozen=True, kw_only=True):
+    id: UUID
+    name: str
+    allowed: AllowList = ALLOWS_ALL
+
+
+class Project(Struct, frozen=True, kw_only=True):
+    """A part of a team, with a list of its own."""
+
+    id: UUID
+    team_id: UUID
+    name: str
+    allowed: AllowList = ALLOWS_ALL
+
+
 class Team(Struct, frozen=True, kw_only=True):
     id: UUID
     organization_id: UUID
     name: str
     limits: RateLimits = RateLimits()
-    allowed_models: frozenset[str] | None = None
-    """None allows every model."""
+    allowed: AllowList = ALLOWS_ALL
     priority: int = 0
     """While backends are saturated, the higher number goes first."""
     weight: int = 1
@@ -78,18 +108,28 @@ class Team(Struct, frozen=True, kw_only=True):
     """Its prompts may be sent to backends outside the house."""
 
 
+class EndingSecret(Struct, frozen=True):
+    """A secret that was rotated: valid beside the new one until `not_after`."""
+
+    secret_hmac: bytes
+    not_after: datetime
+
+
 class Key(Struct, frozen=True, kw_only=True):
-    """A key without its secret: `secret_hmacs` holds HMAC-SHA-256(pepper, secret), one for each valid secret."""
+    """A key without its secrets: HMAC-SHA-256(pepper, secret) of each."""
 
     id: UUID
     public_id: str
     team_id: UUID
     name: str
     secret_hmacs: tuple[bytes, ...]
+    """Those that are valid as long as the key is."""
+    ending_secrets: tuple[EndingSecret, ...] = ()
     project_id: UUID | None = None
+    scopes: frozenset[str] | None = None
+    """The endpoints that it opens, see `scopes`; None: all of /v1."""
     limits: RateLimits = RateLimits()
-    allowed_models: frozenset[str] | None = None
-    """None inherits the team's list; a list can only narrow it."""
+    allowed: AllowList = ALLOWS_ALL
     ip_ranges: tuple[IPv4Network | IPv6Network, ...] = ()
     """Empty allows every address."""
     expires_at: datetime | None = None
@@ -138,6 +178,8 @@ class ModelRoute(Struct, frozen=True, kw_only=True):
 
 class Catalogue(Struct, frozen=True, kw_only=True):
     version: int
+    organizations: Mapping[UUID, Organization] = field(default_factory=dict)
+    projects: Mapping[UUID, Project] = field(default_factory=dict)
     teams: Mapping[UUID, Team] = field(default_factory=dict)
     keys: Mapping[str, Key] = field(default_factory=dict)
     """By public id."""

@@ -3,6 +3,7 @@
 import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Final, Self, TypeVar
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ MIN_ADMIN_KEY_LENGTH: Final = 16
 KUBERNETES_SERVICE_LINK: Final = "tcp://"
 
 T = TypeVar("T")
+Networks = tuple[IPv4Network | IPv6Network, ...]
 
 
 class ConfigError(Exception):
@@ -43,6 +45,17 @@ class Secret:
 
     def __repr__(self) -> str:
         return "Secret(***)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OidcConfig:
+    """The provider that people sign in with. Each field is the environment variable DESCANT_OIDC_<FIELD>."""
+
+    issuer: str
+    """Its /.well-known/openid-configuration says the rest."""
+    client_id: str
+    client_secret: Secret | None = None
+    """None for a public client: PKCE is used in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +104,15 @@ class GatewayConfig:
     """Connections per process; the request path uses none."""
     catalogue_poll_s: float = 3.0
     """Behind the notifications, in case one is lost."""
+    database_listen: bool = True
+    """False behind a pooler that knows no LISTEN (PgBouncer in transaction mode): Valkey tells of changes alone."""
+    trusted_proxies: Networks = ()
+    """Networks whose X-Forwarded-For is believed; without any, the peer's address counts."""
+    public_url: str = ""
+    """Where people's browsers reach the gateway: https://llm.example.com. Needed for signing in by OIDC."""
+    session_hours: float = 12.0
+    """How long a person stays signed in."""
+    oidc: OidcConfig | None = None
     ledger_spool_dir: Path = Path("var/ledger-spool")
     """Usage records go here while PostgreSQL is away. One folder per gateway process."""
     shutdown_grace_s: float = 30.0
@@ -129,12 +151,29 @@ class GatewayConfig:
             queue_timeout_s=read.value("DESCANT_QUEUE_TIMEOUT_S", cls.queue_timeout_s, _seconds),
             database_pool_size=read.value("DESCANT_DATABASE_POOL_SIZE", cls.database_pool_size, _positive_int),
             catalogue_poll_s=read.value("DESCANT_CATALOGUE_POLL_S", cls.catalogue_poll_s, _seconds),
+            database_listen=read.value("DESCANT_DATABASE_LISTEN", cls.database_listen, _yes_or_no),
+            trusted_proxies=read.value("DESCANT_TRUSTED_PROXIES", cls.trusted_proxies, _networks),
+            public_url=read.value("DESCANT_PUBLIC_URL", cls.public_url, _origin),
+            session_hours=read.value("DESCANT_SESSION_HOURS", cls.session_hours, _hours),
+            oidc=_oidc(read),
             ledger_spool_dir=read.value("DESCANT_LEDGER_SPOOL_DIR", cls.ledger_spool_dir, Path),
             shutdown_grace_s=read.value("DESCANT_SHUTDOWN_GRACE_S", cls.shutdown_grace_s, _seconds),
             log_level=read.value("DESCANT_LOG_LEVEL", cls.log_level, _log_level),
         )
         read.raise_problems()
         return config
+
+
+def _oidc(read: "_EnvironmentReader") -> OidcConfig | None:
+    """None without an issuer. With one, the client's id and the gateway's own address are needed as well."""
+    issuer = read.value("DESCANT_OIDC_ISSUER", "", _https_url)
+    if not issuer:
+        return None
+    for needed in ("DESCANT_OIDC_CLIENT_ID", "DESCANT_PUBLIC_URL"):
+        read.require(needed, "needed where DESCANT_OIDC_ISSUER is set")
+    client_id = read.value("DESCANT_OIDC_CLIENT_ID", "", _text)
+    secret = read.optional_secret("DESCANT_OIDC_CLIENT_SECRET", _text)
+    return OidcConfig(issuer=issuer, client_id=client_id, client_secret=secret)
 
 
 def database_url(env: Mapping[str, str]) -> Secret:
@@ -169,6 +208,14 @@ class _EnvironmentReader:
         except ValueError as error:
             self._problems.append(f"{name}: {error}")
             return Secret("")
+
+    def optional_secret(self, name: str, check: Callable[[str], str]) -> Secret | None:
+        given = self._env.get(name, "").strip() or self._env.get(f"{name}_FILE", "").strip()
+        return self.secret(name, check) if given else None
+
+    def require(self, name: str, reason: str) -> None:
+        if not self._env.get(name, "").strip():
+            self._problems.append(f"{name}: missing; {reason}")
 
     def _secret_text(self, name: str) -> str:
         text, path = self._env.get(name, "").strip(), self._env.get(f"{name}_FILE", "").strip()
@@ -253,6 +300,46 @@ def _seconds(text: str) -> float:
     if not 0 < number < 86_400:
         raise ValueError("must be a number of seconds above 0, at most a day")
     return number
+
+
+def _hours(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 24 * 90:
+        raise ValueError("must be a number of hours above 0, at most 90 days")
+    return number
+
+
+def _yes_or_no(text: str) -> bool:
+    answers = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in answers:
+        raise ValueError("must be true or false")
+    return answers[text.lower()]
+
+
+def _networks(text: str) -> Networks:
+    try:
+        return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ValueError(f"{error}; write 10.0.0.0/8,2001:db8::/32") from None
+
+
+def _https_url(text: str) -> str:
+    """https, or http on this machine only: tokens go over it."""
+    parts = urlsplit(text)
+    is_local = parts.scheme == "http" and parts.hostname in {"127.0.0.1", "localhost", "::1"}
+    if not parts.hostname or not (parts.scheme == "https" or is_local):
+        raise ValueError("must look like https://host; http only for this machine")
+    return text.rstrip("/")
+
+
+def _origin(text: str) -> str:
+    url = _https_url(text)
+    if urlsplit(url).path or urlsplit(url).query:
+        raise ValueError("must be scheme, host and port only, such as https://llm.example.com")
+    return url
 
 
 def _outage(text: str) -> Outage:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from descant_gateway.admit import Admission, admit
 from descant_gateway.admitted_call import AdmittedCall
-from descant_gateway.authenticate import authenticate, permitted_model
+from descant_gateway.authenticate import authenticate, permitted_endpoint, permitted_model
 from descant_gateway.backends import Backends
 from descant_gateway.call import Call
 from descant_gateway.catalogue import Catalogue
@@ -55,6 +55,7 @@ async def serve(call: Call, gateway: Gateway) -> None:
     """
     catalogue = gateway.feed.current
     caller = authenticate(call.headers.get(b"authorization"), call.client_address, catalogue, gateway.pepper)
+    permitted_endpoint(caller, call.endpoint)
     request = read_request(call.endpoint, await call.read_body(gateway.max_body_bytes))
     model = permitted_model(caller, request.model, catalogue)
     with await admit(caller, request, model, catalogue, gateway.admission) as ticket:

@@ -7,10 +7,11 @@ from litestar.datastructures import State
 from msgspec import Struct
 
 from descant_gateway import metrics
-from descant_gateway.access import OPT, Access
+from descant_gateway.access import LIMIT, OPT, Access, Rate
 from descant_gateway.pipeline import Gateway
 
-_PUBLIC: Final = {OPT: Access.PUBLIC}
+_PUBLIC: Final = {OPT: Access.PUBLIC, LIMIT: Rate(per_minute=6000)}
+"""For each address, as many as a hundred replicas of a prober send."""
 _STALE_S: Final = 10.0
 
 

@@ -5,7 +5,7 @@ from litestar import asgi
 from litestar.enums import ScopeType
 from litestar.types import Receive, Scope, Send
 
-from descant_gateway.access import OPT, Access
+from descant_gateway.access import LIMIT, OPT, Access, RateLimitedBy
 from descant_gateway.call import Call
 from descant_gateway.errors import ClientLeft
 from descant_gateway.pipeline import Gateway, serve
@@ -16,13 +16,15 @@ PATHS = ["/v1/chat/completions", "/v1/completions"]
 _log = structlog.get_logger("descant_gateway.inference")
 
 
-@asgi(PATHS, opt={OPT: Access.PIPELINE}, copy_scope=False)
+@asgi(PATHS, opt={OPT: Access.PIPELINE, LIMIT: RateLimitedBy.PIPELINE}, copy_scope=False)
 async def inference(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] != ScopeType.HTTP:
         await send({"type": "websocket.close", "code": 1008, "reason": "no websockets here"})
         return
     call = Call(scope, receive, send)
-    gateway: Gateway = scope["litestar_app"].state.gateway
+    state = scope["litestar_app"].state
+    gateway: Gateway = state.gateway
+    call.client_address = state.proxies.client_address(scope)
     try:
         if call.method != "POST":
             raise method_not_allowed(f"{call.endpoint} takes POST, not {call.method}.")

@@ -7,13 +7,13 @@ from litestar import Request, get
 from litestar.datastructures import State
 from litestar.params import FromPath
 
-from descant_gateway.access import OPT, Access
+from descant_gateway.access import LIMIT, OPT, Access, Rate
 from descant_gateway.authenticate import Caller, permitted_model
 from descant_gateway.catalogue import ModelRoute
 from descant_gateway.pipeline import Gateway
 from descant_wire.models import ModelCard, ModelList
 
-_KEY_ONLY: Final = {OPT: Access.KEY}
+_KEY_ONLY: Final = {OPT: Access.KEY, LIMIT: Rate(per_minute=1200)}
 _CREATED: Final = int(time.time())
 """OpenAI's shape demands a time; the catalogue keeps none, so it is the gateway's start."""
 
@@ -23,7 +23,7 @@ def list_models(request: Request[object, object, State]) -> ModelList:
     gateway: Gateway = request.app.state.gateway
     caller: Caller = request.state.caller
     models = sorted(gateway.feed.current.models.values(), key=lambda model: model.name)
-    return ModelList(data=[_card(model) for model in models if caller.may_use(model.name)])
+    return ModelList(data=[_card(model) for model in models if caller.may_use(model)])
 
 
 @get("/v1/models/{model:path}", opt=_KEY_ONLY, sync_to_thread=False)

@@ -4,6 +4,9 @@ from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+import msgspec
+from msgspec import Struct
+from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -12,6 +15,7 @@ from descant_gateway.config import Secret
 
 CONNECT_TIMEOUT_S: Final = 5.0
 COMMAND_TIMEOUT_S: Final = 30.0
+_ACTOR: Final = "descant_actor"
 
 # Classes of SQLSTATE, https://www.postgresql.org/docs/current/errcodes-appendix.html
 OUTAGE_CLASSES: Final = frozenset({"08", "53", "57", "58"})
@@ -33,7 +37,7 @@ def create_engine(database_url: Secret, *, pool_size: int = 4) -> AsyncEngine:
             server_settings={"application_name": "descant-gateway"},
         )
 
-    return create_async_engine(
+    engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=connect,
         pool_size=pool_size,
@@ -42,6 +46,31 @@ def create_engine(database_url: Secret, *, pool_size: int = 4) -> AsyncEngine:
         pool_pre_ping=True,
         hide_parameters=True,
     )
+    event.listen(engine.sync_engine, "begin", _say_who_acts)
+    return engine
+
+
+class ActingAs(Struct, frozen=True):
+    """What the audit log records of who makes a change, and from where."""
+
+    kind: str
+    id: str
+    name: str
+    address: str | None
+    request: str
+    request_id: str
+
+
+def acting_as(engine: AsyncEngine, actor: ActingAs) -> AsyncEngine:
+    """The same engine and pool; every transaction that it begins is this actor's in the audit log."""
+    return engine.execution_options(**{_ACTOR: actor})
+
+
+def _say_who_acts(connection: Connection) -> None:
+    actor = connection.get_execution_options().get(_ACTOR)
+    if actor is not None:
+        text = msgspec.json.encode(actor).decode()
+        connection.exec_driver_sql("SELECT set_config('descant.actor', $1, true)", (text,))
 
 
 def postgres_dsn(url: str) -> str:

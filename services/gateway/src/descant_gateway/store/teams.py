@@ -1,4 +1,4 @@
-"""Organizations and their teams."""
+"""Teams of organizations."""
 
 from datetime import datetime
 from typing import Any
@@ -9,19 +9,24 @@ from sqlalchemy import Row, Select, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.store import models
+from descant_gateway.roles import EVERYTHING, Reach
+from descant_gateway.store import models, organizations
 from descant_gateway.store.errors import AlreadyExists, NotFound
 from descant_gateway.store.pages import Page, paged
-from descant_gateway.store.tables import organizations, teams
+from descant_gateway.store.reach import within
+from descant_gateway.store.tables import organizations as organization_table
+from descant_gateway.store.tables import teams
 
 
 class TeamRow(Struct, frozen=True, kw_only=True):
     id: UUID
+    organization_id: UUID
     organization: str
     name: str
     requests_per_minute: int | None
     tokens_per_minute: int | None
     allowed_models: list[str] | None
+    allowed_adapters: list[str] | None
     created_at: datetime
 
 
@@ -32,6 +37,8 @@ class NewTeam(Struct, frozen=True, kw_only=True):
     tokens_per_minute: int | None = None
     allowed_models: list[str] | None = None
     """None allows every model."""
+    allowed_adapters: list[str] | None = None
+    """None: adapters are as the models are."""
 
 
 class TeamChange(Struct, frozen=True, kw_only=True):
@@ -40,32 +47,22 @@ class TeamChange(Struct, frozen=True, kw_only=True):
     requests_per_minute: int | UnsetType | None = UNSET
     tokens_per_minute: int | UnsetType | None = UNSET
     allowed_models: list[str] | UnsetType | None = UNSET
-
-
-async def create_organization(connection: AsyncConnection, name: str) -> UUID:
-    """Raises AlreadyExists."""
-    statement = upsert(organizations).values(name=name).on_conflict_do_nothing().returning(organizations.c.id)
-    created: UUID | None = (await connection.execute(statement)).scalar_one_or_none()
-    if created is None:
-        raise AlreadyExists("organization", name)
-    return created
-
-
-async def organization_names(connection: AsyncConnection) -> list[str]:
-    return list((await connection.execute(select(organizations.c.name).order_by(organizations.c.name))).scalars())
+    allowed_adapters: list[str] | UnsetType | None = UNSET
 
 
 async def create(connection: AsyncConnection, team: NewTeam) -> TeamRow:
     """Raises NotFound (organization), AlreadyExists, Invalid (allowed_models)."""
     await models.require_known(connection, team.allowed_models, field="allowed_models")
+    await models.require_known(connection, team.allowed_adapters, field="allowed_adapters")
     statement = (
         upsert(teams)
         .values(
-            organization_id=await _organization_id(connection, team.organization),
+            organization_id=(await organizations.get(connection, team.organization)).id,
             name=team.name,
             requests_per_minute=team.requests_per_minute,
             tokens_per_minute=team.tokens_per_minute,
             allowed_models=team.allowed_models,
+            allowed_adapters=team.allowed_adapters,
         )
         .on_conflict_do_nothing()
         .returning(teams.c.id)
@@ -84,43 +81,42 @@ async def get(connection: AsyncConnection, team_id: UUID) -> TeamRow:
     return _team_row(row)
 
 
-async def find(connection: AsyncConnection, page: Page, *, name: str | None = None) -> list[TeamRow]:
+async def find(
+    connection: AsyncConnection, page: Page, *, reach: Reach = EVERYTHING, name: str | None = None
+) -> list[TeamRow]:
     """One row more than the page's size, if there are more. Names are unique within an organization only."""
-    query = _query() if name is None else _query().where(teams.c.name == name)
+    query = _query().where(within(reach, teams.c.organization_id, teams.c.id))
+    if name is not None:
+        query = query.where(teams.c.name == name)
     return [_team_row(row) for row in await connection.execute(paged(query, teams, page))]
 
 
 async def change(connection: AsyncConnection, team_id: UUID, change: TeamChange) -> TeamRow:
     """Raises NotFound, Invalid (allowed_models)."""
-    if change.allowed_models is not UNSET:
-        await models.require_known(connection, change.allowed_models, field="allowed_models")
-    fields = ("requests_per_minute", "tokens_per_minute", "allowed_models")
+    for field in ("allowed_models", "allowed_adapters"):
+        names: list[str] | UnsetType | None = getattr(change, field)
+        if names is not UNSET:
+            await models.require_known(connection, names, field=field)
+    fields = TeamChange.__struct_fields__
     values = {field: value for field in fields if (value := getattr(change, field)) is not UNSET}
     if values:
         await connection.execute(update(teams).where(teams.c.id == team_id).values(values))
     return await get(connection, team_id)
 
 
-async def _organization_id(connection: AsyncConnection, name: str) -> UUID:
-    found: UUID | None = (
-        await connection.execute(select(organizations.c.id).where(organizations.c.name == name))
-    ).scalar_one_or_none()
-    if found is None:
-        raise NotFound("organization", name)
-    return found
-
-
 def _query() -> Select[Any]:
-    return select(teams, organizations.c.name.label("organization")).join(organizations)
+    return select(teams, organization_table.c.name.label("organization")).join(organization_table)
 
 
 def _team_row(row: Row[Any]) -> TeamRow:
     return TeamRow(
         id=row.id,
+        organization_id=row.organization_id,
         organization=row.organization,
         name=row.name,
         requests_per_minute=row.requests_per_minute,
         tokens_per_minute=row.tokens_per_minute,
         allowed_models=row.allowed_models,
+        allowed_adapters=row.allowed_adapters,
         created_at=row.created_at,
     )

@@ -11,6 +11,8 @@ from sqlalchemy import BigInteger, RowMapping, case, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import ColumnElement
 
+from descant_gateway.roles import EVERYTHING, Reach
+from descant_gateway.store.reach import within
 from descant_gateway.store.tables import keys, teams, usage_ledger
 
 
@@ -32,6 +34,7 @@ class UsageFilter(Struct, frozen=True, kw_only=True):
     team_id: UUID | None = None
     key_id: UUID | None = None
     model: str | None = None
+    reach: Reach = EVERYTHING
 
 
 class UsageRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -86,7 +89,10 @@ async def summarize(
 
 
 def _conditions(wanted: UsageFilter) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = [usage_ledger.c.day.between(wanted.first_day, wanted.last_day)]
+    conditions: list[ColumnElement[bool]] = [
+        usage_ledger.c.day.between(wanted.first_day, wanted.last_day),
+        within(wanted.reach, usage_ledger.c.organization_id, usage_ledger.c.team_id),
+    ]
     if wanted.team_id is not None:
         conditions.append(usage_ledger.c.team_id == wanted.team_id)
     if wanted.key_id is not None:

@@ -1,41 +1,91 @@
-"""The admin API, /admin/v1: teams, keys, backends, models, usage. Its routes hold no SQL; `store` does."""
+"""The admin API, /admin/v1: who may use what, and what was used. Its routes hold no SQL; `store` does."""
 
-from litestar import Router
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from litestar import Request, Response, Router
 from litestar.di import Provide
 from litestar.exceptions import ValidationException
+from litestar.handlers import BaseRouteHandler
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.access import OPT, Access
+from descant_gateway.access import LIMIT, OPT, Access, Rate
 from descant_gateway.config import GatewayConfig
 from descant_gateway.keys import KeyIssuer
-from descant_gateway.routes.admin import backends, errors, keys, models, organizations, teams, usage
-from descant_gateway.routes.admin.guard import require_admin_key
+from descant_gateway.roles import Principal
+from descant_gateway.routes.admin import (
+    backends,
+    errors,
+    keys,
+    limits,
+    models,
+    organizations,
+    projects,
+    service_accounts,
+    teams,
+    usage,
+)
+from descant_gateway.routes.admin.administration import audited
+from descant_gateway.routes.admin.guard import AdminGuard, Connection
 from descant_gateway.sealing import Sealer
 from descant_gateway.store.errors import StoreError
+from descant_wire.errors import ApiError
+
+OnChange = Callable[[], Awaitable[None]]
 
 
-def admin_router(config: GatewayConfig, engine: AsyncEngine) -> Router:
-    """All routes of the admin API, closed to everybody without the admin key."""
+async def _nobody_to_tell() -> None:
+    """One gateway alone, or a test: PostgreSQL's notification tells it."""
+
+
+def admin_router(config: GatewayConfig, engine: AsyncEngine, on_change: OnChange = _nobody_to_tell) -> Router:
+    """All routes of the admin API, closed to everybody without a role.
+
+    `on_change` is awaited after each change and before its answer, so that the other gateways hear of it first.
+    """
     sealer, issuer = Sealer(config.key_pepper), KeyIssuer(config.key_pepper)
+
+    guard = AdminGuard(config, engine)
+
+    async def let_in(connection: Connection, handler: BaseRouteHandler) -> None:
+        await guard.check(connection, handler)
+
+    async def tell(response: Response[Any]) -> Response[Any]:
+        await on_change()
+        return response
+
+    def engine_of(request: Request[Any, Any, Any]) -> AsyncEngine:
+        return audited(engine, request)
+
+    def principal_of(request: Request[Any, Any, Any]) -> Principal:
+        principal: Principal = request.state.principal
+        return principal
+
     return Router(
         path="/admin/v1",
         route_handlers=[
             *organizations.ROUTES,
             *teams.ROUTES,
+            *projects.ROUTES,
             *keys.ROUTES,
+            *service_accounts.ROUTES,
             *backends.ROUTES,
             *models.ROUTES,
+            *limits.ROUTES,
             *usage.ROUTES,
         ],
-        guards=[require_admin_key(config.admin_key)],
-        opt={OPT: Access.ADMIN},
+        guards=[let_in],
+        opt={OPT: Access.ADMIN, LIMIT: Rate(per_minute=1200)},
         dependencies={
-            "engine": Provide(lambda: engine, sync_to_thread=False),
+            "engine": Provide(engine_of, sync_to_thread=False),
+            "principal": Provide(principal_of, sync_to_thread=False),
             "sealer": Provide(lambda: sealer, sync_to_thread=False),
             "issuer": Provide(lambda: issuer, sync_to_thread=False),
         },
+        after_request=tell,
         exception_handlers={
+            ApiError: errors.refuse_api,
             StoreError: errors.refuse,
             ValidationException: errors.refuse_input,
             RecursionError: errors.refuse_depth,

@@ -12,6 +12,8 @@ from litestar.params import FromPath, JSONBody
 from msgspec import UNSET, Meta, Struct, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from descant_gateway.access import needs
+from descant_gateway.roles import Level, Role
 from descant_gateway.routes.admin.fields import Listing, Name
 from descant_gateway.sealing import Sealer
 from descant_gateway.store import backends as store
@@ -31,7 +33,7 @@ class BackendSetting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Sent to the backend as its bearer; not given keeps the one that is stored, null removes it."""
 
 
-@put("/backends")
+@put("/backends", opt=needs(Role.ADMIN, Level.INSTALLATION))
 async def put_backend(
     data: JSONBody[BackendSetting], engine: NamedDependency[AsyncEngine], sealer: NamedDependency[Sealer]
 ) -> BackendRow:
@@ -41,13 +43,13 @@ async def put_backend(
         return await store.put(connection, data.name, base_url=base_url, sealed_api_key=sealed)
 
 
-@get("/backends")
+@get("/backends", opt=needs(Role.VIEWER, Level.INSTALLATION))
 async def list_backends(engine: NamedDependency[AsyncEngine]) -> Listing[BackendRow]:
     async with engine.begin() as connection:
         return Listing(await store.list_all(connection))
 
 
-@delete("/backends/{name:path}")
+@delete("/backends/{name:path}", opt=needs(Role.ADMIN, Level.INSTALLATION))
 async def delete_backend(name: FromPath[str], engine: NamedDependency[AsyncEngine]) -> None:
     async with engine.begin() as connection:
         await store.remove(connection, name.removeprefix("/"))

@@ -1,11 +1,14 @@
-"""The admin API's refusals, in the one error shape: `{"error": {message, type, param, code}}`."""
+"""The admin API's refusals: problem details (RFC 9457), with the `error` of all of Descant as one of their members."""
 
 import re
+from http import HTTPStatus
 from typing import Any, Final
 
+import msgspec
 import structlog
 from litestar import Request, Response
 from litestar.exceptions import ValidationException
+from msgspec import Struct
 
 from descant_gateway.store.errors import AlreadyExists, InUse, Invalid, NotFound, StoreError
 from descant_gateway.store.session import is_outage
@@ -17,6 +20,21 @@ _QUOTED: Final = re.compile("`([^`]+)`")
 log = structlog.get_logger(__name__)
 
 AnyRequest = Request[Any, Any, Any]
+
+
+class Problem(Struct, frozen=True, kw_only=True):
+    """https://www.rfc-editor.org/rfc/rfc9457; `error` is what every other API of Descant answers with."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str | None
+    error: ErrorDetail
+
+
+def refuse_api(_: AnyRequest, error: ApiError) -> Response[bytes]:
+    return _response(error)
 
 
 def refuse(_: AnyRequest, error: StoreError) -> Response[bytes]:
@@ -68,4 +86,12 @@ def _conflict(message: str, code: str) -> ApiError:
 
 
 def _response(error: ApiError) -> Response[bytes]:
-    return Response(error.body, status_code=error.status, headers=error.headers, media_type="application/json")
+    problem = Problem(
+        title=HTTPStatus(error.status).phrase,
+        status=error.status,
+        detail=error.detail.message,
+        code=error.detail.code,
+        error=error.detail,
+    )
+    body = msgspec.json.encode(problem)
+    return Response(body, status_code=error.status, headers=error.headers, media_type="application/problem+json")

@@ -8,6 +8,8 @@ from litestar.params import FromPath, JSONBody
 from msgspec import Meta, Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from descant_gateway.access import needs
+from descant_gateway.roles import Level, Role
 from descant_gateway.routes.admin.fields import Listing, Name, Names
 from descant_gateway.store import models as store
 from descant_gateway.store.models import DEFAULT_MAX_OUTPUT_TOKENS, ModelRow, NewModel
@@ -28,7 +30,7 @@ class ModelSetting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Reserved against token limits when a request names no max_tokens; null: 4096."""
 
 
-@put("/models")
+@put("/models", opt=needs(Role.ADMIN, Level.INSTALLATION))
 async def put_model(data: JSONBody[ModelSetting], engine: NamedDependency[AsyncEngine]) -> ModelRow:
     if data.alias_of is not None:
         _require_nothing_else(data)
@@ -45,13 +47,13 @@ async def put_model(data: JSONBody[ModelSetting], engine: NamedDependency[AsyncE
         return await store.put(connection, model)
 
 
-@get("/models")
+@get("/models", opt=needs(Role.VIEWER))
 async def list_models(engine: NamedDependency[AsyncEngine]) -> Listing[ModelRow]:
     async with engine.begin() as connection:
         return Listing(await store.list_all(connection))
 
 
-@delete("/models/{name:path}")
+@delete("/models/{name:path}", opt=needs(Role.ADMIN, Level.INSTALLATION))
 async def delete_model(name: FromPath[str], engine: NamedDependency[AsyncEngine]) -> None:
     """A model's name may hold slashes."""
     async with engine.begin() as connection:

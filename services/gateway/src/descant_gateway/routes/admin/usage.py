@@ -14,6 +14,8 @@ from litestar.params import FromQuery
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from descant_gateway.access import needs
+from descant_gateway.roles import Principal, Role
 from descant_gateway.store import usage as store
 from descant_gateway.store.usage import UsageDimension, UsageFilter, UsageRow
 from descant_wire.errors import invalid_request
@@ -33,9 +35,10 @@ class UsageReport(Struct, frozen=True):
     data: list[UsageRow]
 
 
-@get("/usage")
+@get("/usage", opt=needs(Role.VIEWER))
 async def show_usage(
     engine: NamedDependency[AsyncEngine],
+    principal: NamedDependency[Principal],
     first_day: FromQuery[date | None] = None,
     last_day: FromQuery[date | None] = None,
     group_by: FromQuery[str] = "team,model",
@@ -48,7 +51,9 @@ async def show_usage(
     last = last_day or datetime.now(UTC).date()
     first = first_day or last - timedelta(days=DEFAULT_DAYS - 1)
     _require_range(first, last)
-    wanted = UsageFilter(first_day=first, last_day=last, team_id=team_id, key_id=key_id, model=model)
+    wanted = UsageFilter(
+        first_day=first, last_day=last, team_id=team_id, key_id=key_id, model=model, reach=principal.reach()
+    )
     dimensions = _dimensions(group_by)
     async with engine.begin() as connection:
         rows = await store.summarize(connection, wanted, dimensions)
