@@ -28,7 +28,7 @@ from descant_gateway.output_estimate import OutputEstimates
 from descant_gateway.pipeline import CatalogueSource, Gateway
 from descant_gateway.proxies import TrustedProxies
 from descant_gateway.relay import Timeouts
-from descant_gateway.routes import health, inference, models
+from descant_gateway.routes import health, inference, limits, models
 from descant_gateway.routes.admin import admin_router
 from descant_gateway.routes.admin.description import admin_description
 from descant_gateway.script_queue import ScriptQueue, connect
@@ -46,6 +46,7 @@ DATA_ROUTES: Sequence[ControllerRouterHandler] = (
     inference.inference,
     models.list_models,
     models.show_model,
+    limits.show_limits,
     health.health,
     health.ready,
     health.show_metrics,

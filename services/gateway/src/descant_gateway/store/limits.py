@@ -1,28 +1,23 @@
 """The limits that organizations, teams, projects and keys have, one row each."""
 
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from msgspec import Struct
-from sqlalchemy import Row, Table, delete, select
+from sqlalchemy import Row, Select, delete, null, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.store import models, tables
+from descant_gateway.store import identity_tables, models, tables
 from descant_gateway.store.errors import NotFound
 
-OWNERS: Final[dict[str, Table]] = {
-    level: tables.metadata.tables[name]
-    for level, name in {
-        "organization": "organizations",
-        "team": "teams",
-        "project": "projects",
-        "key": "keys",
-    }.items()
-    if name in tables.metadata.tables
-}
-"""The table that holds the owners of each level."""
+
+class Place(Struct, frozen=True):
+    """Where an owner of limits lies; an organization lies in itself, and in no team."""
+
+    organization_id: UUID
+    team_id: UUID | None
 
 
 class NewLimit(Struct, frozen=True, kw_only=True):
@@ -42,7 +37,7 @@ class LimitRow(NewLimit, frozen=True, kw_only=True):
 
 async def put(connection: AsyncConnection, limit: NewLimit) -> LimitRow:
     """Makes or changes the one limit of this owner, kind and model. Raises NotFound (owner), Invalid (model)."""
-    await _require_owner(connection, limit.level, limit.owner_id)
+    await place_of(connection, limit.level, limit.owner_id)
     await models.require_known(connection, None if limit.model is None else [limit.model], field="model")
     fields = {name: getattr(limit, name) for name in NewLimit.__struct_fields__}
     changed = {name: fields[name] for name in ("capacity", "is_shadow", "warn_at")}
@@ -53,6 +48,14 @@ async def put(connection: AsyncConnection, limit: NewLimit) -> LimitRow:
         .returning(tables.limits)
     )
     return _limit_row((await connection.execute(statement)).one())
+
+
+async def get(connection: AsyncConnection, limit_id: UUID) -> LimitRow:
+    """Raises NotFound."""
+    row = (await connection.execute(select(tables.limits).where(tables.limits.c.id == limit_id))).one_or_none()
+    if row is None:
+        raise NotFound("limit", limit_id)
+    return _limit_row(row)
 
 
 async def find(connection: AsyncConnection, owner_id: UUID | None) -> list[LimitRow]:
@@ -70,10 +73,31 @@ async def remove(connection: AsyncConnection, limit_id: UUID) -> None:
         raise NotFound("limit", limit_id)
 
 
-async def _require_owner(connection: AsyncConnection, level: str, owner_id: UUID) -> None:
-    owners = OWNERS[level]
-    if (await connection.execute(select(owners.c.id).where(owners.c.id == owner_id))).one_or_none() is None:
+async def place_of(connection: AsyncConnection, level: str, owner_id: UUID) -> Place:
+    """Raises NotFound."""
+    row = (await connection.execute(_place_query(level, owner_id))).one_or_none()
+    if row is None:
         raise NotFound(level, owner_id)
+    return Place(row.organization_id, row.team_id)
+
+
+def _place_query(level: str, owner_id: UUID) -> Select[Any]:
+    teams = tables.teams
+    columns = (teams.c.organization_id, teams.c.id.label("team_id"))
+    match level:
+        case "organization":
+            organization = tables.organizations.c.id
+            return select(organization.label("organization_id"), null().label("team_id")).where(
+                organization == owner_id
+            )
+        case "team":
+            return select(*columns).where(teams.c.id == owner_id)
+        case "project":
+            projects = identity_tables.projects
+            return select(*columns).join(projects, projects.c.team_id == teams.c.id).where(projects.c.id == owner_id)
+        case _:
+            keys = tables.keys
+            return select(*columns).join(keys, keys.c.team_id == teams.c.id).where(keys.c.id == owner_id)
 
 
 def _limit_row(row: Row[Any]) -> LimitRow:
