@@ -10,8 +10,8 @@ import pytest
 
 from descant_gateway.catalogue import Backend
 from descant_gateway.ledger import Outcome
-from descant_gateway.relay import rewrite_body
 from descant_gateway.request import read_request
+from descant_gateway.upstream_request import rewrite_body
 
 from .gateway_under_test import Running, World, bearer, eventually, running_gateway
 from .upstream import Upstream, running
@@ -161,7 +161,7 @@ async def test_the_client_s_key_and_hop_headers_stay_here(upstream: Upstream, va
     assert received["x-descant-tenant"] == world.organization_id.hex
     assert set(received) <= {
         *("host", "authorization", "x-request-id", "traceparent", "content-type", "content-length"),
-        "x-descant-tenant",
+        *("x-descant-tenant", "x-descant-charge"),
     }
     assert key.encode() not in b"".join(value for _, value in upstream.received[0].raw_headers)
     assert reply.headers["x-request-id"] == "client-17"
@@ -429,7 +429,7 @@ async def test_odd_slashes_reach_the_same_endpoint(world: World, gateway: Runnin
 async def test_a_client_that_stops_reading_holds_nothing_upstream(
     upstream: Upstream, world: World, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("descant_gateway.relay._LAST_WORDS_S", 0.1)
+    monkeypatch.setattr("descant_gateway.exchange._LAST_WORDS_S", 0.1)
     upstream.num_tokens = 200_000  # more than all the buffers between hold
     async with running_gateway(world, valkey_url, upstream_idle_timeout_s=0.3) as gateway:
         host, port = gateway.url.removeprefix("http://").split(":")

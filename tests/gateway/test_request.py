@@ -10,8 +10,8 @@ from descant_wire.errors import ApiError
 CHAT = "/v1/chat/completions"
 
 
-def read(**fields: object):
-    return read_request(CHAT, json.dumps({"model": "m", **fields}).encode())
+def read(endpoint: str = CHAT, **fields: object):
+    return read_request(endpoint, json.dumps({"model": "m", **fields}).encode())
 
 
 def test_reads_only_what_it_decides_on() -> None:
@@ -32,8 +32,8 @@ def test_nulls_mean_absent() -> None:
 
 
 def test_the_estimate_grows_with_the_text_and_counts_token_ids() -> None:
-    assert read(prompt=[5, 6, 7]).estimated_prompt_tokens == 3
-    assert read(prompt="x" * 400).estimated_prompt_tokens == pytest.approx(100, abs=2)
+    assert read("/v1/completions", prompt=[5, 6, 7]).estimated_prompt_tokens == 3
+    assert read("/v1/completions", prompt="x" * 400).estimated_prompt_tokens == pytest.approx(100, abs=2)
     messages = [{"role": "user", "content": "x" * 400}]
     assert 100 <= read(messages=messages).estimated_prompt_tokens <= 115
 

@@ -16,6 +16,7 @@ from descant_gateway.backends import Backends
 from descant_gateway.catalogue_feed import CatalogueFeed
 from descant_gateway.change_signals import ChangeSignal, PostgresSignal, ValkeySignal
 from descant_gateway.config import GatewayConfig
+from descant_gateway.deadlines import Timeouts
 from descant_gateway.errors import from_framework
 from descant_gateway.fair_share import FairShare, QueueBounds
 from descant_gateway.ledger_writer import LedgerWriter
@@ -27,13 +28,14 @@ from descant_gateway.metrics import Metrics
 from descant_gateway.output_estimate import OutputEstimates
 from descant_gateway.pipeline import CatalogueSource, Gateway
 from descant_gateway.proxies import TrustedProxies
-from descant_gateway.relay import Timeouts
+from descant_gateway.relay import Upstreams
 from descant_gateway.routes import health, inference, limits, models
 from descant_gateway.routes.admin import admin_router
 from descant_gateway.routes.admin.description import admin_description
 from descant_gateway.script_queue import ScriptQueue, connect
 from descant_gateway.sealing import Sealer
 from descant_gateway.settle import UsageSink
+from descant_gateway.shadow import Shadows
 from descant_gateway.store.migrate import check_schema
 from descant_gateway.store.session import create_engine
 from descant_gateway.throttle import Throttle
@@ -125,6 +127,8 @@ async def open_data_side(config: GatewayConfig, feed: CatalogueSource, ledger: U
         stack.push_async_callback(backends.close)
         await backends.start()
         fair_share = FairShare(queue_bounds(config), lambda: feed.current, lambda: backends.states, metrics)
+        shadows = Shadows(backends)
+        stack.push_async_callback(shadows.close)
         yield Gateway(
             feed=feed,
             fair_share=fair_share,
@@ -135,16 +139,11 @@ async def open_data_side(config: GatewayConfig, feed: CatalogueSource, ledger: U
                 outputs=OutputEstimates(),
                 watcher=warnings,
             ),
-            backends=backends,
+            upstreams=Upstreams(backends, shadows, timeouts_of(config)),
             ledger=ledger,
             metrics=metrics,
             pepper=config.key_pepper.reveal(),
             max_body_bytes=config.max_body_bytes,
-            timeouts=Timeouts(
-                first_byte_s=config.upstream_first_byte_timeout_s,
-                idle_s=config.upstream_idle_timeout_s,
-                total_s=config.upstream_deadline_s,
-            ),
         )
 
 
@@ -162,14 +161,22 @@ def outage_policy(config: GatewayConfig) -> OutagePolicy:
     )
 
 
+def timeouts_of(config: GatewayConfig) -> Timeouts:
+    return Timeouts(
+        first_byte_s=config.upstream_first_byte_timeout_s,
+        idle_s=config.upstream_idle_timeout_s,
+        total_s=config.upstream_deadline_s,
+    )
+
+
 def _refuse(_: Request[object, object, State], error: ApiError) -> Response[bytes]:
     return Response(error.body, status_code=error.status, headers=error.headers, media_type="application/json")
 
 
 def _refuse_by_framework(request: Request[object, object, State], error: HTTPException) -> Response[bytes]:
-    return _refuse(request, from_framework(error, request.method, request.url.path))
+    return _refuse(request, from_framework(error, request.method, request.scope["path"]))
 
 
 def _fail(request: Request[object, object, State], error: Exception) -> Response[bytes]:
-    _log.error("request failed", path=request.url.path, exc_info=error)
+    _log.error("request failed", path=request.scope["path"], exc_info=error)
     return _refuse(request, server_error())

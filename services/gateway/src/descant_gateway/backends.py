@@ -4,13 +4,17 @@ import asyncio
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from time import monotonic
 from typing import Final
 
 import aiohttp
 import structlog
 
-from descant_gateway.catalogue import Backend, Catalogue
-from descant_gateway.route import BackendState
+from descant_gateway.backend_state import UNKNOWN, BackendState
+from descant_gateway.catalogue import Backend, Catalogue, ModelRoute
+from descant_gateway.load_feed import LoadFeed
+from descant_gateway.retry_budget import RetryBudget
+from descant_gateway.route import Look
 
 _PROBE_TIMEOUT_S: Final = 2.0
 _PROBE_PATHS: Final = ("/ready", "/health")
@@ -23,12 +27,14 @@ class Backends:
     def __init__(
         self, catalogue: Callable[[], Catalogue], *, connect_timeout_s: float, health_interval_s: float
     ) -> None:
+        self.retry_budget = RetryBudget()
         self._catalogue = catalogue
         self._connect_timeout_s = connect_timeout_s
         self._health_interval_s = health_interval_s
         self._states: dict[str, BackendState] = {}
         self._session: aiohttp.ClientSession | None = None
-        self._prober: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._on_room: list[Callable[[], None]] = []
         self._log = structlog.get_logger("descant_gateway.backends")
 
     @property
@@ -52,12 +58,16 @@ class Backends:
             trust_env=False,
         )
         await self.probe_all()
-        self._prober = asyncio.get_running_loop().create_task(self._keep_probing(), name="health-probes")
+        loads = LoadFeed(self._session, self._tell_room)
+        self._tasks = [
+            asyncio.create_task(self._keep_probing(), name="health-probes"),
+            asyncio.create_task(loads.run(lambda: self._catalogue().backends, self.state), name="load-feed"),
+        ]
 
     async def close(self) -> None:
-        if self._prober is not None:
-            self._prober.cancel()
-            await asyncio.gather(self._prober, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
 
@@ -67,24 +77,72 @@ class Backends:
             state = self._states[name] = BackendState()
         return state
 
+    def look(self, catalogue: Catalogue) -> Look:
+        return Look(catalogue, self._states, monotonic())
+
+    # Room, for whoever lets requests wait
+
+    def has_room(self, model: ModelRoute) -> bool:
+        """Whether a backend of the model would begin with one more request at once.
+
+        True if none is available too: waiting for room would not help then.
+        """
+        now, backends = monotonic(), self._catalogue().backends
+        serving = [backends[name] for name in model.backends if name in backends]
+        available = [each for each in serving if self._states.get(each.name, UNKNOWN).is_available(now)]
+        return not available or any(not self.state(each.name).is_full(each, now) for each in available)
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        """`callback` is called whenever there may be more room than before: a request ended, a backend reported."""
+        self._on_room.append(callback)
+
+    def _tell_room(self) -> None:
+        for callback in self._on_room:
+            callback()
+
+    # What requests do and find out
+
     @contextmanager
     def in_flight(self, backend: Backend) -> Iterator[None]:
+        """`with` it around a request to the backend, in which `succeeded` or `failed` may be called."""
         state = self.state(backend.name)
         state.num_in_flight += 1
         state.num_sent += 1
+        state.breaker.begin()
         try:
             yield
         finally:
             state.num_in_flight -= 1
+            state.breaker.abandoned()
+            self._tell_room()
+
+    def succeeded(self, backend: Backend) -> None:
+        """It answered, if only with a refusal."""
+        breaker = self.state(backend.name).breaker
+        if not breaker.is_closed:
+            self._log.info("backend answers again", backend=backend.name)
+        breaker.succeeded(monotonic())
+
+    def failed(self, backend: Backend, reason: str) -> None:
+        breaker = self.state(backend.name).breaker
+        was_closed = breaker.is_closed
+        breaker.failed(monotonic())
+        if was_closed and not breaker.is_closed:
+            self._log.warning(
+                "backend keeps failing and gets no requests for a while", backend=backend.name, why=reason
+            )
+
+    # Health
 
     def mark(self, backend: Backend, *, is_healthy: bool, reason: str = "") -> None:
-        """What a probe or a request found out. One log line for each change."""
+        """What a probe found out. One log line for each change."""
         state = self.state(backend.name)
         if state.is_healthy == is_healthy:
             return
         state.is_healthy = is_healthy
         if is_healthy:
             self._log.info("backend is healthy", backend=backend.name)
+            self._tell_room()
         else:
             self._log.warning("backend is not healthy", backend=backend.name, reason=reason)
 

@@ -35,6 +35,7 @@ class Call:
         "method",
         "reply_headers",
         "request_id",
+        "route_headers",
         "started_at",
     )
 
@@ -49,6 +50,8 @@ class Call:
         self.client_address: str | None = client[0] if client else None
         self.request_id = request_id_of(self.headers)
         self.reply_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", self.request_id.encode())]
+        self.route_headers: Headers = ()
+        """Who answers and why: of the latest attempt, for whatever answers this call after it."""
         self.is_started = False
         self.is_answered = False
 
@@ -85,7 +88,8 @@ class Call:
 
     async def start(self, status: int, headers: Headers) -> None:
         self.is_started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": [*self.reply_headers, *headers]})
+        all_headers = [*self.reply_headers, *self.route_headers, *headers]
+        await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
 
     async def send(self, chunk: bytes) -> None:
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})

@@ -2,6 +2,7 @@
 
 from litestar.exceptions import HTTPException
 
+from descant_gateway.endpoints import ENDPOINTS, refused_family
 from descant_wire.errors import ApiError, ErrorDetail, method_not_allowed, not_found, server_error
 
 
@@ -20,10 +21,29 @@ def model_not_allowed(model: str, who: str) -> ApiError:
     return ApiError(403, ErrorDetail(message=message, type="permission_error", param="model", code="model_not_allowed"))
 
 
+def _no_such_path(method: str, path: str) -> ApiError:
+    family = refused_family(path)
+    if family is None:
+        return not_found(f"There is no {method} {path} here.", code="unknown_url")
+    served = ", ".join(ENDPOINTS)
+    return not_found(
+        f"{path} is for {family}, which this gateway does not serve. It serves {served}.", code="unsupported_endpoint"
+    )
+
+
+def data_must_stay(model: str, team: str) -> ApiError:
+    """403 for a model whose only backends are outside the house."""
+    message = (
+        f"The model {model!r} is served outside the house, where the data of the team {team!r} may not go. "
+        "An administrator can allow it."
+    )
+    return ApiError(403, ErrorDetail(message=message, type="permission_error", param="model", code="data_must_stay"))
+
+
 def from_framework(error: HTTPException, method: str, path: str) -> ApiError:
     """Litestar's own refusals (no such route, wrong method, unreadable body) in OpenAI's shape."""
     if error.status_code == 404:
-        return not_found(f"There is no {method} {path} here.", code="unknown_url")
+        return _no_such_path(method, path)
     if error.status_code == 405:
         return method_not_allowed(f"{path} does not take {method}.")
     if error.status_code >= 500:

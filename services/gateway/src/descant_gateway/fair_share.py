@@ -14,11 +14,11 @@ from typing import Final
 from msgspec import Struct
 
 from descant_gateway.admit import Ticket
+from descant_gateway.backend_state import BackendState
 from descant_gateway.call import Call
 from descant_gateway.catalogue import Catalogue, ModelRoute, Team
 from descant_gateway.fair_queue import Ask, FairQueue, QueueFull
 from descant_gateway.metrics import Metrics
-from descant_gateway.route import BackendState
 from descant_wire.errors import ApiError, service_unavailable
 
 POSITION_HEADER: Final = "x-descant-queue-position"
@@ -89,9 +89,12 @@ class FairShare:
 
     @asynccontextmanager
     async def turn(self, call: Call, team: Team, model: ModelRoute, ticket: Ticket) -> AsyncIterator[None]:
-        """Entered when a backend of the model has room. 503 if too many wait, or for too long; ClientLeft."""
+        """Entered when a backend of the model has room. 503 if too many wait, or for too long; ClientLeft.
+
+        Nobody waits for a model with a fallback for saturation: the relay goes there at once.
+        """
         pool = self._pool(model.backends)
-        if pool is None:
+        if pool is None or model.policy.has_way_out:
             yield
             return
         ask = Ask(team.id, num_tokens=ticket.reserved_tokens, priority=team.priority, weight=team.weight)

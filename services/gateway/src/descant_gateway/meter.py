@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from descant_gateway.catalogue import ModelRoute
 from descant_gateway.request import InferenceRequest
 
 Count = Annotated[int, Meta(ge=0)]
@@ -38,10 +39,12 @@ NO_CHARGE = Charge(0, 0, 0, False)
 
 
 class Meter:
-    __slots__ = ("backend", "failure", "first_byte_at", "is_generating", "num_chunks", "status", "usage")
+    __slots__ = ("backend", "failure", "first_byte_at", "is_generating", "model", "num_chunks", "status", "usage")
 
     def __init__(self) -> None:
         self.backend = ""
+        self.model: ModelRoute | None = None
+        """The one that truly served, or tried to: another than was asked for after a fallback."""
         self.status = 0
         """What the client was answered with; 0 until then."""
         self.failure = ""
@@ -69,29 +72,59 @@ class Meter:
         return Charge(self.usage.prompt_tokens, cached or 0, self.usage.completion_tokens or 0, False)
 
 
+class _AnyUsage(Struct, frozen=True):
+    """Chat and completions count prompt and completion, responses input and output, rerank only all together."""
+
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    prompt_tokens_details: PromptTokensDetails | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    input_tokens_details: PromptTokensDetails | None = None
+    total_tokens: Count | None = None
+
+    def as_usage(self) -> Usage:
+        prompt = self.prompt_tokens if self.prompt_tokens is not None else self.input_tokens
+        completion = self.completion_tokens if self.completion_tokens is not None else self.output_tokens
+        if prompt is None:
+            prompt = max(0, (self.total_tokens or 0) - (completion or 0))
+        return Usage(prompt, completion or 0, self.prompt_tokens_details or self.input_tokens_details)
+
+
 class _WholeReply(Struct, frozen=True):
-    usage: Usage | None = None
+    usage: _AnyUsage | None = None
+
+
+class _Chunk(Struct, frozen=True):
+    usage: _AnyUsage | None = None
+    choices: list[msgspec.Raw] = []
+    response: _WholeReply | None = None
+    """Where the event is one of the responses API."""
 
 
 class ChunkUsage(Struct, frozen=True):
     usage: Usage | None = None
-    choices: list[msgspec.Raw] = []
+    has_content: bool = True
+    """False for the chunk that a stream has only to tell its usage."""
 
 
 _whole_decoder = msgspec.json.Decoder(_WholeReply)
-_chunk_decoder = msgspec.json.Decoder(ChunkUsage)
+_chunk_decoder = msgspec.json.Decoder(_Chunk)
 
 
 def usage_of_reply(body: bytes) -> Usage | None:
     """The `usage` of a whole reply; None if the backend gave none that can be read."""
     try:
-        return _whole_decoder.decode(body).usage
+        usage = _whole_decoder.decode(body).usage
     except (msgspec.MsgspecError, RecursionError):
         return None
+    return None if usage is None else usage.as_usage()
 
 
 def usage_of_chunk(data: bytes) -> ChunkUsage:
     try:
-        return _chunk_decoder.decode(data)
+        chunk = _chunk_decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError):
-        return ChunkUsage(choices=[msgspec.Raw(b"{}")])
+        return ChunkUsage()
+    usage = chunk.usage if chunk.response is None else chunk.response.usage
+    return ChunkUsage(None if usage is None else usage.as_usage(), bool(chunk.choices) or chunk.response is not None)

@@ -1,4 +1,7 @@
-"""The path of a request, in five verbs: authenticate, admit, route, relay, settle. Read this file first."""
+"""The path of a request, in five verbs: authenticate, admit, route, relay, settle. Read this file first.
+
+`relay` asks `route` for the backends, and again where one fails that a fallback is configured for.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,9 +15,8 @@ from descant_gateway.catalogue import Catalogue
 from descant_gateway.fair_share import FairShare
 from descant_gateway.limiter import Limiter
 from descant_gateway.metrics import Metrics
-from descant_gateway.relay import Timeouts, relay
+from descant_gateway.relay import Upstreams, relay
 from descant_gateway.request import read_request
-from descant_gateway.route import route
 from descant_gateway.settle import Settlement, UsageSink
 
 
@@ -34,12 +36,15 @@ class Gateway:
     feed: CatalogueSource
     admission: Admission
     fair_share: FairShare
-    backends: Backends
+    upstreams: Upstreams
     ledger: UsageSink
     metrics: Metrics
     pepper: str
     max_body_bytes: int
-    timeouts: Timeouts
+
+    @property
+    def backends(self) -> Backends:
+        return self.upstreams.backends
 
     @property
     def limiter(self) -> Limiter:
@@ -63,5 +68,4 @@ async def serve(call: Call, gateway: Gateway) -> None:
         async with gateway.fair_share.turn(call, caller.team, model, ticket):
             admitted = AdmittedCall(call=call, caller=caller, request=request, model=model, ticket=ticket)
             with Settlement(admitted, gateway.ledger, gateway.metrics, gateway.admission.outputs):
-                candidates = route(model, catalogue, gateway.backends.states)
-                await relay(admitted, candidates, gateway.backends, gateway.timeouts)
+                await relay(admitted, catalogue, gateway.upstreams)

@@ -1,254 +1,189 @@
-"""Carries a request to a backend and the reply back, as bytes, streaming or not.
+"""Carries a request to a backend and the reply back, and to another backend or model where one does not answer.
 
-Before the first byte of a reply a backend that is away is replaced by the next candidate; after it nothing can be taken
-back, so a stream that breaks ends with an error event in OpenAI's shape.
+Before the first byte of a reply everything may still be tried; after it nothing can be taken back, so a stream that
+breaks ends with an error event in OpenAI's shape.
 """
 
-import asyncio
-import contextlib
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
-import aiohttp
-import msgspec
 import structlog
-from msgspec import Raw, Struct
-from yarl import URL
 
 from descant_gateway.admitted_call import AdmittedCall
+from descant_gateway.affinity import affinity_of
 from descant_gateway.backends import Backends
-from descant_gateway.call import Call, Headers
-from descant_gateway.catalogue import Backend
-from descant_gateway.meter import usage_of_reply
-from descant_gateway.request import InferenceRequest
-from descant_gateway.stream_tap import EventTooLarge, StreamTap
-from descant_wire.errors import ApiError, ErrorDetail, bad_gateway, gateway_timeout, service_unavailable
-from descant_wire.sse import encode_event
+from descant_gateway.canary import variant_of
+from descant_gateway.catalogue import Backend, Catalogue, ModelRoute
+from descant_gateway.deadlines import Timeouts, timeouts_for
+from descant_gateway.ended_usage import ask_ended_usage
+from descant_gateway.errors import ClientLeft, data_must_stay
+from descant_gateway.exchange import Attempt, Exchange
+from descant_gateway.failures import BackendFailed, Refusal, add_to_answer, nobody_serves
+from descant_gateway.meter import PromptTokensDetails, Usage
+from descant_gateway.providers import PROVIDERS
+from descant_gateway.route import Candidates, Wanted, route
+from descant_gateway.routing_policy import FailureKind, Fallback
+from descant_gateway.shadow import Shadows
 
-TENANT_HEADER: Final = "x-descant-tenant"
-FORWARDED_REQUEST_HEADERS: Final = (b"traceparent", b"tracestate")
-"""Besides what the relay sets itself. Only these pass, so that no client reaches a backend's internal headers."""
+BACKEND_HEADER: Final = b"x-descant-backend"
+REASON_HEADER: Final = b"x-descant-route-reason"
+"""How the model was come to, if it is not the one that was asked for, and why this backend of its."""
 
-DROPPED_REPLY_HEADERS: Final = frozenset(
-    {
-        # RFC 9110 7.6.1: of one connection only
-        b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"te", b"trailer",
-        b"transfer-encoding", b"upgrade",
-        # set by us
-        b"content-length", b"date", b"server", b"x-request-id",
-        # of the backend's own limits and sessions
-        b"set-cookie", b"x-ratelimit-limit-requests", b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-requests",
-        b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-requests", b"x-ratelimit-reset-tokens",
-    }
-)  # fmt: skip
-
-_LAST_WORDS_S: Final = 2.0
 _log = structlog.get_logger("descant_gateway.relay")
-_options_decoder = msgspec.json.Decoder(dict[str, Raw])
 
 
-class Timeouts(Struct, frozen=True, kw_only=True):
-    """Seconds."""
+@dataclass(frozen=True, slots=True)
+class Upstreams:
+    """What the relay works with, made once in `app`."""
 
-    first_byte_s: float
-    """A stream's first event: queueing and prefill."""
-    idle_s: float
-    """Between two events of a stream."""
-    total_s: float
-    """The whole of any reply."""
-
-
-class BackendAway(Exception):
-    """The backend can't take the request now and has not begun it; another one may."""
+    backends: Backends
+    shadows: Shadows
+    timeouts: Timeouts
+    """For a model that says nothing else."""
 
 
-async def relay(admitted: AdmittedCall, candidates: Sequence[Backend], backends: Backends, timeouts: Timeouts) -> None:
-    """Answers the call from the first candidate that takes it. ApiError if none does, ClientLeft if the client goes.
+async def relay(admitted: AdmittedCall, catalogue: Catalogue, upstreams: Upstreams) -> None:
+    """Answers the call from the first backend that takes it. ApiError if none does, ClientLeft if the client goes.
 
     A client that goes cancels the request upstream at once: closing the connection is how backends are told.
     """
-    body = rewrite_body(admitted.request, admitted.model.upstream_name)
-    async with admitted.call.cancelled_on_disconnect():
-        for backend in candidates:
-            try:
-                with backends.in_flight(backend):
-                    await _Exchange(admitted, backend, backends.session, timeouts).run(body)
-                return
-            except BackendAway as away:
-                admitted.meter.is_generating = False
-                _log.warning("backend did not take a request", backend=backend.name, reason=str(away))
-        raise service_unavailable(
-            f"No backend for the model {admitted.model.name!r} takes requests right now. Try again shortly.",
-            retry_after_s=1,
-            code="no_healthy_backend",
+    passage = _Passage(admitted, catalogue, upstreams)
+    try:
+        async with admitted.call.cancelled_on_disconnect():
+            await passage.run()
+    except ClientLeft:
+        await passage.learn_usage()
+        raise
+    if admitted.meter.failure:
+        await passage.learn_usage()
+
+
+class _Passage:
+    """One request on its way through models and backends."""
+
+    __slots__ = ("_admitted", "_backend", "_backends", "_catalogue", "_shadows", "_timeouts")
+
+    def __init__(self, admitted: AdmittedCall, catalogue: Catalogue, upstreams: Upstreams) -> None:
+        self._admitted = admitted
+        self._catalogue = catalogue
+        self._backends = upstreams.backends
+        self._shadows = upstreams.shadows
+        time_limits = admitted.model.policy.time_limits
+        self._timeouts = timeouts_for(admitted.call.headers, time_limits, upstreams.timeouts)
+        self._backend: Backend | None = None
+
+    async def run(self) -> None:
+        """The model, or its canary; then, where they failed, its fallbacks."""
+        model, is_canary = variant_of(self._admitted, self._catalogue)
+        self._backends.retry_budget.deposit()
+        self._shadows.offer(self._admitted, self._catalogue)
+        failure = await self._try(
+            model, "canary" if is_canary else "", may_wait=not self._admitted.model.policy.has_way_out
         )
+        for fallback in self._fallbacks(is_canary=is_canary):
+            if failure is not None and failure.kind in fallback.on:
+                failure = await self._fall_back(fallback, failure)
+        if failure is not None:
+            await self._refuse(failure)
 
+    async def learn_usage(self) -> None:
+        """After a reply that was cut: an engine of ours says what it generated, read or not."""
+        meter, backend = self._admitted.meter, self._backend
+        if backend is None or not meter.is_generating or self._backends.state(backend.name).report is None:
+            return
+        ended = await ask_ended_usage(self._backends.session, backend, self._admitted.ticket.charge_id)
+        if ended is not None:
+            details = PromptTokensDetails(cached_tokens=ended.cached_tokens)
+            meter.usage = Usage(ended.prompt_tokens, ended.completion_tokens, details)
 
-class _Exchange:
-    """One attempt at one backend."""
+    # Models
 
-    __slots__ = ("_backend", "_call", "_meter", "_request", "_session", "_tenant", "_timeouts")
+    def _fallbacks(self, *, is_canary: bool) -> Iterator[Fallback]:
+        if is_canary:
+            yield Fallback(model=self._admitted.model.name)
+        yield from self._admitted.model.policy.fallbacks
 
-    def __init__(
-        self, admitted: AdmittedCall, backend: Backend, session: aiohttp.ClientSession, timeouts: Timeouts
-    ) -> None:
-        self._call = admitted.call
-        self._request = admitted.request
-        self._tenant = admitted.tenant
-        self._meter = admitted.meter
-        self._backend = backend
-        self._session = session
-        self._timeouts = timeouts
+    async def _fall_back(self, fallback: Fallback, failure: BackendFailed) -> BackendFailed | None:
+        model = self._catalogue.models.get(fallback.model)
+        if model is None:
+            return failure
+        candidates = self._route(model)
+        if not candidates.backends and candidates.is_kept_inside:
+            return add_to_answer(failure, data_must_stay(model.name, self._team))
+        if not candidates.backends:
+            return failure
+        _log.warning("fallback", model=self._admitted.model.name, to=model.name, why=str(failure))
+        return await self._try(model, f"fallback:{failure.kind.value}", may_wait=True)
 
-    async def run(self, body: bytes) -> None:
-        """Raises BackendAway or ApiError only while the client has had nothing."""
-        self._meter.backend = self._backend.name
-        try:
-            async with asyncio.timeout(self._first_timeout_s) as clock:
-                await self._run(body, clock)
-        except (aiohttp.ClientError, OSError, TimeoutError, EventTooLarge) as error:
-            if not self._call.is_started:
-                raise self._refusal(error) from error
-            await self._break_off(error)
+    async def _try(self, model: ModelRoute, via: str, *, may_wait: bool) -> BackendFailed | None:
+        """None once the call is answered. `may_wait`: backends that are full may queue it."""
+        candidates = self._route(model)
+        if not candidates.backends:
+            return self._nobody(model, candidates)
+        if candidates.is_saturated and not may_wait:
+            return nobody_serves(model.name, FailureKind.SATURATION, "every backend is full")
+        return await self._try_each(model, candidates, via)
 
-    async def _run(self, body: bytes, clock: asyncio.Timeout) -> None:
-        response = await self._post(body)
-        try:
-            if response.status >= 400:
-                self._meter.is_generating = False
-                await self._pass_error_on(response)
-            elif response.status >= 300:
-                raise bad_gateway(f"The backend answered with the redirect {response.status}; none is followed.")
-            elif response.content_type == "text/event-stream":
-                await self._relay_stream(response, clock)
-            else:
-                await self._relay_whole(response)
-        finally:
-            response.close()  # an unfinished one is aborted, a finished one is back in the pool already
+    def _nobody(self, model: ModelRoute, candidates: Candidates) -> BackendFailed:
+        if candidates.is_kept_inside:
+            answer = data_must_stay(model.name, self._team)
+            return BackendFailed(FailureKind.CONNECT, answer, may_repeat=False, why="data must stay in the house")
+        return nobody_serves(model.name, FailureKind.CONNECT, "no backend is healthy")
 
-    async def _post(self, body: bytes) -> aiohttp.ClientResponse:
-        url = _url(self._backend.base_url, self._request.endpoint)
-        headers = request_headers(self._call, self._backend, self._tenant)
-        self._meter.is_generating = True
-        try:
-            try:
-                return await self._session.post(url, data=body, headers=headers, allow_redirects=False)
-            except aiohttp.ServerDisconnectedError:
-                # An idle connection that the backend closed just now; a fresh one tells whether it is really away.
-                return await self._session.post(url, data=body, headers=headers, allow_redirects=False)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise BackendAway(repr(error)) from error
-        except (aiohttp.ClientConnectionError, aiohttp.ServerTimeoutError) as error:
-            # It had the request. If that is why it broke off, the next backend must not get it too.
-            raise bad_gateway("The backend broke off before it answered; the request was not repeated.") from error
-
-    async def _relay_whole(self, response: aiohttp.ClientResponse) -> None:
-        body = await response.read()
-        self._meter.mark_first_byte()
-        self._meter.usage = usage_of_reply(body)
-        self._meter.status = response.status
-        await self._call.answer(response.status, reply_headers(response), body)
-
-    async def _relay_stream(self, response: aiohttp.ClientResponse, clock: asyncio.Timeout) -> None:
-        tap = StreamTap(self._meter, hides_usage=not self._request.include_usage)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeouts.total_s
-        while chunk := await response.content.readany():
-            clock.reschedule(min(loop.time() + self._timeouts.idle_s, deadline))
-            events = tap.feed(chunk)
-            if not self._call.is_started:
-                await self._start_stream(response)
-            if events:
-                await self._call.send(events)
-        if not self._call.is_started:
-            await self._start_stream(response)
-        response.close()
-        await self._call.finish(tap.finish())
-
-    async def _start_stream(self, response: aiohttp.ClientResponse) -> None:
-        self._meter.mark_first_byte()
-        self._meter.status = response.status
-        await self._call.start(response.status, (*reply_headers(response), *_STREAM_HEADERS))
-
-    async def _pass_error_on(self, response: aiohttp.ClientResponse) -> None:
-        """What a backend refuses is told as it says it. What it fails at, and what is between it and us, is not."""
-        status = response.status
-        if status == 503:
-            raise BackendAway("status 503")
-        if status >= 500 or status in (401, 403, 407):
-            _log.error("backend failed", backend=self._backend.name, status=status, request_id=self._call.request_id)
-            reason = "failed" if status >= 500 else "refused the gateway's own credentials"
-            raise bad_gateway(f"The backend {reason} (status {status}).")
-        body = await response.read()
-        if response.content_type != "application/json":
-            message = f"The backend refused the request (status {status})."
-            raise ApiError(status, ErrorDetail(message=message, type="invalid_request_error"))
-        self._meter.status = status
-        await self._call.answer(status, reply_headers(response), body)
-
-    async def _break_off(self, error: Exception) -> None:
-        self._meter.failure = repr(error)
-        # A client that does not read would hold this up for ever.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_WORDS_S):
-                await self._call.finish(encode_event(self._refusal(error).body))
-
-    def _refusal(self, error: Exception) -> ApiError:
-        if isinstance(error, TimeoutError):
-            return gateway_timeout("The backend took too long and the request was cancelled.")
-        return bad_gateway("The backend's connection broke before its reply was complete.")
+    def _route(self, model: ModelRoute) -> Candidates:
+        admitted, team = self._admitted, self._admitted.caller.team
+        members, tenant = admitted.request.members, admitted.tenant
+        has_choice = len(model.backends) > 1
+        affinity = affinity_of(admitted.call.headers, members, tenant, model.name) if has_choice else None
+        return route(Wanted(model, affinity, team.allows_external), self._backends.look(self._catalogue))
 
     @property
-    def _first_timeout_s(self) -> float:
-        # Of a whole reply the first byte comes with the last.
-        return self._timeouts.first_byte_s if self._request.stream else self._timeouts.total_s
+    def _team(self) -> str:
+        return self._admitted.caller.team.name
 
+    # Backends
 
-_STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+    async def _try_each(self, model: ModelRoute, candidates: Candidates, via: str) -> BackendFailed | None:
+        """The next one only while that can't break it too, and while the budget lasts."""
+        reason = candidates.reason.value
+        for backend in candidates.backends:
+            failure = await self._attempt(model, backend, f"{via};{reason}" if via else reason)
+            if failure is None or not failure.may_repeat or not self._backends.retry_budget.withdraw():
+                break
+            reason = f"retry:{failure.kind.value}"
+        return failure
 
+    async def _attempt(self, model: ModelRoute, backend: Backend, reason: str) -> BackendFailed | None:
+        admitted, provider = self._admitted, PROVIDERS[backend.protocol]
+        body = provider.body(admitted.request, model.upstream_name)
+        admitted.call.route_headers = ((BACKEND_HEADER, backend.name.encode()), (REASON_HEADER, reason.encode()))
+        admitted.meter.model = model
+        self._backend = backend
+        exchange = Exchange(admitted, Attempt(backend, provider, body, self._timeouts), self._backends.session)
+        with self._backends.in_flight(backend):
+            try:
+                await exchange.run()
+            except BackendFailed as failure:
+                admitted.meter.is_generating = False
+                self._judge(backend, "" if not failure.blames_backend else str(failure))
+                _log.warning("backend did not answer", backend=backend.name, why=str(failure))
+                return failure
+            self._judge(backend, exchange.break_reason)
+        return None
 
-def rewrite_body(request: InferenceRequest, upstream_name: str) -> bytes:
-    """The body for the backend: its own name of the model, and the usage chunk asked for in every stream.
+    def _judge(self, backend: Backend, fault: str) -> None:
+        if fault:
+            self._backends.failed(backend, fault)
+        else:
+            self._backends.succeeded(backend)
 
-    The values of all other fields are the client's bytes. The object around them is written anew even if nothing
-    changes, so that a field that is given twice reaches the backend once, with the value that was decided on; a compact
-    body, as clients write it, comes out the same.
-    """
-    members = dict(request.members)
-    if request.model != upstream_name:
-        members["model"] = Raw(msgspec.json.encode(upstream_name))
-    if request.stream and not request.include_usage:
-        options = _options_decoder.decode(members["stream_options"]) if _has_options(members) else {}
-        options["include_usage"] = Raw(b"true")
-        members["stream_options"] = Raw(msgspec.json.encode(options))
-    return msgspec.json.encode(members)
+    # The end
 
-
-def _has_options(members: dict[str, Raw]) -> bool:
-    return "stream_options" in members and bytes(members["stream_options"]) != b"null"
-
-
-def request_headers(call: Call, backend: Backend, tenant: str) -> dict[str, str]:
-    """Everything the backend is told besides the body. The client's key stays here."""
-    headers = {"content-type": "application/json", "x-request-id": call.request_id, TENANT_HEADER: tenant}
-    if backend.api_key is not None:
-        headers["authorization"] = f"Bearer {backend.api_key}"
-    for name in FORWARDED_REQUEST_HEADERS:
-        value = call.headers.get(name)
-        if value is not None:
-            headers[name.decode()] = value.decode("latin-1")
-    return headers
-
-
-def reply_headers(response: aiohttp.ClientResponse) -> Headers:
-    return tuple(
-        (name, value)
-        for name, value in ((name.lower(), value) for name, value in response.raw_headers)
-        if name not in DROPPED_REPLY_HEADERS
-    )
-
-
-@lru_cache(maxsize=1024)
-def _url(base_url: str, endpoint: str) -> URL:
-    return URL(base_url + endpoint)
+    async def _refuse(self, failure: BackendFailed) -> None:
+        """Raises the ApiError, or passes on what the backend itself said."""
+        refusal = failure.answer
+        if not isinstance(refusal, Refusal):
+            raise refusal from failure
+        self._admitted.meter.status = refusal.status
+        await self._admitted.call.answer(refusal.status, refusal.headers, refusal.body)

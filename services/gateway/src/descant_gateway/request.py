@@ -5,6 +5,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Raw, Struct, field
 
+from descant_gateway.endpoints import ENDPOINTS, Endpoint
 from descant_wire.errors import invalid_request, unsupported_field
 
 BYTES_PER_TOKEN: Final = 4
@@ -23,10 +24,10 @@ class _Decided(Struct, frozen=True):
     stream: bool | None = None
     max_tokens: TokenCount | None = None
     max_completion_tokens: TokenCount | None = None
+    max_output_tokens: TokenCount | None = None
     n: ChoiceCount | None = None
     best_of: ChoiceCount | None = None
     stream_options: StreamOptions | None = None
-    messages: Raw = field(default_factory=Raw)
     prompt: Raw = field(default_factory=Raw)
 
 
@@ -34,7 +35,7 @@ class InferenceRequest(Struct, frozen=True):
     """One request of a client, as far as the gateway understands it."""
 
     endpoint: str
-    """The path: /v1/chat/completions or /v1/completions."""
+    """The path: one of `endpoints.ENDPOINTS`."""
     members: dict[str, Raw]
     """The top level of the body. The values are the client's bytes."""
     model: str
@@ -46,6 +47,10 @@ class InferenceRequest(Struct, frozen=True):
     max_choices: int = 1
     """Answers that one request may have: each may be as long as `max_tokens`."""
 
+    @property
+    def kind(self) -> Endpoint:
+        return ENDPOINTS[self.endpoint]
+
 
 _members_decoder = msgspec.json.Decoder(dict[str, Raw])
 _list_decoder = msgspec.json.Decoder(list[Raw])
@@ -56,17 +61,25 @@ def read_request(endpoint: str, body: bytes) -> InferenceRequest:
     """400 in OpenAI's shape, naming the field, for anything that is not a request; unknown fields are the backend's."""
     members, decided = _decode(body)
     _refuse_priority(members)
-    limit = decided.max_completion_tokens
+    kind = ENDPOINTS[endpoint]
     return InferenceRequest(
         endpoint=endpoint,
         members=members,
         model=decided.model,
         stream=bool(decided.stream),
-        max_tokens=decided.max_tokens if limit is None else limit,
+        max_tokens=_output_limit(decided) if kind.generates else 0,
         include_usage=decided.stream_options is not None and bool(decided.stream_options.include_usage),
-        estimated_prompt_tokens=_estimate_tokens(decided.messages) + _estimate_tokens(decided.prompt),
+        estimated_prompt_tokens=sum(_estimate_tokens(members[name]) for name in kind.prompt_fields if name in members),
         max_choices=_num_prompts(decided.prompt) * max(decided.n or 1, decided.best_of or 1),
     )
+
+
+def _output_limit(decided: _Decided) -> int | None:
+    """By the current names first; None leaves it to the model."""
+    for limit in (decided.max_completion_tokens, decided.max_output_tokens, decided.max_tokens):
+        if limit is not None:
+            return limit
+    return None
 
 
 def _refuse_priority(members: dict[str, Raw]) -> None:

@@ -58,6 +58,11 @@ class RoutingPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     time_limits: TimeLimits = TimeLimits()
 
     @property
+    def has_way_out(self) -> bool:
+        """Whether another model is there for when this one's backends are full."""
+        return any(FailureKind.SATURATION in fallback.on for fallback in self.fallbacks)
+
+    @property
     def models(self) -> frozenset[str]:
         """The other models that it names."""
         variants = [variant.model for variant in (self.canary, self.shadow) if variant is not None]

@@ -52,7 +52,7 @@ class StreamTap:
             chunk = usage_of_chunk(decoded.data)
             if chunk.usage is not None:
                 self._meter.usage = chunk.usage
-                return not self._hides_usage or bool(chunk.choices)
+                return not self._hides_usage or chunk.has_content
         return True
 
 

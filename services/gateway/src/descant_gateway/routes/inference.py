@@ -7,11 +7,12 @@ from litestar.types import Receive, Scope, Send
 
 from descant_gateway.access import LIMIT, OPT, Access, RateLimitedBy
 from descant_gateway.call import Call
+from descant_gateway.endpoints import ENDPOINTS
 from descant_gateway.errors import ClientLeft
 from descant_gateway.pipeline import Gateway, serve
 from descant_wire.errors import ApiError, method_not_allowed, server_error
 
-PATHS = ["/v1/chat/completions", "/v1/completions"]
+PATHS = list(ENDPOINTS)
 
 _log = structlog.get_logger("descant_gateway.inference")
 
