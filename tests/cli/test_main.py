@@ -53,7 +53,7 @@ def test_missing_distribution_says_what_to_install() -> None:
         load(Subcommand("Nothing.", "descant_nowhere.main:run", "descant-nowhere"))
 
 
-@pytest.mark.parametrize("name", ["up", "gateway", "admin", "bench", "version"])
+@pytest.mark.parametrize("name", ["up", "gateway", "chat", "admin", "bench", "version"])
 def test_light_subcommands_load(name: str) -> None:
     assert isinstance(load(SUBCOMMANDS[name]), click.Command)
 

@@ -19,6 +19,8 @@ class Subcommand(NamedTuple):
 _UP = "Start everything on this machine: database, engine, gateway."
 _SERVE = "Serve a model and its adapters over HTTP."
 _GATEWAY = "Run the gateway in front of engines."
+_RUN_BATCH = "Answer a file of requests in OpenAI's batch format."
+_CHAT = "Talk to a model or an adapter in the terminal."
 _ADMIN = "Manage teams, keys and usage of a gateway."
 _BENCH = "Measure an engine or a gateway."
 _VERSION = "Show the versions of Descant and what it runs on."
@@ -28,6 +30,8 @@ SUBCOMMANDS: Final[Mapping[str, Subcommand]] = MappingProxyType(
         "up": Subcommand(_UP, "descant_cli.up.command:up", "descant-cli[up]"),
         "serve": Subcommand(_SERVE, "descant_server.main:serve", "descant-server"),
         "gateway": Subcommand(_GATEWAY, "descant_gateway.main:gateway", "descant-gateway"),
+        "chat": Subcommand(_CHAT, "descant_cli.chat.command:chat", "descant-cli"),
+        "run-batch": Subcommand(_RUN_BATCH, "descant_cli.run_batch.command:run_batch_command", "descant-cli[engine]"),
         "admin": Subcommand(_ADMIN, "descant_cli.admin:admin", "descant-cli"),
         "bench": Subcommand(_BENCH, "descant_bench.main:bench", "descant-bench"),
         "version": Subcommand(_VERSION, "descant_cli.version:version", "descant-cli"),
