@@ -36,26 +36,37 @@ class Oracle:
 
     def argmax_of(self, token_ids: list[int], adapter: Path | None = None) -> list[int]:
         """At every position, the token that greedy decoding would choose next."""
-        with torch.inference_mode():
-            logits = self._model(adapter)(torch.tensor([token_ids], device=self.device)).logits[0]
-        return logits.argmax(-1).tolist()
+        return self._logits_of(token_ids, adapter).argmax(-1).tolist()
+
+    def logprobs_of(
+        self, token_ids: list[int], adapter: Path | None = None, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """[len(token_ids), vocab]: at every position, the log-probabilities of the next token."""
+        return self._logits_of(token_ids, adapter, dtype).double().log_softmax(-1).cpu()
 
     def agrees(self, prompt: list[int], output: list[int], adapter: Path | None = None) -> bool:
         """True if greedy decoding of `prompt` gives exactly `output`, by induction over its positions."""
         chosen = self.argmax_of([*prompt, *output], adapter)
         return chosen[len(prompt) - 1 : -1] == output
 
-    def _model(self, adapter: Path | None) -> torch.nn.Module:
-        key = (self.model_path, self.gguf_file, self.device, adapter)
+    def _logits_of(
+        self, token_ids: list[int], adapter: Path | None, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        with torch.inference_mode():
+            return self._model(adapter, dtype)(torch.tensor([token_ids], device=self.device)).logits[0]
+
+    def _model(self, adapter: Path | None, dtype: torch.dtype) -> torch.nn.Module:
+        key = (self.model_path, self.gguf_file, self.device, adapter, dtype)
         if key not in _loaded:
-            base = AutoModelForCausalLM.from_pretrained(
-                self.model_path, gguf_file=self.gguf_file, dtype=torch.float32
-            ).to(self.device)
-            _loaded[key] = (base if adapter is None else PeftModel.from_pretrained(base, adapter)).eval()
+            base = AutoModelForCausalLM.from_pretrained(self.model_path, gguf_file=self.gguf_file, dtype=dtype).to(
+                self.device
+            )
+            model = base if adapter is None else PeftModel.from_pretrained(base, adapter)
+            _loaded[key] = model.to(dtype).eval()
         return _loaded[key]
 
 
-_loaded: dict[tuple[Path, str | None, str, Path | None], torch.nn.Module] = {}
+_loaded: dict[tuple[Path, str | None, str, Path | None, torch.dtype], torch.nn.Module] = {}
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
