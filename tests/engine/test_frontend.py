@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from descant_engine.config import EngineConfig
-from descant_engine.frontend import Chat, Frontend, InvalidParams, InvalidPrompt, PromptTooLong, UnknownModel
+from descant_engine.frontend import Chat, Frontend, InvalidParams, InvalidPrompt, PromptTooLong, Text, UnknownModel
 from descant_engine.model_config import resolve
 from descant_engine.outputs import OutputText
 from descant_engine.request import FinishReason, TokenDelta
@@ -129,3 +129,40 @@ def test_a_refusal_does_not_repeat_megabytes(stop: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=r"^stop: at most 16 strings") as caught:
         SamplingParams(stop=stop)
     assert len(str(caught.value)) < 400
+
+
+def test_text_may_say_how_it_is_encoded_and_be_cut(frontend: Frontend) -> None:
+    whole = frontend.encode("Hello")
+    assert frontend.encode(Text("Hello", add_special_tokens=False)) == whole
+    assert frontend.encode("Hello", keep_last=2) == whole[-2:]
+    assert len(frontend.encode("x" * 50_000, keep_last=8)) == 8
+    with pytest.raises(PromptTooLong):
+        frontend.encode("x" * 50_000, keep_last=50_000)
+
+
+def test_a_chat_may_leave_its_last_message_open(frontend: Frontend) -> None:
+    chat = Chat(
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well"}],
+        add_generation_prompt=False,
+        continue_final_message=True,
+    )
+    assert frontend.tokenizer.decode(frontend.encode(chat)) == "<user>Hi\n<assistant>Well"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"logit_bias": {264: 1.0}}, {"allowed_token_ids": (1, -1)}, {"bad_token_sequences": ((1, 264),)}],
+    ids=lambda params: next(iter(params)),
+)
+def test_tokens_outside_the_vocabulary_are_named(frontend: Frontend, params: dict[str, object]) -> None:
+    with pytest.raises(InvalidParams, match=f"{next(iter(params))}: -?[0-9]+ is not in the model's vocabulary of 264"):
+        frontend.request((1,), SamplingParams(**params), request_id="r")  # type: ignore[arg-type]
+
+
+def test_bad_words_become_tokens_at_a_texts_start_and_after_a_space(frontend: Frontend) -> None:
+    params = SamplingParams(bad_words=("no", " so"), bad_token_sequences=((5,),))
+    request = frontend.request((1,), params, request_id="r")
+    texts = [frontend.tokenizer.decode(sequence) for sequence in request.params.bad_token_sequences[1:]]
+    assert texts == ["no", " no", " so"]
+    with pytest.raises(InvalidParams, match="bad_words: each must have 1 to 64 tokens; one has 65"):
+        frontend.request((1,), SamplingParams(bad_words=("x" * 65,)), request_id="r")

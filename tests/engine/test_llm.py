@@ -87,3 +87,26 @@ def test_adapters_come_and_go(llm: LLM, tiny_adapters: dict[str, Path]) -> None:
     llm.unload_adapter("mine")
     with pytest.raises(UnknownModel):
         llm.generate("hello", GREEDY, adapter="mine")
+
+
+def test_several_samples_of_each_prompt(llm: LLM) -> None:
+    params = SamplingParams(n=3, temperature=1.5, seed=3, max_tokens=12, ignore_eos=True)
+    outputs = llm.generate(["hello", "bye"], params, use_tqdm=False)
+    assert len({output.token_ids for output in outputs}) == 6
+    assert [output.usage.prompt_tokens for output in outputs] == [5, 0, 0, 3, 0, 0]
+    alone = llm.generate("bye", dataclasses.replace(params, n=1), use_tqdm=False)
+    assert alone[0].token_ids == outputs[3].token_ids
+    best = llm.generate("bye", dataclasses.replace(params, n=1, best_of=3, logprobs=0), use_tqdm=False)[0]
+    everything = llm.generate("bye", dataclasses.replace(params, logprobs=0), use_tqdm=False)
+    assert best.mean_logprob == max(output.mean_logprob for output in everything)
+
+
+def test_a_seed_draws_the_same_whatever_is_beside_it(llm: LLM) -> None:
+    def params(seed: int, **options: object) -> SamplingParams:
+        return SamplingParams(seed=seed, max_tokens=16, ignore_eos=True, **options)  # type: ignore[arg-type]
+
+    mine = params(1, temperature=1.3, top_p=0.9)
+    (alone,) = llm.generate("hello", mine, use_tqdm=False)
+    others = [params(2, top_k=5), GREEDY, params(3, logit_bias={5: 2.0}), params(4, min_p=0.1, logprobs=2)]
+    beside = llm.generate(["hello", *("a", "bc", "def", "ghij")], [mine, *others], use_tqdm=False)[0]
+    assert beside.token_ids == alone.token_ids

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from descant_cli.up.options import find_model
@@ -92,11 +93,15 @@ def token_ids(outputs: list[RequestOutput]) -> list[tuple[int, ...]]:
 
 def chosen(model: PeftModel, adapter: str | None, token_ids: Sequence[int]) -> tuple[int, ...]:
     """At every position, the token that greedy decoding would choose next."""
+    return tuple(logits(model, adapter, token_ids).argmax(-1).tolist())
+
+
+def logits(model: PeftModel, adapter: str | None, token_ids: Sequence[int]) -> Tensor:
+    """[len(token_ids), vocab]"""
     if adapter is not None:
         model.set_adapter(adapter)
     with torch.inference_mode(), nullcontext() if adapter is not None else model.disable_adapter():
-        logits = model(torch.tensor([token_ids])).logits[0]
-    return tuple(logits.argmax(-1).tolist())
+        return model(torch.tensor([token_ids])).logits[0]
 
 
 @pytest.mark.parametrize("adapter", [None, *ADAPTERS], ids=str)
@@ -111,6 +116,23 @@ def test_greedy_output_is_the_reference_s(
     for prompt, output in zip(prompts, mixed[adapter], strict=True):
         assert len(output) == NUM_TOKENS
         assert chosen(reference, adapter, (*prompt, *output))[len(prompt) - 1 : -1] == output, prompt
+
+
+@pytest.mark.parametrize("adapter", [None, *ADAPTERS], ids=str)
+def test_log_probabilities_are_the_reference_s(
+    adapter: str | None, llm: LLM, prompts: list[tuple[int, ...]], reference: PeftModel
+) -> None:
+    """Of every token of prompt and output, and of the five likeliest at its place."""
+    params = SamplingParams(temperature=0.9, seed=7, max_tokens=16, ignore_eos=True, logprobs=5, prompt_logprobs=5)
+    some = prompts[::4]
+    for prompt, output in zip(some, llm.generate(some, params, adapter=adapter, use_tqdm=False), strict=True):
+        tokens = (*prompt, *output.token_ids)
+        expected = logits(reference, adapter, tokens).log_softmax(-1)
+        scores = [*output.prompt_logprobs, *(token.logprobs for token in output.logprobs)]
+        assert [score.token_id for score in scores] == list(tokens[1:])
+        for score, row in zip(scores, expected[:-1], strict=True):
+            assert score.logprob == pytest.approx(float(row[score.token_id]), abs=1e-4)
+            assert [value for _, value in score.top] == pytest.approx(row.topk(5).values.tolist(), abs=1e-4)
 
 
 def test_every_model_has_its_own_answers(mixed: dict[str | None, list[tuple[int, ...]]]) -> None:

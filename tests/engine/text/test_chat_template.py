@@ -1,3 +1,5 @@
+from copy import copy
+
 import pytest
 
 from descant_engine.text.chat_template import ChatMessage, ChatTemplateError, num_characters, render_chat
@@ -63,3 +65,26 @@ def test_a_broken_template_is_the_requests_error_only(byte_level_tokenizer: Toke
             render_chat(byte_level_tokenizer, QUESTION)
     finally:
         byte_level_tokenizer.pretrained.chat_template = before
+
+
+def test_the_templates_own_variables_are_given_and_others_refused(byte_level_tokenizer: Tokenizer) -> None:
+    pretrained = copy(byte_level_tokenizer.pretrained)
+    pretrained.chat_template = (
+        "{% for message in messages %}{% generation %}{{ message['content'] }}{% endgeneration %}{% endfor %}"
+        "{% if enable_thinking is defined and not enable_thinking %}<no thoughts>{% endif %}{{ bos_token }}"
+        "{% set local = 1 %}{{ local }}"
+    )
+    tokenizer = Tokenizer(pretrained)
+    assert "<no thoughts>" not in render_chat(tokenizer, QUESTION)
+    assert "<no thoughts>" in render_chat(tokenizer, QUESTION, template_kwargs={"enable_thinking": False})
+    for name in ("tokenize", "chat_template", "local", "bos_token", "messages"):
+        with pytest.raises(ChatTemplateError, match=f"does not read chat_template_kwargs.{name}; it reads enable_thin"):
+            render_chat(tokenizer, QUESTION, template_kwargs={name: True})
+
+
+def test_the_last_message_may_stay_open(byte_level_tokenizer: Tokenizer) -> None:
+    messages: list[ChatMessage] = [*QUESTION, {"role": "assistant", "content": "Because"}]
+    text = render_chat(byte_level_tokenizer, messages, add_generation_prompt=False, continue_final_message=True)
+    assert text.endswith("<|start|>assistant\nBecause")
+    with pytest.raises(ChatTemplateError, match="continue_final_message"):
+        render_chat(byte_level_tokenizer, messages, continue_final_message=True)
