@@ -139,7 +139,7 @@ class AdapterMemory:
         self.tables.version[0] += 1
 
     def _clear_slot(self, slot: int) -> None:
-        self.tables.lora_ranks[slot] = 0
+        self.tables.lora_ranks[slot].zero_()
         self.tables.version[0] += 1
 
 

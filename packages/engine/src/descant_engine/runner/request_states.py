@@ -44,8 +44,7 @@ class RequestStates:
         """Removals, admissions, and the blocks that scheduled requests got."""
         for request_id in plan.removed:
             self._remove(request_id)
-        for admitted in plan.admitted:
-            self._admit(admitted)
+        self._admit(plan.admitted)
         self._append_blocks(plan.scheduled)
 
     def append_sampled(self, rows: Tensor, positions: Tensor, token_ids: Tensor) -> None:
@@ -56,15 +55,30 @@ class RequestStates:
         self._free_rows.append(self._row_of.pop(request_id))
         del self._adapter_slot_of[request_id], self._num_blocks[request_id]
 
-    def _admit(self, admitted: AdmittedRequest) -> None:
+    def _admit(self, admitted: Sequence[AdmittedRequest]) -> None:
+        """All of them in two copies, neither of which the host waits for; a number written into a device tensor by
+        itself would wait for every step before it."""
+        if not admitted:
+            return
+        rows = np.array([self._take_row(request) for request in admitted], dtype=np.int64)
+        facts = [(request.adapter_slot, request.num_prompt_tokens) for request in admitted]
+        where, slots, num_prompt_tokens = to_device(np.vstack([rows, np.array(facts).T]), self.device)
+        self.adapter_slots[where] = slots.to(torch.int32)
+        self.num_prompt_tokens[where] = num_prompt_tokens
+        lengths = np.array([len(request.token_ids) for request in admitted])
+        columns = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+        tokens = np.concatenate([np.asarray(request.token_ids, dtype=np.int64) for request in admitted])
+        token_rows, token_columns, token_ids = to_device(
+            np.stack([np.repeat(rows, lengths), columns, tokens]), self.device
+        )
+        self.token_ids[token_rows, token_columns] = token_ids
+
+    def _take_row(self, admitted: AdmittedRequest) -> int:
         row = self._free_rows.pop()
         self._row_of[admitted.request_id] = row
         self._adapter_slot_of[admitted.request_id] = admitted.adapter_slot
         self._num_blocks[admitted.request_id] = 0
-        tokens = to_device(np.asarray(admitted.token_ids, dtype=np.int64), self.device)
-        self.token_ids[row, : len(admitted.token_ids)] = tokens
-        self.adapter_slots[row] = admitted.adapter_slot
-        self.num_prompt_tokens[row] = admitted.num_prompt_tokens
+        return row
 
     def _append_blocks(self, scheduled: Sequence[ScheduledRequest]) -> None:
         rows: list[int] = []
