@@ -2,21 +2,22 @@
 
 from collections import deque
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from descant_engine.adapter import AdapterManifest
 from descant_engine.config import ResolvedConfig
 from descant_engine.grammar.bitmask import GrammarBitmask
 from descant_engine.grammar.build import BackendName
-from descant_engine.grammar.compiler import GrammarCompiler
-from descant_engine.grammar.vocabulary import Vocabulary
 from descant_engine.request import EngineRequest, TokenDelta
 from descant_engine.runner.model_runner import ModelRunner, PendingStep
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
-from descant_engine.scheduler.grammar import RequestGrammars
 from descant_engine.scheduler.plan import StepPlan
 from descant_engine.scheduler.scheduler import Scheduler
 from descant_engine.scheduler.stats import SchedulerStats
+
+if TYPE_CHECKING:
+    from descant_engine.grammar.compiler import GrammarCompiler
+    from descant_engine.scheduler.grammar import RequestGrammars
 
 POLL_SECONDS = 0.005
 
@@ -76,6 +77,11 @@ class Engine:
     def use_vocabulary(self, tokens: tuple[bytes, ...]) -> None:
         """The bytes of every token, empty for special ones. Only requests with a grammar need it; once is enough."""
         if self._grammars is None:
+            # Late: an engine without grammars starts sooner, and needs nothing of what they need.
+            from descant_engine.grammar.compiler import GrammarCompiler
+            from descant_engine.grammar.vocabulary import Vocabulary
+            from descant_engine.scheduler.grammar import RequestGrammars
+
             vocabulary = Vocabulary.of_model(tokens, self.config.shape.vocab_size, self.config.eos_token_ids)
             self._compiler = GrammarCompiler(vocabulary, _allowed_backends(self.config))
             self._grammars = RequestGrammars(self._compiler, vocabulary)
@@ -121,7 +127,7 @@ class Engine:
         deltas = self._scheduler.update(plan, launched.result())
         return deltas if self._grammars is None else [self._follow(self._grammars, delta) for delta in deltas]
 
-    def _follow(self, grammars: RequestGrammars, delta: TokenDelta) -> TokenDelta:
+    def _follow(self, grammars: "RequestGrammars", delta: TokenDelta) -> TokenDelta:
         if (end := grammars.accept(delta)) is None:
             return delta
         self._scheduler.finish(delta.request_id, end.reason)
@@ -139,7 +145,7 @@ class Engine:
                 self._grammars.forget(request.request_id)
                 self._refusals.append(Refusal(request.request_id, refusal))
 
-    def _check_waiting(self, grammars: RequestGrammars, request_id: str) -> None:
+    def _check_waiting(self, grammars: "RequestGrammars", request_id: str) -> None:
         limit = self.config.user.max_num_queued_requests
         if grammars.num_waiting >= limit:
             raise QueueFull(f"{limit} requests wait for their grammars already, and max_num_queued_requests={limit}")
