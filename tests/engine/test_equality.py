@@ -181,6 +181,15 @@ def test_adapters_take_turns_when_they_do_not_fit(tiny_llama, random_adapter, pr
     assert llm.stats().num_adapter_evictions > 0
 
 
+@pytest.mark.parametrize("budget", [32, 256])
+def test_prompts_that_share_a_prefix_within_one_step(budget, tiny_llama, prompts, device):
+    beginning = prompts[7][:70]
+    alike = [beginning, beginning, [*beginning[:50], 3, 4, 5], beginning[:33]]
+    shared = make(tiny_llama, device, max_num_batched_tokens=budget).generate(alike, GREEDY)
+    apart = make(tiny_llama, device, enable_prefix_caching=False).generate(alike, GREEDY)
+    assert token_ids(shared) == token_ids(apart)
+
+
 def test_seeded_samples_do_not_depend_on_the_batch(tiny_llama, prompts, device):
     llm = make(tiny_llama, device)
     params = [

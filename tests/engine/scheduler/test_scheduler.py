@@ -283,6 +283,24 @@ def test_an_equal_prompt_is_not_computed_twice(engine_of: EngineOf) -> None:
     assert (stats.prefix_query_tokens, stats.prefix_hit_tokens) == (34, 16)
 
 
+def test_an_equal_prompt_is_not_computed_twice_within_a_step_either(engine_of: EngineOf) -> None:
+    engine = engine_of(40, max_num_batched_tokens=64)
+    for request_id in ("first", "second", "third"):
+        engine.add(request_id, range(3, 20), max_tokens=2, ignore_eos=True)
+    assert _scheduled(engine.step()) == {"first": 17, "second": 1, "third": 1}
+    engine.run()
+    assert engine.outputs["first"] == engine.outputs["second"] == engine.outputs["third"]
+
+
+def test_a_chunk_is_shared_as_far_as_it_goes(engine_of: EngineOf) -> None:
+    engine = engine_of(40, max_num_batched_tokens=10)
+    for request_id in ("first", "second"):
+        engine.add(request_id, range(3, 11), max_tokens=2, ignore_eos=True)
+    assert _scheduled(engine.step()) == {"first": 8, "second": 2}
+    engine.run()
+    assert engine.outputs["first"] == engine.outputs["second"]
+
+
 def test_the_last_prompt_token_is_always_computed(engine_of: EngineOf) -> None:
     engine = engine_of(40)
     for request_id in ("first", "second"):

@@ -10,8 +10,9 @@ from descant_engine.request import Request
 class KvCache:
     """Fills and empties `Request.block_ids`. A request's block table only ever grows until `free`.
 
-    Full blocks are cached once their tokens are known and computed, or on their way: steps run in plan order, so
-    whoever finds a block in a later plan reads it after it was written.
+    Full blocks are cached once their tokens are known and computed, or on their way: steps run in plan order, and
+    within a step each layer writes all keys and values before it reads any, so whoever finds a block reads it after
+    it was written.
     """
 
     def __init__(self, pool: BlockPool, block_size: int, model: str, *, enable_prefix_caching: bool) -> None:

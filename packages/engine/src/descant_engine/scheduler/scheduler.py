@@ -294,6 +294,7 @@ class Scheduler:
         self._kv.grow(request, request.num_known_tokens)
         step.admit(request)
         self._compute(step, request, step.num_tokens_for(request), tuple(request.block_ids))
+        self._kv.cache_full_blocks(request)  # for whoever is admitted after it, in this step already
         return True
 
     def _enter_batch(self, request: Request) -> None:
