@@ -14,6 +14,7 @@ from descant_gateway.access import deny_by_default, require_declarations
 from descant_gateway.admit import Admission
 from descant_gateway.backends import Backends
 from descant_gateway.catalogue_feed import CatalogueFeed
+from descant_gateway.catalogue_watch import CatalogueWatch
 from descant_gateway.change_signals import ChangeSignal, PostgresSignal, ValkeySignal
 from descant_gateway.config import GatewayConfig
 from descant_gateway.deadlines import Timeouts
@@ -81,7 +82,8 @@ def build_app(
 async def open_app(config: GatewayConfig) -> AsyncIterator[Litestar]:
     """The whole gateway. Opened in the order of need and closed in the reverse one: the ledger is flushed near the end.
 
-    Raises what the database raises, or SchemaMismatch, if there is no first catalogue to serve from.
+    Raises what the database raises, or SchemaMismatch, if there is no first catalogue to serve from; and what
+    CatalogueWatch.start raises of a catalogue file that can't be served from.
     """
     engine = create_engine(config.database_url, pool_size=config.database_pool_size)
     async with AsyncExitStack() as stack:
@@ -94,6 +96,10 @@ async def open_app(config: GatewayConfig) -> AsyncIterator[Litestar]:
         stack.push_async_callback(messages.close)
         signals: list[ChangeSignal] = [messages, *([PostgresSignal(feed_engine)] if config.database_listen else [])]
         sealer = Sealer(config.key_pepper)
+        if config.catalogue_file is not None:
+            watch = CatalogueWatch(engine, config.catalogue_file)
+            await watch.start()
+            stack.push_async_callback(watch.close)
         feed = CatalogueFeed(feed_engine, sealer, signals=signals, poll_s=config.catalogue_poll_s)
         await feed.start()
         stack.push_async_callback(feed.close)

@@ -113,6 +113,8 @@ class GatewayConfig:
     session_hours: float = 12.0
     """How long a person stays signed in."""
     oidc: OidcConfig | None = None
+    catalogue_file: Path | None = None
+    """Backends, models and aliases as code (descant.toml); followed as it changes. None: the admin API alone."""
     ledger_spool_dir: Path = Path("var/ledger-spool")
     """Usage records go here while PostgreSQL is away. One folder per gateway process."""
     shutdown_grace_s: float = 30.0
@@ -156,6 +158,7 @@ class GatewayConfig:
             public_url=read.value("DESCANT_PUBLIC_URL", cls.public_url, _origin),
             session_hours=read.value("DESCANT_SESSION_HOURS", cls.session_hours, _hours),
             oidc=_oidc(read),
+            catalogue_file=read.value("DESCANT_CATALOGUE_FILE", cls.catalogue_file, Path),
             ledger_spool_dir=read.value("DESCANT_LEDGER_SPOOL_DIR", cls.ledger_spool_dir, Path),
             shutdown_grace_s=read.value("DESCANT_SHUTDOWN_GRACE_S", cls.shutdown_grace_s, _seconds),
             log_level=read.value("DESCANT_LOG_LEVEL", cls.log_level, _log_level),

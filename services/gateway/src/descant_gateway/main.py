@@ -18,7 +18,10 @@ from litestar import Litestar
 from descant_gateway import logs
 from descant_gateway.app import open_app
 from descant_gateway.catalogue_feed import FAILURES
+from descant_gateway.catalogue_file import CatalogueFileError
+from descant_gateway.check_command import check
 from descant_gateway.config import ConfigError, GatewayConfig
+from descant_gateway.store.errors import InUse
 from descant_gateway.store.migrate import SchemaMismatch
 
 _log = structlog.get_logger("descant_gateway.main")
@@ -44,6 +47,8 @@ async def _serve(config: GatewayConfig, listener: socket.socket) -> None:
             app = await stack.enter_async_context(open_app(config))
         except SchemaMismatch as error:
             raise StartFailed(str(error)) from error
+        except (CatalogueFileError, UnicodeDecodeError, InUse) as error:
+            raise StartFailed(f"the catalogue file {config.catalogue_file} cannot be served from: {error}") from error
         except FAILURES as error:
             raise StartFailed(f"the database cannot be read: {type(error).__name__}: {error}") from error
         server = _Server(_uvicorn_config(config, app))
@@ -95,16 +100,19 @@ class _Server(uvicorn.Server):
         yield
 
 
-@click.command(context_settings={"show_default": True})
+@click.group(invoke_without_command=True, context_settings={"show_default": True})
 @click.option("--host", help="Address to listen on.  [env: DESCANT_GATEWAY_HOST]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port; 0 takes a free one.  [env: DESCANT_GATEWAY_PORT]")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[env: DESCANT_LOG_LEVEL]")
-def gateway(host: str | None, port: int | None, log_level: str | None) -> None:
+@click.pass_context
+def gateway(context: click.Context, host: str | None, port: int | None, log_level: str | None) -> None:
     """Run the gateway in front of engines.
 
     Everything else is read from DESCANT_* variables; DESCANT_DATABASE_URL, DESCANT_VALKEY_URL, DESCANT_KEY_PEPPER and
     DESCANT_ADMIN_KEY have to be there.
     """
+    if context.invoked_subcommand is not None:
+        return
     try:
         config = GatewayConfig.from_environment(os.environ)
         serve(
@@ -117,3 +125,6 @@ def gateway(host: str | None, port: int | None, log_level: str | None) -> None:
         )
     except (ConfigError, StartFailed) as error:
         raise click.ClickException(str(error)) from error
+
+
+gateway.add_command(check)

@@ -8,7 +8,9 @@ from sqlalchemy import Row, delete, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from descant_gateway.catalogue import Protocol
 from descant_gateway.store.catalogue import lock as lock_catalogue
+from descant_gateway.store.catalogue_sync import require_not_from_file
 from descant_gateway.store.errors import InUse, NotFound
 from descant_gateway.store.tables import backends, model_backends
 
@@ -19,14 +21,26 @@ class BackendRow(Struct, frozen=True, kw_only=True):
     name: str
     base_url: str
     has_api_key: bool
+    protocol: Protocol
+    external: bool
+    """Outside the house."""
+    from_file: bool
+    """Kept equal to the catalogue file, and changed there."""
     created_at: datetime
 
 
 async def put(
-    connection: AsyncConnection, name: str, *, base_url: str, sealed_api_key: bytes | UnsetType | None
+    connection: AsyncConnection,
+    name: str,
+    *,
+    base_url: str,
+    sealed_api_key: bytes | UnsetType | None,
+    protocol: Protocol = Protocol.OPENAI,
+    is_external: bool = False,
 ) -> BackendRow:
-    """Creates or replaces; UNSET keeps the API key that is there."""
-    values: dict[str, object] = {"base_url": base_url}
+    """Creates or replaces; UNSET keeps the API key that is there. Raises InUse for one of the catalogue file."""
+    await require_not_from_file(connection, backends, name)
+    values: dict[str, object] = {"base_url": base_url, "protocol": protocol.value, "is_external": is_external}
     if sealed_api_key is not UNSET:
         values["sealed_api_key"] = sealed_api_key
     statement = upsert(backends).values(name=name, **values)
@@ -41,6 +55,7 @@ async def list_all(connection: AsyncConnection) -> list[BackendRow]:
 async def remove(connection: AsyncConnection, name: str) -> None:
     """Raises NotFound, or InUse with the models that are served there."""
     await lock_catalogue(connection)
+    await require_not_from_file(connection, backends, name)
     users = select(model_backends.c.model).where(model_backends.c.backend == name).order_by(model_backends.c.model)
     served = list((await connection.execute(users)).scalars())
     if served:
@@ -52,5 +67,11 @@ async def remove(connection: AsyncConnection, name: str) -> None:
 
 def _backend_row(row: Row[Any]) -> BackendRow:
     return BackendRow(
-        name=row.name, base_url=row.base_url, has_api_key=row.sealed_api_key is not None, created_at=row.created_at
+        name=row.name,
+        base_url=row.base_url,
+        has_api_key=row.sealed_api_key is not None or row.api_key_env is not None,
+        protocol=Protocol(row.protocol),
+        external=row.is_external,
+        from_file=row.is_from_file,
+        created_at=row.created_at,
     )

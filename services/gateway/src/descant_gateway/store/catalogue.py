@@ -13,12 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from descant_gateway.catalogue import (
     AllowList,
-    Backend,
     Catalogue,
     EndingSecret,
     Key,
     LimitRule,
-    ModelRoute,
     Organization,
     Price,
     Project,
@@ -27,7 +25,7 @@ from descant_gateway.catalogue import (
 )
 from descant_gateway.sealing import Sealer
 from descant_gateway.sharded import ShardedMap
-from descant_gateway.store import catalogue_changes, tables, webhooks
+from descant_gateway.store import catalogue_changes, tables, upstreams, webhooks
 from descant_gateway.store.catalogue_changes import Changes
 
 IN_CHUNKS: Final = {"yield_per": 500}
@@ -83,8 +81,8 @@ async def _whole(connection: AsyncConnection, sealer: Sealer) -> Catalogue:
         teams=await _teams(connection),
         projects=await _projects(connection),
         keys=ShardedMap(await _keys(connection)),
-        models=await _models(connection),
-        backends=await _backends(connection, sealer),
+        models=await upstreams.models(connection),
+        backends=await upstreams.backends(connection, sealer),
         limits=await _limit_rules(connection),
         prices=await _prices(connection),
         webhooks=await webhooks.by_organization(connection, sealer),
@@ -107,7 +105,7 @@ async def _reread(connection: AsyncConnection, sealer: Sealer, known: Catalogue,
     if ids := changes.ids_of("limits"):
         catalogue = replace(catalogue, limits=_with(known.limits, ids, await _limit_rules(connection, ids)))
     if changes.ids_of("models"):
-        models, backends = await _models(connection), await _backends(connection, sealer)
+        models, backends = await upstreams.models(connection), await upstreams.backends(connection, sealer)
         catalogue = replace(catalogue, models=models, backends=backends)
     if changes.ids_of("prices"):
         catalogue = replace(catalogue, prices=await _prices(connection))
@@ -146,6 +144,7 @@ async def _teams(connection: AsyncConnection, ids: Ids = None) -> dict[UUID, Tea
             allowed=_allowed(row),
             priority=row.priority,
             weight=row.weight,
+            allows_external=row.allows_external,
         )
         for row in rows
     }
@@ -174,42 +173,6 @@ async def _secrets(connection: AsyncConnection, public_ids: Ids) -> dict[UUID, t
             secret = row.secret_hmac if row.not_after is None else EndingSecret(row.secret_hmac, row.not_after)
             secrets[row.key_id] += (secret,)
     return secrets
-
-
-async def _models(connection: AsyncConnection) -> dict[str, ModelRoute]:
-    """Aliases resolved; an adapter without backends of its own has its base model's."""
-    backends: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
-    links = tables.model_backends
-    for link in await connection.execute(select(links.c.model, links.c.backend).order_by(links.c.position)):
-        backends[link.model] += (link.backend,)
-    rows = {row.name: row for row in await connection.execute(select(tables.models))}
-    return {
-        name: _model_route(name, rows[row.alias_of] if row.alias_of else row, backends) for name, row in rows.items()
-    }
-
-
-def _model_route(name: str, row: Row[Any], backends: dict[str, tuple[str, ...]]) -> ModelRoute:
-    return ModelRoute(
-        name=name,
-        upstream_name=row.upstream_name,
-        target=None if row.name == name else row.name,
-        parent=row.parent,
-        backends=backends.get(row.name) or backends.get(row.parent or "", ()),
-        max_output_tokens=row.max_output_tokens,
-    )
-
-
-async def _backends(connection: AsyncConnection, sealer: Sealer) -> dict[str, Backend]:
-    rows = await connection.execute(select(tables.backends))
-    return {
-        row.name: Backend(
-            name=row.name,
-            base_url=row.base_url,
-            api_key=sealer.unseal(row.sealed_api_key, name=row.name) if row.sealed_api_key else None,
-            max_in_flight=row.max_in_flight,
-        )
-        for row in rows
-    }
 
 
 async def _limit_rules(connection: AsyncConnection, owner_ids: Ids = None) -> dict[UUID, tuple[LimitRule, ...]]:

@@ -11,9 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from descant_gateway.access import needs
 from descant_gateway.roles import Level, Role
 from descant_gateway.routes.admin.fields import Listing, Name, Names
+from descant_gateway.routing_policy import NO_POLICY, RoutingPolicy
 from descant_gateway.store import models as store
 from descant_gateway.store.models import DEFAULT_MAX_OUTPUT_TOKENS, ModelRow, NewModel
 from descant_wire.errors import invalid_request
+
+Weight = Annotated[int, Meta(ge=1, le=10_000)]
 
 
 class ModelSetting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,6 +29,10 @@ class ModelSetting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     alias_of: Name | None = None
     backends: Names | None = None
     """An adapter without any is served wherever its base model is."""
+    weights: Annotated[list[Weight], Meta(max_length=10_000)] | None = None
+    """Each backend's share; null: equal shares."""
+    policy: RoutingPolicy | None = None
+    """Fallbacks, canary, shadow and time limits; null: none."""
     max_output_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     """Reserved against token limits when a request names no max_tokens; null: 4096."""
 
@@ -41,6 +48,8 @@ async def put_model(data: JSONBody[ModelSetting], engine: NamedDependency[AsyncE
         upstream_name=data.upstream_name or data.name,
         parent=data.parent,
         backends=data.backends or [],
+        weights=data.weights or [],
+        policy=data.policy or NO_POLICY,
         max_output_tokens=data.max_output_tokens or DEFAULT_MAX_OUTPUT_TOKENS,
     )
     async with engine.begin() as connection:
@@ -61,7 +70,7 @@ async def delete_model(name: FromPath[str], engine: NamedDependency[AsyncEngine]
 
 
 def _require_nothing_else(data: ModelSetting) -> None:
-    for field in ("upstream_name", "parent", "backends", "max_output_tokens"):
+    for field in ("upstream_name", "parent", "backends", "weights", "policy", "max_output_tokens"):
         if getattr(data, field) is not None:
             raise invalid_request(f"An alias has its target's {field}; leave it out.", param=field)
 

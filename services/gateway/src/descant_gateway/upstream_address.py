@@ -1,0 +1,46 @@
+"""What may be the address of a backend: a plain http URL, and not where clouds keep their credentials."""
+
+import re
+from ipaddress import IPv6Address, ip_address
+from socket import inet_aton
+from typing import Final
+from urllib.parse import urlsplit
+
+_LABEL: Final = re.compile(r"[0-9A-Za-z_]([0-9A-Za-z_-]{0,61}[0-9A-Za-z_])?")
+"""Between the dots of a name. Names in other scripts are given as they are looked up: xn--..."""
+
+
+def normal_base_url(text: str) -> str:
+    """The URL up to and without /v1. Raises ValueError with what is wrong, as the end of a sentence."""
+    try:
+        url = urlsplit(text)
+        host, _ = url.hostname, url.port
+    except ValueError:
+        raise ValueError("is not a URL") from None
+    if url.scheme not in {"http", "https"} or not host:
+        raise ValueError("must look like http://host:port")
+    if url.username is not None or url.query or url.fragment or any(char.isspace() for char in text):
+        raise ValueError("must hold no user, query, fragment or blank; give a credential as its API key")
+    if not _is_host(host):
+        raise ValueError(f"has {host[:80]!r} for a host, which no name server can look up")
+    if _is_link_local(host):
+        raise ValueError("is a link-local address, where clouds keep their credentials")
+    return text.rstrip("/").removesuffix("/v1")
+
+
+def _is_host(host: str) -> bool:
+    if ":" in host:
+        return True  # an IPv6 address: urlsplit has parsed it
+    labels = host.removesuffix(".").split(".")
+    return all(_LABEL.fullmatch(label) for label in labels)
+
+
+def _is_link_local(host: str) -> bool:
+    """In any form that a resolver takes for an address: 169.254.1.1 is 0xa9fe0101 and ::ffff:169.254.1.1 as well."""
+    try:
+        address = ip_address(inet_aton(host)) if ":" not in host else ip_address(host)
+    except (ValueError, OSError):
+        return False
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped.is_link_local
+    return address.is_link_local
