@@ -84,11 +84,8 @@ def test_numbers_beyond_a_double_are_refused() -> None:
 
 
 UNSUPPORTED: dict[str, object] = {
-    "tools": [{"type": "function"}],
-    "tool_choice": "required",
     "functions": [{}],
     "function_call": {"name": "f"},
-    "response_format": {"type": "json_object"},
     "modalities": ["audio"],
     "audio": {"voice": "x"},
     "prediction": {},
@@ -131,14 +128,30 @@ def test_completions_refuse_by_name(field: str, value: object) -> None:
     assert (error.detail.param, error.detail.code) == (field, "unsupported_parameter")
 
 
-def test_tool_calls_in_the_history_are_refused_and_empty_ones_are_not() -> None:
-    answer = {"role": "assistant", "content": "x", "refusal": None, "tool_calls": [], "annotations": []}
-    request = decode_request(chat(messages=[answer]), ChatCompletionRequest)
-    assert request.messages[0].content == "x"
-    error = refusal(chat(messages=[answer, answer | {"tool_calls": [{"id": "1"}]}]))
-    assert error.detail.param == "messages[1].tool_calls"
-    error = refusal(json.dumps({"messages": [answer | {"audio": {}}]}).encode(), TokenizeRequest)
-    assert error.detail.param == "messages[0].audio"
+def test_what_a_client_sends_back_of_an_answer_is_taken() -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+    answer = {"role": "assistant", "content": None, "refusal": None, "annotations": [], "tool_calls": [call]}
+    told = {"role": "tool", "tool_call_id": "call_1", "content": "12:00"}
+    request = decode_request(chat(messages=[answer, told]), ChatCompletionRequest)
+    assert request.messages[0].tool_calls is not None
+    assert request.messages[0].tool_calls[0].function.name == "now"
+    assert request.messages[1].tool_call_id == "call_1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{}]}, "tools[0].function"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tool_choice": "perhaps"}, "tool_choice"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"structured_outputs": {"lark": "start: A"}}, "structured_outputs.lark"),
+        ({"guided_choice": "yes"}, "guided_choice"),
+    ],
+)
+def test_malformed_tools_and_formats_are_refused_by_name(fields: dict[str, object], param: str) -> None:
+    assert refusal(chat(**fields)).detail.param == param
 
 
 def test_harmless_fields_are_taken() -> None:

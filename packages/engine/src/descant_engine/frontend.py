@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from descant_engine.adapter import AdapterManifest
 from descant_engine.adapter_files import read_adapter
@@ -29,6 +30,8 @@ class Chat:
     """Leaves the last message open, for the output to go on with; not together with `add_generation_prompt`."""
     template_kwargs: Mapping[str, object] = field(default_factory=dict)
     """Variables of the template's own, as Qwen 3's `enable_thinking`."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """What the model may call, in OpenAI's form."""
     add_special_tokens: bool = False
     """Puts the tokenizer's own special tokens around the template's text."""
 
@@ -133,6 +136,7 @@ class Frontend:
             add_generation_prompt=chat.add_generation_prompt,
             continue_final_message=chat.continue_final_message,
             template_kwargs=chat.template_kwargs,
+            tools=chat.tools,
         )
         return Text(text, add_special_tokens=chat.add_special_tokens)
 

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from descant_wire.logprobs import ChatLogprobs, PromptLogprobs
 from descant_wire.sampling import FinishReason, SamplingFields
+from descant_wire.tools import AnsweredToolCall, Tool, ToolCall, ToolCallDelta, ToolChoice
 from descant_wire.usage import Usage
 
-Role = Literal["system", "developer", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
 class TextPart(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,19 +26,24 @@ class ChatMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     name: str | None = None
     """Tells speakers of one role apart, where the model's chat template has a place for it."""
 
+    tool_calls: list[ToolCall] | None = None
+    """What the assistant called."""
+    tool_call_id: str | None = None
+    """Which of the calls a tool's message answers."""
+    reasoning_content: str | None = None
+    """What the assistant thought; shown to the model only if its chat template does."""
+
     # A client sends an assistant's message back as it got it, with these empty.
     refusal: str | None = None
     annotations: list[Any] | None = None
     audio: Any = None
     function_call: Any = None
-    tool_calls: list[Any] | None = None
 
     only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "refusal": (),
         "annotations": ([],),
         "audio": (),
         "function_call": (),
-        "tool_calls": ([],),
     }
 
 
@@ -48,6 +54,12 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_un
     logprobs: bool | None = None
     top_logprobs: int | None = None
     """Only together with `logprobs`: so many of the likeliest tokens at each place."""
+
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    """auto unless said otherwise."""
+    parallel_tool_calls: bool | None = None
+    """Whether there may be more than one call in an answer; true unless said otherwise."""
 
     # vLLM's additions.
     add_generation_prompt: bool | None = None
@@ -66,15 +78,10 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_un
     """Harmless: see `user`."""
     prompt_cache_key: str | None = None
     """Harmless: a routing hint; prefix blocks are found by content."""
-    parallel_tool_calls: bool | None = None
-    """Harmless: says how tools are called, and `tools` is refused."""
 
     # Refused unless they ask for what happens anyway.
-    tools: list[Any] | None = None
-    tool_choice: Any = None
     functions: list[Any] | None = None
     function_call: Any = None
-    response_format: dict[str, Any] | None = None
     modalities: list[str] | None = None
     audio: Any = None
     prediction: Any = None
@@ -92,11 +99,8 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_un
 
     only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **SamplingFields.only,
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),
@@ -119,9 +123,12 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_un
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
-class ResponseMessage(Struct, frozen=True, kw_only=True):
-    content: str
-    role: Literal["assistant"] = "assistant"
+class ResponseMessage(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    content: str | None
+    role: Literal["assistant"] = field(default_factory=lambda: "assistant")  # not a default: it is always sent
+    reasoning_content: str | None = None
+    """vLLM's and DeepSeek's: what the model thought before it answered."""
+    tool_calls: list[AnsweredToolCall] | None = None
 
 
 class ChatChoice(Struct, frozen=True, kw_only=True):
@@ -149,6 +156,8 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
 class ChatDelta(Struct, frozen=True, kw_only=True, omit_defaults=True):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(Struct, frozen=True, kw_only=True):

@@ -5,6 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
+from descant_wire.structured import ResponseFormat, Schema, StructuredOutputs
+
 MAX_INT32 = 2**31 - 1
 TokenId = Annotated[int, Meta(ge=0, le=MAX_INT32)]
 Priority = Annotated[int, Meta(ge=-MAX_INT32 - 1, le=MAX_INT32)]
@@ -66,6 +68,14 @@ class SamplingFields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     spaces_between_special_tokens: bool | None = None
     """Harmless: the tokenizers that we serve put no spaces there, whatever is asked of them."""
 
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | str | None = None
+    """An older name, as the next ones, for a field of `structured_outputs`."""
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+
     user: str | None = None
     """Harmless: an end user's name for the provider's abuse reports; there is no such provider here."""
 
@@ -96,5 +106,5 @@ class SamplingFields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "tool_calls", "abort"]
 """OpenAI's, and vLLM's "abort" for a request that the server ended early."""

@@ -8,11 +8,17 @@ class PromptTokensDetails(Struct, frozen=True, kw_only=True):
     """Prompt tokens whose KV came from the prefix cache."""
 
 
+class CompletionTokensDetails(Struct, frozen=True, kw_only=True):
+    reasoning_tokens: int = 0
+    """Tokens of what the model thought before it answered."""
+
+
 class Usage(Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
 
     @classmethod
     def of(cls, prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> "Usage":

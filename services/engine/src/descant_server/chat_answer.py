@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
 from descant_engine.outputs import RequestOutput
 from descant_engine.sampling_params import SamplingParams
+from descant_engine.text.tool_calls.events import Content
 from descant_server.answer_format import finish_reason_of
+from descant_server.chat_reading import MoreArguments, NewCall, OutputReader, Piece, Reading, Reasoning
 from descant_server.token_scores import TokenNames, chat_logprobs, prompt_logprobs
 from descant_wire.chat import (
     ChatChoice,
@@ -20,31 +23,28 @@ from descant_wire.chat import (
     ResponseMessage,
 )
 from descant_wire.logprobs import ChatLogprobs
+from descant_wire.sampling import FinishReason
 from descant_wire.sse import encode_event
-from descant_wire.usage import Usage
+from descant_wire.tools import AnsweredToolCall, FunctionCall, FunctionCallDelta, ToolCallDelta
+from descant_wire.usage import CompletionTokensDetails, Usage
 
 _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
+    """One answer's. It knows how far each choice has been read."""
+
     id: str
     created: int
     model: str
     params: SamplingParams
     names: TokenNames
+    readers: Sequence[OutputReader]
+    """One for each choice."""
 
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> bytes:
-        choices = [
-            ChatChoice(
-                index=index,
-                message=ResponseMessage(content=output.text),
-                finish_reason=finish_reason_of(output),
-                stop_reason=output.stop_reason,
-                logprobs=self._logprobs(output),
-            )
-            for index, output in enumerate(outputs)
-        ]
+        choices = [self._choice(index, output) for index, output in enumerate(outputs)]
         asks_for_prompt = self.params.prompt_logprobs is not None
         return _encode(
             ChatCompletion(
@@ -52,7 +52,7 @@ class ChatFormat:
                 created=self.created,
                 model=self.model,
                 choices=choices,
-                usage=usage,
+                usage=self._with_reasoning(usage),
                 prompt_logprobs=prompt_logprobs(outputs[0].prompt_logprobs, self.names) if asks_for_prompt else None,
             )
         )
@@ -62,22 +62,45 @@ class ChatFormat:
         return b"".join(self._event(ChatChunkChoice(index=index, delta=delta)) for index in range(self.params.n))
 
     def events(self, index: int, output: RequestOutput) -> bytes:
-        events = b""
-        if output.text or output.logprobs:
-            delta = ChatDelta(content=output.text)
-            events = self._event(ChatChunkChoice(index=index, delta=delta, logprobs=self._logprobs(output)))
+        deltas = [_delta(piece) for piece in self.readers[index].read(output)]
+        if output.logprobs and not deltas:
+            deltas = [ChatDelta(content="")]
+        # The first of an output's events has the log-probabilities of all its tokens.
+        scores = [self._logprobs(output), *[None] * len(deltas)]
+        events = b"".join(
+            self._event(ChatChunkChoice(index=index, delta=delta, logprobs=logprobs))
+            for delta, logprobs in zip(deltas, scores, strict=False)
+        )
         if output.finish_reason is None:
             return events
         last = ChatChunkChoice(
             index=index,
             delta=ChatDelta(),
-            finish_reason=finish_reason_of(output),
+            finish_reason=self._finish_reason(index, output),
             stop_reason=output.stop_reason,
         )
         return events + self._event(last)
 
     def usage_event(self, usage: Usage) -> bytes:
-        return self._chunk([], usage)
+        return self._chunk([], self._with_reasoning(usage))
+
+    def _choice(self, index: int, output: RequestOutput) -> ChatChoice:
+        message = _message(self.readers[index].read(output))
+        return ChatChoice(
+            index=index,
+            message=message,
+            finish_reason=self._finish_reason(index, output),
+            stop_reason=output.stop_reason,
+            logprobs=self._logprobs(output),
+        )
+
+    def _finish_reason(self, index: int, output: RequestOutput) -> FinishReason:
+        reason = finish_reason_of(output)
+        return "tool_calls" if reason == "stop" and self.readers[index].has_called else reason
+
+    def _with_reasoning(self, usage: Usage) -> Usage:
+        num_tokens = sum(reader.num_reasoning_tokens for reader in self.readers)
+        return replace(usage, completion_tokens_details=CompletionTokensDetails(reasoning_tokens=num_tokens))
 
     def _logprobs(self, output: RequestOutput) -> ChatLogprobs | None:
         return None if self.params.logprobs is None else chat_logprobs(output.logprobs, self.names)
@@ -90,5 +113,39 @@ class ChatFormat:
         return encode_event(_encode(chunk))
 
 
-def chat_format(model: str, params: SamplingParams, names: TokenNames) -> ChatFormat:
-    return ChatFormat(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model, params, names)
+def _message(pieces: Sequence[Piece]) -> ResponseMessage:
+    """A whole message of what a reader found in a complete output."""
+    content = "".join(piece.text for piece in pieces if isinstance(piece, Content))
+    reasoning = "".join(piece.text for piece in pieces if isinstance(piece, Reasoning))
+    calls = [
+        AnsweredToolCall(id=piece.id, function=FunctionCall(name=piece.name, arguments=_arguments(piece.index, pieces)))
+        for piece in pieces
+        if isinstance(piece, NewCall)
+    ]
+    return ResponseMessage(
+        content=None if calls and not content.strip() else content,
+        reasoning_content=reasoning or None,
+        tool_calls=calls or None,
+    )
+
+
+def _arguments(index: int, pieces: Sequence[Piece]) -> str:
+    return "".join(piece.text for piece in pieces if isinstance(piece, MoreArguments) and piece.index == index)
+
+
+def _delta(piece: Piece) -> ChatDelta:
+    match piece:
+        case Reasoning(text):
+            return ChatDelta(reasoning_content=text)
+        case Content(text):
+            return ChatDelta(content=text)
+        case NewCall(index, call_id, name):
+            function = FunctionCallDelta(name=name, arguments="")
+            return ChatDelta(tool_calls=[ToolCallDelta(index=index, id=call_id, type="function", function=function)])
+        case MoreArguments(index, text):
+            return ChatDelta(tool_calls=[ToolCallDelta(index=index, function=FunctionCallDelta(arguments=text))])
+
+
+def chat_format(model: str, params: SamplingParams, names: TokenNames, reading: Reading) -> ChatFormat:
+    readers = [OutputReader(reading, names.tokenizer) for _ in range(params.n)]
+    return ChatFormat(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model, params, names, readers)

@@ -31,6 +31,10 @@ class ServerConfig:
     runtime_lora: RuntimePaths = RuntimePaths(root=None, anywhere=False)
     api_keys: tuple[str, ...] = ()
     """Any of them opens the API; empty leaves it open to all."""
+    tool_call_parser: str = "auto"
+    """A name of `text.tool_calls.parsers.FORMS`; "auto" goes by the chat template, as the next does."""
+    reasoning_parser: str = "auto"
+    """A name of `text.reasoning.FORMS`."""
     max_body_bytes: int = 16 << 20
     drain_timeout_s: float = 30.0
     """On SIGTERM, how long running requests may take before they are aborted."""

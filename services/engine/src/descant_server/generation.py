@@ -9,10 +9,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 
+from descant_engine.grammar.spec import GrammarRefused
 from descant_engine.outputs import RequestOutput, chosen_samples
 from descant_engine.request_stream import RequestStream
 from descant_server.errors import ENGINE_ERRORS, from_engine
 from descant_server.service import Service
+from descant_server.structured_output import invalid_grammar
 from descant_server.translate import EngineCall
 
 Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
@@ -47,6 +49,8 @@ async def generate(service: Service, call: EngineCall, call_id: str, charge: str
             async for index, output in outputs:
                 meters[index].saw(output)
                 yield index, output
+    except GrammarRefused as error:
+        raise invalid_grammar(str(error), call.grammar_field) from None
     except ENGINE_ERRORS as error:
         raise from_engine(error, call.prompt_field) from error
 
@@ -75,11 +79,11 @@ async def _interleave(streams: Sequence[AsyncIterator[RequestOutput]]) -> Output
 
 
 async def collect(outputs: Outputs, num_samples: int) -> list[RequestOutput]:
-    """Each sample's outputs joined into one, without their token ids. Closes `outputs`."""
+    """Each sample's outputs joined into one. Closes `outputs`."""
     parts: list[list[RequestOutput]] = [[] for _ in range(num_samples)]
     async with aclosing(outputs):
         async for index, output in outputs:
-            parts[index].append(replace(output, token_ids=()))
+            parts[index].append(output)
     return [_joined(each) for each in parts]
 
 
@@ -88,6 +92,7 @@ def _joined(parts: Sequence[RequestOutput]) -> RequestOutput:
     return replace(
         parts[-1],
         text="".join(part.text for part in parts),
+        token_ids=tuple(token_id for part in parts for token_id in part.token_ids),
         logprobs=tuple(token for part in parts for token in part.logprobs),
         prompt_logprobs=tuple(token for part in parts for token in part.prompt_logprobs),
     )

@@ -9,7 +9,9 @@ from typing import Any, Literal, TypeVar
 import click
 import uvloop
 
-from descant_engine.config import Dtype, EngineConfig
+from descant_engine.config import Dtype, EngineConfig, StructuredOutputBackend
+from descant_engine.text.reasoning import FORMS as REASONING_FORMS
+from descant_engine.text.tool_calls.parsers import FORMS as TOOL_CALL_FORMS
 from descant_server.adapter_paths import RuntimePaths
 from descant_server.config import AdapterSource, ServerConfig
 from descant_server.options import GroupedCommand, GroupedOption
@@ -19,6 +21,7 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 MODEL = "Model"
 MEMORY = "Memory and batching"
+OUTPUT = "Structured output, tools, reasoning"
 ADAPTERS = "Adapters"
 SERVER = "Server"
 
@@ -122,6 +125,39 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[Command], C
     metavar="N",
     help="Requests that may wait; further ones get a 429. More hides overload behind longer waits.",
 )
+@_option(
+    OUTPUT,
+    "--structured-output-backend",
+    "--guided-decoding-backend",
+    "structured_output_backend",
+    type=click.Choice(["auto", "xgrammar", "llguidance"]),
+    default="auto",
+    show_default=True,
+    help="What keeps outputs to JSON schemas and grammars. auto is xgrammar where it keeps to them exactly and in"
+    " time, llguidance otherwise; either alone refuses more.",
+)
+@_option(
+    OUTPUT,
+    "--tool-call-parser",
+    type=click.Choice(["auto", *sorted(TOOL_CALL_FORMS)]),
+    default="auto",
+    show_default=True,
+    help="The form in which the model writes tool calls. auto goes by its chat template.",
+)
+@_option(
+    OUTPUT,
+    "--reasoning-parser",
+    type=click.Choice(["auto", *sorted(REASONING_FORMS)]),
+    default="auto",
+    show_default=True,
+    help="The form in which the model thinks. auto goes by its chat template.",
+)
+@_option(
+    OUTPUT,
+    "--enable-auto-tool-choice",
+    is_flag=True,
+    help="Accepted for vLLM's sake: a model may always choose among the tools of a request.",
+)
 @_option(ADAPTERS, "--enable-lora", is_flag=True, help="Serve LoRA adapters. Costs nothing while no request uses one.")
 @_option(
     ADAPTERS,
@@ -223,6 +259,10 @@ def serve(
     max_num_batched_tokens: int | None,
     enable_prefix_caching: bool,
     max_queued_requests: int,
+    structured_output_backend: StructuredOutputBackend,
+    tool_call_parser: str,
+    reasoning_parser: str,
+    enable_auto_tool_choice: bool,
     enable_lora: bool,
     max_lora_rank: int,
     lora_modules: tuple[str, ...],
@@ -253,6 +293,7 @@ def serve(
         max_num_batched_tokens=max_num_batched_tokens,
         max_num_queued_requests=max_queued_requests,
         enable_prefix_caching=enable_prefix_caching,
+        structured_output_backend=structured_output_backend,
         enable_lora=enable_lora or bool(lora_modules) or lora_dir is not None,
         max_lora_rank=max_lora_rank,
     )
@@ -265,6 +306,8 @@ def serve(
         lora_dir=lora_dir,
         runtime_lora=RuntimePaths(lora_root or lora_dir, allow_runtime_lora),
         api_keys=api_keys,
+        tool_call_parser=tool_call_parser,
+        reasoning_parser=reasoning_parser,
         max_body_bytes=max_body_bytes,
         drain_timeout_s=drain_timeout,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from descant_engine.async_engine import AsyncEngine
 from descant_server.adapter_paths import find_adapters
+from descant_server.chat_model import ChatModel
 from descant_server.config import AdapterSource, ServerConfig
 from descant_server.errors import RETRY_RESTART_S
 from descant_server.load_report import LoadReport
@@ -32,6 +33,7 @@ class Service:
         self.usage_book = UsageBook()
         self._created = int(time.time())
         self._engine: AsyncEngine | None = None
+        self._chat_model: ChatModel | None = None
         self._is_draining = False
         self._adapter_sources: dict[str, AdapterSource] = {}
         self._adapter_lock = asyncio.Lock()
@@ -98,6 +100,14 @@ class Service:
         return self._engine
 
     # Models
+
+    @property
+    def chat_model(self) -> ChatModel:
+        """How the served model writes calls and thinks. Raises ApiError 503 as `engine` does."""
+        if self._chat_model is None:
+            config = self.config
+            self._chat_model = ChatModel.of(self.engine.tokenizer, config.tool_call_parser, config.reasoning_parser)
+        return self._chat_model
 
     def adapter_for(self, model: str) -> str | None:
         """The adapter that a request's `model` means; None is the base model. Raises ApiError 404."""

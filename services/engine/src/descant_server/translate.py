@@ -4,17 +4,23 @@ A field that is not read here is refused or declared harmless in `descant_wire`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from descant_engine.frontend import Chat, Prompt
+from descant_engine.grammar.spec import GrammarSpec
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.text import chat_template
+from descant_server.chat_model import ChatModel
+from descant_server.chat_reading import REQUIRED_CALLS, Reading
 from descant_server.errors import field_of
+from descant_server.structured_output import demand_of
+from descant_server.tools import arguments_object, for_template, tool_demand, tools_of
 from descant_wire.chat import ChatCompletionRequest, ChatMessage
 from descant_wire.completions import CompletionRequest
 from descant_wire.errors import ApiError, invalid_request
 from descant_wire.sampling import SamplingFields
+from descant_wire.tools import NamedToolChoice, Tool, ToolCall
 
 ValueT = TypeVar("ValueT")
 
@@ -33,20 +39,35 @@ class EngineCall:
     prompt_field: Literal["messages", "prompt"]
     """The wire's name for the prompt, for error messages."""
     params: SamplingParams
+    grammar_field: str = "response_format"
+    """The wire's name for what asked for the grammar."""
+    reading: Reading = field(default_factory=Reading)
     adapter: str | None
     tenant: str
     tenant_salt: str
     priority: int
 
 
-def chat_call(request: ChatCompletionRequest, max_model_len: int, adapter: str | None, tenant: str = "") -> EngineCall:
+def chat_call(
+    request: ChatCompletionRequest, model: ChatModel, max_model_len: int, adapter: str | None, tenant: str = ""
+) -> EngineCall:
     """Raises ApiError 400 for options that are outside their range or don't go together."""
+    tools = tools_of(request)
+    demand = tool_demand(request, tools) or demand_of(request)
+    reading = _reading(request, tools, model)
+    params = sampling_params(
+        request, max_model_len, max_tokens=request.completion_limit, logprobs=_chat_logprobs(request)
+    )
     return EngineCall(
-        prompts=(_chat(request),),
+        prompts=(_chat(request, tools),),
         prompt_field="messages",
-        params=sampling_params(
-            request, max_model_len, max_tokens=request.completion_limit, logprobs=_chat_logprobs(request)
+        params=replace(
+            params,
+            grammar=None if demand is None else _after_reasoning(demand.grammar, reading),
+            skip_special_tokens=params.skip_special_tokens and not _needs_special_tokens(reading),
         ),
+        grammar_field="response_format" if demand is None else demand.field,
+        reading=reading,
         adapter=adapter,
         tenant=tenant,
         tenant_salt=_salt(tenant, request.cache_salt),
@@ -68,10 +89,12 @@ def completion_call(
         prompt_logprobs=request.logprobs if request.echo and request.prompt_logprobs is None else None,
     )
     _check_choices(request, params, len(prompts))
+    demand = demand_of(request)
     return EngineCall(
         prompts=prompts,
         prompt_field="prompt",
-        params=params,
+        params=params if demand is None else replace(params, grammar=demand.grammar),
+        grammar_field="response_format" if demand is None else demand.field,
         adapter=adapter,
         tenant=tenant,
         tenant_salt=_salt(tenant, request.cache_salt),
@@ -93,7 +116,33 @@ def _check_choices(request: CompletionRequest, params: SamplingParams, num_promp
         )
 
 
-def _chat(request: ChatCompletionRequest) -> Chat:
+def _reading(request: ChatCompletionRequest, tools: list[Tool], model: ChatModel) -> Reading:
+    reasoning, starts_inside = model.reasoning_of(request.chat_template_kwargs or {})
+    named = request.tool_choice.function.name if isinstance(request.tool_choice, NamedToolChoice) else None
+    form = REQUIRED_CALLS if request.tool_choice == "required" else model.tools
+    return Reading(
+        reasoning=reasoning,
+        starts_in_reasoning=starts_inside,
+        tools=form if tools else None,
+        named_tool=named,
+        is_single_call=request.parallel_tool_calls is False,
+    )
+
+
+def _after_reasoning(grammar: GrammarSpec, reading: Reading) -> GrammarSpec:
+    """What the model thinks is free."""
+    form = reading.reasoning
+    if form is None:
+        return grammar
+    is_inside = reading.starts_in_reasoning or form.always
+    return replace(grammar, after=form.end, opening="" if is_inside else form.begin)
+
+
+def _needs_special_tokens(reading: Reading) -> bool:
+    return reading.named_tool is None and reading.tools is not None and reading.tools.needs_special_tokens
+
+
+def _chat(request: ChatCompletionRequest, tools: list[Tool]) -> Chat:
     add_generation_prompt = request.add_generation_prompt is not False
     if request.continue_final_message and add_generation_prompt:
         raise invalid_request(
@@ -106,6 +155,7 @@ def _chat(request: ChatCompletionRequest) -> Chat:
         add_generation_prompt=add_generation_prompt,
         continue_final_message=bool(request.continue_final_message),
         template_kwargs=request.chat_template_kwargs or {},
+        tools=for_template(tools),
         add_special_tokens=bool(request.add_special_tokens),
     )
 
@@ -125,10 +175,10 @@ def _salt(tenant: str, cache_salt: str | None) -> str:
 
 
 def chat_messages(messages: Sequence[ChatMessage]) -> list[chat_template.ChatMessage]:
-    return [_chat_message(message) for message in messages]
+    return [_chat_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
-def _chat_message(message: ChatMessage) -> chat_template.ChatMessage:
+def _chat_message(message: ChatMessage, path: str) -> chat_template.ChatMessage:
     # OpenAI renamed "system" for its newer models; no open model's template knows the new name.
     role = "system" if message.role == "developer" else message.role
     content: str | list[chat_template.TextPart]
@@ -136,9 +186,23 @@ def _chat_message(message: ChatMessage) -> chat_template.ChatMessage:
         content = [{"type": "text", "text": part.text} for part in message.content]
     else:
         content = message.content or ""
-    if message.name is None:
-        return {"role": role, "content": content}
-    return {"role": role, "content": content, "name": message.name}
+    plain: chat_template.ChatMessage = {"role": role, "content": content}
+    if message.name is not None:
+        plain["name"] = message.name
+    if message.tool_calls:
+        plain["tool_calls"] = [
+            _tool_call(call, f"{path}.tool_calls[{index}]") for index, call in enumerate(message.tool_calls)
+        ]
+    if message.tool_call_id is not None:
+        plain["tool_call_id"] = message.tool_call_id
+    if message.reasoning_content is not None:
+        plain["reasoning_content"] = message.reasoning_content
+    return plain
+
+
+def _tool_call(call: ToolCall, path: str) -> dict[str, object]:
+    arguments = arguments_object(call.function.arguments, f"{path}.function.arguments")
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
 def sampling_params(

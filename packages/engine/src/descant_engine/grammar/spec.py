@@ -37,6 +37,8 @@ class GrammarSpec:
     text: str
     after: str = ""
     """The grammar begins behind the first occurrence of this text, which must come; what is before it is free."""
+    opening: str = ""
+    """With `after`: there is a free part only if the output begins with this text."""
 
     def __post_init__(self) -> None:
         if len(self.text) > MAX_SPEC_CHARACTERS:

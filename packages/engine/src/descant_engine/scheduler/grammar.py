@@ -7,12 +7,13 @@ device is busy with the forward pass whose samples they are for.
 
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import thread_time
 from typing import NamedTuple
 
 import numpy as np
 
+from descant_engine.grammar.after_text import AfterTextMatcher
 from descant_engine.grammar.bitmask import GrammarBitmask
 from descant_engine.grammar.compiler import CompiledFuture, GrammarCompiler
 from descant_engine.grammar.matcher import BitmaskRow, Matcher, num_words
@@ -49,6 +50,7 @@ class Compiled(NamedTuple):
 @dataclass(slots=True)
 class _Waiting:
     request: EngineRequest
+    spec: GrammarSpec
     grammar: CompiledFuture
 
 
@@ -64,7 +66,7 @@ class RequestGrammars:
 
     def __init__(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
         self._compiler = compiler
-        self._vocab_size = vocabulary.size
+        self._vocabulary = vocabulary
         self._may_go_on = _all_but(vocabulary.stop_token_ids, vocabulary.size)
         """Every token that is no end."""
         self._waiting: dict[str, _Waiting] = {}
@@ -74,7 +76,8 @@ class RequestGrammars:
 
     def add(self, request: EngineRequest, spec: GrammarSpec) -> None:
         """The request waits until `take_compiled` gives it back."""
-        self._waiting[request.request_id] = _Waiting(request, self._compiler.compile(spec))
+        compiled = self._compiler.compile(replace(spec, after="", opening=""))
+        self._waiting[request.request_id] = _Waiting(request, spec, compiled)
 
     def take_compiled(self) -> list[Compiled]:
         """In the order of their arrival."""
@@ -83,9 +86,14 @@ class RequestGrammars:
             if waiting.grammar.done():
                 del self._waiting[request_id]
                 if (error := waiting.grammar.exception()) is None:
-                    self._following[request_id] = _Following(waiting.grammar.result().matcher())
+                    self._following[request_id] = _Following(self._matcher(waiting))
                 compiled.append(Compiled(waiting.request, error))
         return compiled
+
+    def _matcher(self, waiting: _Waiting) -> Matcher:
+        matcher = waiting.grammar.result().matcher()
+        spec = waiting.spec
+        return AfterTextMatcher(matcher, self._vocabulary, spec.opening, spec.after) if spec.after else matcher
 
     def wait(self, timeout: float) -> None:
         """Until some grammar is compiled."""
@@ -114,7 +122,7 @@ class RequestGrammars:
         places = tuple(self._sampled(scheduled))
         if not places:
             return None
-        words = np.empty((len(places), num_words(self._vocab_size)), dtype=np.int32)
+        words = np.empty((len(places), num_words(self._vocabulary.size)), dtype=np.int32)
         for row, (_, request_id) in zip(words, places, strict=True):
             self._fill(row, self._following[request_id])
         return GrammarBitmask(tuple(index for index, _ in places), words)

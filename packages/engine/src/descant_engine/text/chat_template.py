@@ -6,7 +6,7 @@ The template is the model's own Jinja text; transformers renders it in a sandbox
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Literal, NotRequired, TypedDict, TypeGuard
+from typing import Any, Literal, NotRequired, TypedDict, TypeGuard
 
 from jinja2 import Environment, TemplateError
 from jinja2.ext import Extension
@@ -15,6 +15,7 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 
 from descant_engine.text.tokenizer import Tokenizer
+from descant_engine.text.tool_prompt import PlainMessage, with_calls_as_content, with_tools_told
 
 TAKEN_NAMES = frozenset(
     [
@@ -41,6 +42,9 @@ TAKEN_NAMES = frozenset(
 """What transformers puts into a template, and its own arguments beside the template's variables."""
 
 
+OPTIONAL_KEYS = frozenset({"name", "tool_calls", "tool_call_id", "reasoning_content"})
+
+
 class TextPart(TypedDict):
     """A part of a message's content, in OpenAI's form."""
 
@@ -54,6 +58,10 @@ class ChatMessage(TypedDict):
     role: str
     content: str | Sequence[TextPart]
     name: NotRequired[str]
+    tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
+    """What the assistant called, in OpenAI's form, but with the arguments as an object: templates write them out."""
+    tool_call_id: NotRequired[str]
+    reasoning_content: NotRequired[str]
 
 
 class ChatTemplateError(ValueError):
@@ -67,12 +75,14 @@ def render_chat(
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     template_kwargs: Mapping[str, object] = MappingProxyType({}),
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The prompt's text. It carries its special tokens: encode it with `add_special_tokens=False`.
 
     Args:
         continue_final_message: leave the last message open; not together with `add_generation_prompt`.
         template_kwargs: values for variables of the template's own.
+        tools: in OpenAI's form. A template that does not read them has them told in a system message.
 
     Raises:
         ChatTemplateError: no template, no messages, a message of the wrong form (named by its index), a variable that
@@ -86,12 +96,16 @@ def render_chat(
         raise ChatTemplateError("messages is empty; at least one message is needed")
     _check_variables(tokenizer, template_kwargs)
     plain = [_with_plain_content(index, message) for index, message in enumerate(messages)]
+    reads_tools = _reads_tools(tokenizer.pretrained.get_chat_template(tools=list(tools) or None))
+    if not reads_tools:
+        plain = with_calls_as_content(with_tools_told(plain, tools) if tools else plain)
     try:
         text = tokenizer.pretrained.apply_chat_template(
             plain,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            tools=list(tools) if tools and reads_tools else None,
             **template_kwargs,
         )
     except (TemplateError, TypeError, ValueError, KeyError) as error:
@@ -145,14 +159,22 @@ def num_characters(messages: Sequence[ChatMessage]) -> int:
     return total
 
 
-def _with_plain_content(index: int, message: ChatMessage) -> dict[str, str]:
+@lru_cache(maxsize=8)
+def _reads_tools(template: str) -> bool:
+    try:
+        return "tools" in find_undeclared_variables(_SYNTAX.parse(template))
+    except TemplateError as error:
+        raise ChatTemplateError(f"the model's chat template cannot be read: {error}") from error
+
+
+def _with_plain_content(index: int, message: ChatMessage) -> PlainMessage:
     if not isinstance(message, dict):
         raise ChatTemplateError(f"messages[{index}] must be an object with role and content; got {message!r}")
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str):
         raise ChatTemplateError(f"messages[{index}].role must be a string; got {role!r}")
-    plain = {"role": role, "content": _plain_content(index, content)}
-    return plain | {"name": message["name"]} if "name" in message else plain
+    plain: PlainMessage = {"role": role, "content": _plain_content(index, content)}
+    return plain | {key: value for key, value in message.items() if key in OPTIONAL_KEYS}
 
 
 def _plain_content(index: int, content: object) -> str:

@@ -113,6 +113,12 @@ class Tokenizer:
         return table[token_id] if 0 <= token_id < len(table) else b""
 
     @property
+    def chat_template(self) -> str | None:
+        """All of them together, where there are several."""
+        template = self.pretrained.chat_template
+        return "\n".join(template.values()) if isinstance(template, dict) else template
+
+    @property
     def visible_tokens(self) -> tuple[bytes, ...]:
         """By id, the bytes that each token adds to a text; empty for special tokens."""
         return self._bytes.of_visible_token

@@ -17,9 +17,9 @@ from descant_wire.chat import ChatCompletionRequest
 async def create_chat_completion(request: HttpRequest, service: NamedDependency[Service]) -> ASGIResponse:
     asked = await read_json(request, ChatCompletionRequest)
     adapter, engine = service.adapter_for(asked.model), service.engine
-    call = chat_call(asked, engine.config.max_model_len, adapter, tenant_of(request))
+    call = chat_call(asked, service.chat_model, engine.config.max_model_len, adapter, tenant_of(request))
     names = TokenNames(engine.tokenizer, as_ids=bool(asked.return_tokens_as_token_ids))
-    answer_format = chat_format(asked.model, call.params, names)
+    answer_format = chat_format(asked.model, call.params, names, call.reading)
     if asked.stream:
         return await answer_stream(request, service, call, answer_format, with_usage=asked.wants_usage_chunk)
     return await answer_whole(request, service, call, answer_format)

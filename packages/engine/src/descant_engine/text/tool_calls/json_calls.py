@@ -1,0 +1,188 @@
+"""One call written as a JSON object, {"name": ..., "arguments": {...}}, read as it arrives: its arguments are passed on
+piece by piece as soon as the name is known."""
+
+import json
+from enum import Enum
+
+from descant_engine.text.tool_calls.events import Arguments, CallStarted, Content, ToolEvent
+
+NAME_KEYS = ("name", "function")
+ARGUMENT_KEYS = ("arguments", "parameters")
+WHITESPACE = " \t\r\n"
+
+
+class _In(Enum):
+    """What the next character is a part of."""
+
+    BEFORE_KEY = "before a key"
+    KEY = "a key"
+    BEFORE_VALUE = "before a value"
+    VALUE = "a value"
+    AFTER = "after the object"
+    BROKEN = "no call"
+
+
+class JsonCall:
+    """Fed with the text from the object's opening brace on; `rest` is what followed the closing one.
+
+    An object that is no call is given back as content when it ends, or breaks off.
+    """
+
+    def __init__(self) -> None:
+        self.rest = ""
+        self._place = _In.BEFORE_KEY
+        self._seen = ""
+        self._key = ""
+        self._value = _JsonValue()
+        self._values: dict[str, str] = {}
+        self._is_started = False
+        self._num_sent = 0
+
+    @property
+    def is_complete(self) -> bool:
+        return self._place in (_In.AFTER, _In.BROKEN)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether its name has been passed on."""
+        return self._is_started
+
+    def feed(self, text: str) -> list[ToolEvent]:
+        for index, symbol in enumerate(text):
+            if self.is_complete:
+                self.rest = text[index:]
+                break
+            self._seen += symbol
+            self._take(symbol)
+        return self._new_events()
+
+    def finish(self) -> list[ToolEvent]:
+        """The text ended within the object. What was passed on stays; what has no name is content."""
+        if self.is_complete:
+            return []
+        self._place = _In.BROKEN
+        return self._new_events()
+
+    def _take(self, symbol: str) -> None:
+        match self._place:
+            case _In.BEFORE_KEY:
+                self._take_before_key(symbol)
+            case _In.KEY:
+                if self._value.take(symbol):
+                    self._key = _string(self._value.text)
+                    self._place = _In.BEFORE_VALUE
+            case _In.BEFORE_VALUE:
+                self._take_before_value(symbol)
+            case _In.VALUE:
+                self._take_value(symbol)
+
+    def _take_before_key(self, symbol: str) -> None:
+        if symbol == '"':
+            self._value = _JsonValue()
+            self._value.take(symbol)
+            self._place = _In.KEY
+        elif symbol == "}":
+            self._place = _In.AFTER if self._is_call else _In.BROKEN
+        elif symbol not in WHITESPACE + "," and self._seen != "{":
+            self._place = _In.BROKEN
+
+    def _take_before_value(self, symbol: str) -> None:
+        if symbol not in WHITESPACE + ":":
+            self._value = _JsonValue()
+            self._place = _In.VALUE
+            self._take_value(symbol)
+
+    def _take_value(self, symbol: str) -> None:
+        if self._value.is_bare and symbol in ",}" + WHITESPACE:
+            self._keep_value()
+            self._place = _In.BEFORE_KEY
+            self._take_before_key(symbol)
+        elif self._value.take(symbol):
+            self._keep_value()
+            self._place = _In.BEFORE_KEY
+
+    def _keep_value(self) -> None:
+        self._values[self._key] = self._value.text
+
+    @property
+    def _is_call(self) -> bool:
+        return any(self._values.get(key, "").startswith('"') for key in NAME_KEYS)
+
+    # What can be passed on by now
+
+    def _new_events(self) -> list[ToolEvent]:
+        events: list[ToolEvent] = []
+        if self._place is _In.BROKEN and not self._is_started:
+            return [Content(self._seen)]
+        if not self._is_started and (name := self._name) is not None:
+            events.append(CallStarted(name))
+            self._is_started = True
+        if self._is_started:
+            arguments = self._arguments
+            if len(arguments) > self._num_sent:
+                events.append(Arguments(arguments[self._num_sent :]))
+                self._num_sent = len(arguments)
+        return events
+
+    @property
+    def _name(self) -> str | None:
+        for key in NAME_KEYS:
+            if (value := self._values.get(key, "")).startswith('"'):
+                return _string(value)
+        return None
+
+    @property
+    def _arguments(self) -> str:
+        """As far as they are known; {} for a call without any."""
+        for key in ARGUMENT_KEYS:
+            if (value := self._values.get(key)) is not None:
+                # Some models write their arguments as a string of JSON.
+                return _string(value) if value.startswith('"') else value
+        if self._place is _In.VALUE and self._key in ARGUMENT_KEYS and self._value.text[:1] == "{":
+            return self._value.text
+        return "{}" if self._place is _In.AFTER else ""
+
+
+class _JsonValue:
+    """Any JSON value, to its last character."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._depth = 0
+        self._is_in_string = False
+        self._is_escaped = False
+
+    @property
+    def is_bare(self) -> bool:
+        """A number or a literal, which ends where something else begins."""
+        return self._depth == 0 and not self._is_in_string and bool(self.text)
+
+    def take(self, symbol: str) -> bool:
+        """True if the value is complete with it."""
+        self.text += symbol
+        if self._is_in_string:
+            self._take_in_string(symbol)
+            return not self._is_in_string and self._depth == 0
+        if symbol == '"':
+            self._is_in_string = True
+        elif symbol in "{[":
+            self._depth += 1
+        elif symbol in "}]":
+            self._depth -= 1
+            return self._depth == 0
+        return False
+
+    def _take_in_string(self, symbol: str) -> None:
+        if self._is_escaped:
+            self._is_escaped = False
+        elif symbol == "\\":
+            self._is_escaped = True
+        elif symbol == '"':
+            self._is_in_string = False
+
+
+def _string(literal: str) -> str:
+    try:
+        return str(json.loads(literal, strict=False))
+    except ValueError:
+        return literal.strip('"')

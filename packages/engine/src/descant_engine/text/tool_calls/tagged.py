@@ -1,0 +1,76 @@
+"""Calls as JSON objects between two tags, with content around them: Hermes and Qwen write
+<tool_call>{"name": ..., "arguments": {...}}</tool_call>."""
+
+from descant_engine.text.tool_calls.events import Content, ToolEvent, prefix_at_end
+from descant_engine.text.tool_calls.json_calls import WHITESPACE, JsonCall
+
+
+class TaggedCalls:
+    def __init__(self, begin: str, end: str) -> None:
+        self._begin, self._end = begin, end
+        self._held = ""
+        """Text that is not understood yet."""
+        self._call: JsonCall | None = None
+        self._is_inside = False
+        self._has_called = False
+
+    def feed(self, text: str) -> list[ToolEvent]:
+        self._held += text
+        events: list[ToolEvent] = []
+        while (found := self._advance()) is not None:
+            events += found
+        return events
+
+    def finish(self) -> list[ToolEvent]:
+        if self._call is not None:
+            return self._call.finish()
+        held, self._held = self._held, ""
+        if self._is_inside and not held.strip():
+            return []
+        return self._content(self._begin + held if self._is_inside and not self._has_called else held)
+
+    def _advance(self) -> list[ToolEvent] | None:
+        """What the held text gives next; None if more of it is needed."""
+        if self._call is not None:
+            return self._advance_call(self._call)
+        return self._advance_inside() if self._is_inside else self._advance_outside()
+
+    def _advance_outside(self) -> list[ToolEvent] | None:
+        place = self._held.find(self._begin)
+        if place >= 0:
+            content, self._held = self._held[:place], self._held[place + len(self._begin) :]
+            self._is_inside = True
+            return self._content(content)
+        safe = len(self._held) - prefix_at_end(self._held, self._begin)
+        safe = min(safe, len(self._held[:safe].rstrip()))  # the line breaks before a call are no content
+        if safe == 0:
+            return None
+        content, self._held = self._held[:safe], self._held[safe:]
+        return self._content(content)
+
+    def _advance_inside(self) -> list[ToolEvent] | None:
+        self._held = self._held.lstrip(WHITESPACE)
+        if self._held.startswith("{"):
+            self._call = JsonCall()
+            return []
+        if (place := self._held.find(self._end)) >= 0:
+            self._held = self._held[place + len(self._end) :]
+            self._is_inside = False
+            return []
+        return None
+
+    def _advance_call(self, call: JsonCall) -> list[ToolEvent] | None:
+        if not self._held:
+            return None
+        text, self._held = self._held, ""
+        events = call.feed(text)
+        if call.is_complete:
+            self._has_called = self._has_called or call.is_started
+            self._held, self._call = call.rest, None
+        return events
+
+    def _content(self, text: str) -> list[ToolEvent]:
+        """Between calls and after them there is nothing but whitespace, as a rule."""
+        if not text or (self._has_called and not text.strip()) or (self._is_inside and not text.strip()):
+            return []
+        return [Content(text)]
