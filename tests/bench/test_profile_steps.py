@@ -1,11 +1,14 @@
 """The profile of a step: parts add up, floors follow from shapes, kernels that nobody knows are shown."""
 
+import importlib
 import json
+import pkgutil
 from io import StringIO
 from pathlib import Path
 
 import pytest
 
+import descant_kernels
 from descant_bench import profile_steps
 from descant_bench.environment import describe_environment
 from descant_bench.intervals import occupancy
@@ -48,6 +51,15 @@ KERNELS = {
 @pytest.mark.parametrize(("name", "part"), KERNELS.items())
 def test_kernel_by_name(name: str, part: Part) -> None:
     assert part_of_kernel(name) is part
+
+
+def test_every_kernel_of_ours_has_a_part() -> None:
+    names = set()
+    for module in pkgutil.iter_modules(descant_kernels.__path__):
+        members = vars(importlib.import_module(f"descant_kernels.{module.name}"))
+        names |= {name for name in members if name.endswith("_kernel")}
+    assert len(names) > 10
+    assert [name for name in names if part_of_kernel(name) is Part.UNKNOWN] == []
 
 
 def test_overlapping_intervals() -> None:

@@ -31,6 +31,8 @@ from descant_bench.step_work import ModelWork, sum_of_steps
 from descant_bench.watched_methods import MethodClock, recorded_plans
 from descant_engine.config import ResolvedConfig
 
+WARM_STEPS = 2
+"""Of prefill."""
 WARM_TOKENS = 8
 """Tokens of each request before the measured steps: graphs are captured, kernels compiled."""
 
@@ -47,7 +49,7 @@ class StepSource:
     def begin(self) -> None:
         """Raises SystemExit if the requests do not fit beside each other: then there is no steady state."""
         if self._workload.phase == "prefill":
-            self._submit(1, WARM_TOKENS)
+            self.top_up(WARM_STEPS)
             self._drain()
         else:
             self._reach_decode()
