@@ -105,7 +105,7 @@ def forward(
     lora = None
     if tables is not None:
         adapters = (owner % len(ADAPTERS)).int()
-        lora = LoraInputs(tables, adapters, tuple(sorted(set(adapters.tolist()))), frozenset(TargetModule))
+        lora = LoraInputs(tables, adapters, frozenset(TargetModule))
     with step_context(StepContext(caches, attention, lora)):
         hidden = model(random_ids(len(positions)), positions)
         return model.compute_logits(hidden[attention.query_start_loc[1:] - 1])
@@ -127,9 +127,7 @@ def pool_with_adapters(config: ResolvedConfig) -> tuple[Tensor, LoraTables]:
                     offsets[matrix, slot, layer, module, 0] = free
                     free += lora_rank * width
     assert free <= pool.numel()
-    return pool, LoraTables(
-        pool.view(-1), offsets[0], offsets[1], ranks, torch.full(dimensions, 2.0), rank_tile=16, version=[0]
-    )
+    return pool, LoraTables(pool.view(-1), offsets[0], offsets[1], ranks, torch.full(dimensions, 2.0), rank_tile=16)
 
 
 def kv_views(pool: Tensor, shape: ModelShape) -> tuple[KvCache, ...]:

@@ -96,7 +96,6 @@ class AdapterTables:
             lora_ranks=torch.zeros(dimensions, dtype=torch.int32),
             scalings=torch.zeros(dimensions),
             rank_tile=RANK_TILE,
-            version=[0],
         )
         self._end = 0
 
@@ -108,7 +107,6 @@ class AdapterTables:
             for table, rows in ((self.tables.a_offsets, lora_a), (self.tables.b_offsets, lora_b.T)):
                 for tile, part in enumerate(rows.split(RANK_TILE)):
                     table[slot, layer, module, tile] = self._place(part)
-        self.tables.version[0] += 1
 
     def _place(self, tile: Tensor) -> int:
         start = self._end + 8  # a gap: neighbours are not contiguous
@@ -142,7 +140,6 @@ class PagedModel:
 
     def _lora(self, parts: list[tuple[Conversation, int]]) -> LoraInputs | None:
         slots = [conversation.slot for conversation, n in parts for _ in range(n)]
-        in_batch = tuple(sorted(set(slots) - {-1}))
-        if self._adapters is None or not in_batch:
+        if self._adapters is None or max(slots) < 0:
             return None
-        return LoraInputs(self._adapters.tables, torch.tensor(slots, dtype=torch.int32), in_batch, frozenset(TargetModule))
+        return LoraInputs(self._adapters.tables, torch.tensor(slots, dtype=torch.int32), frozenset(TargetModule))

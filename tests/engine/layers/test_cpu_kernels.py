@@ -97,13 +97,13 @@ def test_adapters_of_every_rank_on_a_packed_layer(
     slots = [0, 0, -1, 2, 1, 1, 1, -1, -1, 0, 2, 2]
     x, output = random(len(slots), 8, dtype=dtype, seed=3), random(len(slots), 40, dtype=dtype, seed=4)
     expected = output.double() + torch.stack([row @ delta[slot] for row, slot in zip(x.double(), slots, strict=True)])
-    lora = LoraInputs(tables.tables, torch.tensor(slots, dtype=torch.int32), (0, 1, 2), frozenset(MODULES))
+    lora = LoraInputs(tables.tables, torch.tensor(slots, dtype=torch.int32), frozenset(MODULES))
     assert_near(CpuLora().add(GROUP, lora, x, output), expected)
 
 
 def test_layers_that_no_adapter_of_the_step_changes_are_left_alone() -> None:
     tables = AdapterTables(shape_with(3, 1, 8)).tables
-    lora = LoraInputs(tables, torch.zeros(2, dtype=torch.int32), (0,), frozenset({TargetModule.DOWN_PROJ}))
+    lora = LoraInputs(tables, torch.zeros(2, dtype=torch.int32), frozenset({TargetModule.DOWN_PROJ}))
     output = torch.ones(2, 40)
     assert torch.equal(CpuLora().add(GROUP, lora, torch.ones(2, 8), output), torch.ones(2, 40))
 

@@ -55,8 +55,6 @@ class LoraTables:
     scalings: Tensor
     """[num_slots, num_layers, num_modules] float32."""
     rank_tile: int
-    version: list[int]
-    """One number, raised whenever a slot's content changes: what was derived from the tables is then stale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +62,6 @@ class LoraInputs:
     tables: LoraTables
     token_adapter_slot: Tensor
     """[num_tokens] int32; -1 = base."""
-    slots_in_batch: tuple[int, ...]
-    """The distinct slots of `token_adapter_slot`, sorted, without -1; known on the host for the CPU's kernels."""
     modules: frozenset[TargetModule]
     """What any adapter of the step may change; other layers have nothing to add."""
 

@@ -100,8 +100,8 @@ class CpuOps:
 
 
 def keep_mkl_serial() -> None:
-    """Leaves OpenMP's threads to oneDNN. The products that MKL gets are small (adapters' ranks); with a team of its own
-    it took ten times as long, for waiting.
+    """Leaves OpenMP's threads to oneDNN. The products that MKL gets are small (attention's, adapters'); with a team of
+    its own it took ten times as long, for waiting.
 
     torch sets both libraries' threads at once, but MKL's number is the process's and OpenMP's the calling thread's: set
     by a thread that then ends, it reaches MKL alone.

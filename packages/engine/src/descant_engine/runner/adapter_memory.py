@@ -136,11 +136,9 @@ class AdapterMemory:
         ):
             table[move.slot] = to_device(row, table.device)
         self._modules[move.slot] = frozenset(module.module for module in move.manifest.modules)
-        self.tables.version[0] += 1
 
     def _clear_slot(self, slot: int) -> None:
         self.tables.lora_ranks[slot].zero_()
-        self.tables.version[0] += 1
 
 
 def _without_own_team() -> None:
@@ -159,7 +157,6 @@ def empty_tables(pool: Tensor, num_slots: int, num_layers: int, max_tiles: int, 
         lora_ranks=torch.zeros(shape, dtype=torch.int32, device=device),
         scalings=torch.zeros(shape, dtype=torch.float32, device=device),
         rank_tile=tile,
-        version=[0],
     )
 
 

@@ -117,4 +117,4 @@ class DecodeGraphs:
 
     def _lora_inputs(self, rows: Tensor, modules: frozenset[TargetModule]) -> LoraInputs:
         assert self._lora_tables is not None
-        return LoraInputs(self._lora_tables, self._states.adapter_slots[rows], slots_in_batch=(), modules=modules)
+        return LoraInputs(self._lora_tables, self._states.adapter_slots[rows], modules=modules)

@@ -152,7 +152,7 @@ class ModelRunner:
         lora = None
         if self._adapters is not None and step.slots_in_batch:
             modules = self._adapted_modules(step)
-            lora = LoraInputs(self._adapters.tables, batch.token_adapter_slot, step.slots_in_batch, modules)
+            lora = LoraInputs(self._adapters.tables, batch.token_adapter_slot, modules)
         with step_context(StepContext(self._kv_caches, batch.attention, lora)):
             hidden = self._model(batch.input_ids, batch.positions)
         self._logprobs.score_prompts(hidden, step, self._states, self._model.compute_logits)
