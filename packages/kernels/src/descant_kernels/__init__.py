@@ -16,12 +16,14 @@ from descant_kernels.norm import add_rms_norm, rms_norm
 from descant_kernels.rotary import rotary, rotary_kv_write
 from descant_kernels.sample import sample
 from descant_kernels.skinny_product import can_multiply, skinny_product
+from descant_kernels.token_bitmask import apply_token_bitmask
 
 __all__ = [
     "LoraSegments",
     "LoraTables",
     "ProjectionGroup",
     "add_rms_norm",
+    "apply_token_bitmask",
     "can_multiply",
     "greedy",
     "kv_write",

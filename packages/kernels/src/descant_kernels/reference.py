@@ -184,6 +184,12 @@ def _gumbel(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     return -torch.log(-torch.log1p(-u))
 
 
+def apply_token_bitmask(logits: Tensor, rows: Tensor, words: Tensor) -> None:
+    token = torch.arange(logits.shape[1], device=logits.device)
+    is_allowed = (words[:, token // 32] >> (token % 32)) & 1
+    logits[rows] = logits[rows].masked_fill(is_allowed == 0, -torch.inf)
+
+
 def philox(key: Tensor, counter_0: Tensor, counter_1: Tensor) -> Tensor:
     """Philox4x32-10 of the 128-bit counter (counter_0, counter_1, 0, 0): [..., 4] int64 holding unsigned words."""
     c0, c1 = torch.broadcast_tensors(counter_0 & MASK_32, counter_1 & MASK_32)
