@@ -1,6 +1,6 @@
 """The real scheduler with a device that only takes time: what it decides, in simulated seconds, deterministically.
 
-    python -m descant_bench.scheduler_simulation        prints the figures of docs/results/scheduler.md
+python -m descant_bench.scheduler_simulation        prints the figures of docs/results/scheduler.md
 """
 
 import random

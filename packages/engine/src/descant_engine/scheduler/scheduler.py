@@ -31,6 +31,7 @@ from descant_engine.scheduler.admission import QueueFull, RequestRefused, accept
 from descant_engine.scheduler.integrity import check_requests, count_adapters
 from descant_engine.scheduler.plan import AdapterEvent, AdapterMoveKind, StepPlan, StepResult
 from descant_engine.scheduler.queue import OrderedRequests
+from descant_engine.scheduler.room import Room
 from descant_engine.scheduler.shares import Shares, cost_of
 from descant_engine.scheduler.stats import SchedulerStats
 from descant_engine.scheduler.step_draft import StepDraft, num_schedulable_tokens
@@ -64,6 +65,7 @@ class Scheduler:
         self._running = OrderedRequests()
         self._shares = Shares()
         self._loading = AdapterLoading(self._adapters, self._waiting)
+        self._room = Room(config, num_blocks)
         self._removed: list[str] = []
         """Rows that the runner still has and should forget."""
         self._sampling: dict[int, dict[str, Request]] = {}
@@ -88,7 +90,7 @@ class Scheduler:
         request.first_sample = first_sample_of(spec, self._requests)
         self._num_arrivals += 1
         self._requests[spec.request_id] = request
-        request.share = self._shares.join(request)
+        request.share = self._shares.join(request, self._num_steps)
         if spec.adapter_digest is not None:
             self._adapters.add_user(spec.adapter_digest)
         self._wait(request)
@@ -201,11 +203,13 @@ class Scheduler:
         """A long prompt leaves half of the step to a waiting request that has had less."""
         if request.status is not RequestStatus.RUNNING or step.num_tokens_left == 0:
             return
-        num_tokens = step.num_tokens_for(request)
+        num_tokens = min(step.num_tokens_for(request), self._room.num_prompt_tokens(request.share, step))
         first = self._waiting.first()
         if first is not None and first.share.is_ahead_of(request.share):
             num_tokens = min(num_tokens, max(step.num_tokens_left // 2, 1))
-        self._compute(step, request, num_tokens, ())
+        if num_tokens > 0:
+            self._room.note_prompt(request.share, num_tokens, step)
+            self._compute(step, request, num_tokens, ())
 
     def _compute(self, step: StepDraft, request: Request, num_tokens: int, new_block_ids: tuple[int, ...]) -> None:
         request.share.charge(cost_of(request, num_tokens))
@@ -261,9 +265,9 @@ class Scheduler:
         """Lets waiting requests in, in the order of `WaitingRequests.first`. Returns the first that found no room for
         its tokens: everybody waits with it, so that it will.
         """
-        while self._has_place(step) and (request := self._waiting.first()) is not None:
+        while step.num_tokens_left > 0 and (request := self._waiting.first()) is not None:
             digest = request.spec.adapter_digest
-            if self._loading.closes_admission_to(request):
+            if not self._has_place(step, request) or self._loading.closes_admission_to(request):
                 return None
             if digest is not None and not self._adapters.is_usable(digest):
                 self._park(digest)
@@ -275,8 +279,9 @@ class Scheduler:
                     return request
         return None
 
-    def _has_place(self, step: StepDraft) -> bool:
-        return step.num_tokens_left > 0 and len(self._running) < self._config.max_num_seqs
+    def _has_place(self, step: StepDraft, request: Request) -> bool:
+        share = request.share
+        return self._room.has_place(share, len(self._running)) and self._room.num_prompt_tokens(share, step) > 0
 
     def _try_admit(self, step: StepDraft, request: Request) -> bool:
         """Admits a request with blocks for all its known tokens, or leaves it as it was."""
@@ -287,19 +292,24 @@ class Scheduler:
             request.adapter_content = self._adapters.content_digest(digest)
         self._kv.acquire_prefix(request)
         num_new_blocks = self._kv.num_new_blocks(request, request.num_known_tokens)
-        if not self._adapters.make_room(num_new_blocks + self._num_spare_blocks, spared=digest):
+        num_spare_blocks = self._num_spare_blocks + self._room.num_reserved_blocks(request.share)
+        if not self._adapters.make_room(num_new_blocks + num_spare_blocks, spared=digest):
             self._kv.free(request)
             return False
+        num_tokens = self._room.num_prompt_tokens(request.share, step)
         self._enter_batch(request)
         self._kv.grow(request, request.num_known_tokens)
         step.admit(request)
-        self._compute(step, request, step.num_tokens_for(request), tuple(request.block_ids))
+        num_tokens = min(step.num_tokens_for(request), num_tokens)
+        self._room.note_prompt(request.share, num_tokens, step)
+        self._compute(step, request, num_tokens, tuple(request.block_ids))
         self._kv.cache_full_blocks(request)  # for whoever is admitted after it, in this step already
         return True
 
     def _enter_batch(self, request: Request) -> None:
         self._waiting.remove(request)
         self._running.add(request)
+        request.share.run(1)
         request.status = RequestStatus.RUNNING
         if request.spec.adapter_digest is not None:
             request.adapter_slot = self._adapters.pin(request.spec.adapter_digest)
@@ -310,6 +320,7 @@ class Scheduler:
 
     def _leave_batch(self, request: Request) -> None:
         self._running.remove(request)
+        request.share.run(-1)
         self._removed.append(request.request_id)
         self._kv.cache_full_blocks(request)
         self._kv.free(request)

@@ -5,6 +5,9 @@ whoever waits with the smallest counter goes next, and pays for every token that
 that a tenant's many adapters share what is the tenant's. Who comes back from idleness is lifted to the virtual time of
 start-time fair queueing (Goyal et al., SIGCOMM 1996), the counter of whoever was served last: idle time is no credit.
 Nobody is held back while there is room, so the order costs no throughput.
+
+Order alone is not enough for who comes rarely: he would find every place taken, and a step full of others' prompts. So
+whoever runs more than his part of the batch, while others have been here lately, leaves some room in it; see `room`.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +17,10 @@ from descant_engine.request import Request
 INPUT_TOKEN_COST = 1
 OUTPUT_TOKEN_COST = 2
 """The paper's weights, which are also about the ratio of the market's prices."""
+RECENT_STEPS = 2000
+"""Who has sent nothing for so long, some ten seconds, is not counted any more when the batch is divided."""
+MIN_TOLERANCE = 4
+"""Requests that anybody may run beyond his part before it is held against him: arrivals are uneven."""
 MAX_IDLE_SHARES = 4096
 """Beyond so many that nobody uses any more, what they owe is forgotten."""
 
@@ -29,6 +36,9 @@ class Share:
     """The largest counter with which a child was served."""
     num_waiting: int = 0
     num_unfinished: int = 0
+    num_running: int = 0
+    recent: "dict[Share, int]" = field(default_factory=dict)
+    """Children that were here lately -> the step of their last arrival, earliest first."""
     children: "dict[str | None, Share]" = field(default_factory=dict)
 
     def charge(self, cost: int) -> None:
@@ -55,6 +65,36 @@ class Share:
             self.num_waiting -= 1
             self.parent.stop_waiting()
 
+    def run(self, difference: int) -> None:
+        """One request more or less is in the batch."""
+        self.num_running += difference
+        if self.parent is not None:
+            self.parent.run(difference)
+
+    def arrive(self, step: int) -> None:
+        if self.parent is None:
+            return
+        recent = self.parent.recent
+        recent.pop(self, None)
+        recent[self] = step
+        while recent[first := next(iter(recent))] < step - RECENT_STEPS:
+            del recent[first]
+        self.parent.arrive(step)
+
+    def part(self, num_places: int) -> float:
+        """How many of the batch's places it has a claim to."""
+        if self.parent is None:
+            return num_places
+        return self.parent.part(num_places) / max(len(self.parent.recent), 1)
+
+    def is_over_part(self, num_places: int) -> bool:
+        """Whether it, or its tenant, runs clearly more than its part."""
+        if self.parent is None:
+            return False
+        part = self.part(num_places)
+        tolerated = part + max(part / 2, MIN_TOLERANCE)
+        return (part < num_places and self.num_running >= tolerated) or self.parent.is_over_part(num_places)
+
     def is_ahead_of(self, other: "Share") -> bool:
         """Whether it would be served first, if both waited."""
         if self.parent is other.parent or self.parent is None or other.parent is None:
@@ -78,12 +118,13 @@ class Shares:
     def __init__(self) -> None:
         self._root = Share()
 
-    def join(self, request: Request) -> Share:
-        """The request's share, for as long as it is unfinished."""
+    def join(self, request: Request, step: int) -> Share:
+        """The request's share, for as long as it is unfinished. `step`: the number of the last step."""
         tenant = self._root.child(request.spec.tenant)
         share = tenant.child(request.spec.adapter_digest)
         tenant.num_unfinished += 1
         share.num_unfinished += 1
+        share.arrive(step)
         return share
 
     def leave(self, share: Share) -> None:

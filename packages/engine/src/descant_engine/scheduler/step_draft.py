@@ -18,6 +18,10 @@ class StepDraft:
     """Those in `scheduled`."""
     last_admitted: Request | None = None
     """Of those admitted, who came last."""
+    num_prompt_tokens: int = 0
+    """Of prompts, so far."""
+    has_prompt_within_part: bool = False
+    """Whether some of them belong to a share that runs no more than its part."""
     sampling: dict[str, Request] = field(default_factory=dict)
     """Those whose next token this step samples."""
 
