@@ -45,7 +45,7 @@ def http(server):
         (CHAT, ASK | {"messages": []}, 400, "messages"),
         (CHAT, ASK | {"messages": "hello"}, 400, "messages"),
         (CHAT, ASK | {"messages": [None]}, 400, "messages[0]"),
-        (CHAT, ASK | {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
+        (CHAT, ASK | {"messages": [{"role": "wizard", "content": "x"}]}, 400, "messages[0].role"),
         (CHAT, ASK | {"messages": [{"role": "user", "content": {"a": 1}}]}, 400, "messages[0].content"),
         (
             CHAT,

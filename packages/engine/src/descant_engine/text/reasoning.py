@@ -44,6 +44,8 @@ class ReasoningSplitter:
         self._starts_inside = starts_inside or form.always
         self._place = _In.START
         self._held = ""
+        self._is_blank = True
+        """There is no reasoning yet, but perhaps whitespace."""
 
     @property
     def is_reasoning(self) -> bool:
@@ -69,7 +71,7 @@ class ReasoningSplitter:
         if not text or (len(text) < len(self._form.begin) and self._form.begin.startswith(text)):
             return False
         if text.startswith(self._form.begin):
-            self._place, self._held = _In.REASONING, text.removeprefix(self._form.begin).lstrip()
+            self._place, self._held = _In.REASONING, text.removeprefix(self._form.begin)
         elif self._starts_inside:
             self._place, self._held = _In.REASONING, text
         else:
@@ -77,6 +79,9 @@ class ReasoningSplitter:
         return True
 
     def _take_reasoning(self) -> str:
+        if self._is_blank:
+            self._held = self._held.lstrip()
+            self._is_blank = not self._held
         place = self._held.find(self._form.end)
         if place >= 0:
             reasoning, self._held = self._held[:place].rstrip(), self._held[place + len(self._form.end) :]

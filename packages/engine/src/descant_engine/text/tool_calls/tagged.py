@@ -40,7 +40,7 @@ class TaggedCalls:
         if place >= 0:
             content, self._held = self._held[:place], self._held[place + len(self._begin) :]
             self._is_inside = True
-            return self._content(content)
+            return self._content(content.rstrip())
         safe = len(self._held) - prefix_at_end(self._held, self._begin)
         safe = min(safe, len(self._held[:safe].rstrip()))  # the line breaks before a call are no content
         if safe == 0:
