@@ -95,5 +95,5 @@ def test_usage_may_lack_parts() -> None:
         prompt_tokens=3, prompt_tokens_details=PromptTokensDetails()
     )
     assert usage_of_reply(b'{"usage":{"prompt_tokens":3,"completion_tokens":null}}') == Usage(
-        prompt_tokens=3, completion_tokens=None
+        prompt_tokens=3, completion_tokens=0
     )

@@ -29,6 +29,8 @@ class UsageRecord(Struct, frozen=True, kw_only=True):
     """What the client asked for."""
     parent: str | None
     """The base model, where `model` is an adapter."""
+    served_model: str | None = None
+    """The model that answered in its place: of an alias, a canary or a fallback; None: the same."""
     backend: str
     endpoint: str
     stream: bool

@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from descant_gateway.catalogue import ModelRoute
+from descant_gateway.catalogue import ModelRoute, Price
 from descant_gateway.request import InferenceRequest
 
 Count = Annotated[int, Meta(ge=0)]
@@ -20,7 +20,7 @@ class Usage(Struct, frozen=True):
     """OpenAI's `usage`, as far as we charge for it."""
 
     prompt_tokens: Count = 0
-    completion_tokens: Count | None = 0
+    completion_tokens: Count = 0
     prompt_tokens_details: PromptTokensDetails | None = None
 
 
@@ -39,12 +39,24 @@ NO_CHARGE = Charge(0, 0, 0, False)
 
 
 class Meter:
-    __slots__ = ("backend", "failure", "first_byte_at", "is_generating", "model", "num_chunks", "status", "usage")
+    __slots__ = (
+        "backend",
+        "failure",
+        "first_byte_at",
+        "is_generating",
+        "model",
+        "num_chunks",
+        "price",
+        "status",
+        "usage",
+    )
 
     def __init__(self) -> None:
         self.backend = ""
         self.model: ModelRoute | None = None
         """The one that truly served, or tried to: another than was asked for after a fallback."""
+        self.price: Price | None = None
+        """Of that model, if it is another."""
         self.status = 0
         """What the client was answered with; 0 until then."""
         self.failure = ""
@@ -69,7 +81,7 @@ class Meter:
             return Charge(request.estimated_prompt_tokens, 0, self.num_chunks, True)
         details = self.usage.prompt_tokens_details
         cached = details.cached_tokens if details is not None else None
-        return Charge(self.usage.prompt_tokens, cached or 0, self.usage.completion_tokens or 0, False)
+        return Charge(self.usage.prompt_tokens, cached or 0, self.usage.completion_tokens, False)
 
 
 class _AnyUsage(Struct, frozen=True):

@@ -48,7 +48,8 @@ class Settlement:
         admitted = self._admitted
         outcome = outcome_of(exc, admitted.meter)
         charge = charge_of(outcome, admitted.meter, admitted.request)
-        cost = admitted.ticket.price.cost(charge.prompt_tokens, charge.cached_tokens, charge.completion_tokens)
+        price = admitted.meter.price or admitted.ticket.price
+        cost = price.cost(charge.prompt_tokens, charge.cached_tokens, charge.completion_tokens)
         admitted.ticket.settle(amounts_of(outcome, charge, cost))
         record = self._record(outcome, charge, cost, exc)
         self._ledger.append(record)
@@ -69,6 +70,7 @@ class Settlement:
             request_id=admitted.call.request_id,
             model=model.name,
             parent=model.parent,
+            served_model=served_name(admitted),
             backend=meter.backend,
             endpoint=admitted.request.endpoint,
             stream=admitted.request.stream,
@@ -82,6 +84,12 @@ class Settlement:
             ttft_ms=None if meter.first_byte_at is None else _ms(meter.first_byte_at - admitted.call.started_at),
             duration_ms=_ms(time.perf_counter() - admitted.call.started_at),
         )
+
+
+def served_name(admitted: AdmittedCall) -> str | None:
+    served = admitted.meter.model or admitted.model
+    name = served.target or served.name
+    return None if name == admitted.model.name else name
 
 
 def outcome_of(exc: BaseException | None, meter: Meter) -> Outcome:
@@ -124,6 +132,7 @@ def _log_request(record: UsageRecord, meter: Meter) -> None:
         team_id=record.team_id.hex,
         model=record.model,
         parent=record.parent,
+        served_model=record.served_model,
         backend=record.backend,
         endpoint=record.endpoint,
         stream=record.stream,
