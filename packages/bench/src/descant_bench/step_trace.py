@@ -21,13 +21,14 @@ from descant_engine.layers.attention import Attention
 from descant_engine.layers.cpu_ops import CpuOps
 from descant_engine.layers.embedding import Embedding, LmHead
 from descant_engine.layers.linear import Linear
-from descant_engine.layers.ops import LoraGroup, Product
+from descant_engine.layers.lora import LoraLinear
+from descant_engine.layers.ops import Product
 from descant_engine.runner.model_runner import ModelRunner
 
 _RANGE = "descant part: "
 _CPU_PARTS: tuple[tuple[Part, Method], ...] = (
     (Part.HOST, Method(ModelRunner, "forward")),
-    (Part.DENSE, Method(Linear, "forward")),
+    (Part.LORA, Method(LoraLinear, "forward")),
     (Part.DENSE, Method(LmHead, "forward")),
     (Part.INPUTS, Method(Embedding, "forward")),
     (Part.ATTENTION, Method(Attention, "forward")),
@@ -37,8 +38,7 @@ _CPU_PARTS: tuple[tuple[Part, Method], ...] = (
     (Part.ACTIVATION, Method(CpuOps, "silu_mul")),
     (Part.SAMPLING, Method(ModelRunner, "sample")),
 )
-"""Of nested ones the innermost counts."""
-_LORA_PRODUCT = Method(CpuOps, "lora_product")
+"""Of nested ones the innermost counts; products of linear layers are within them, see `_ranged_products`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def _trace_cpu(run_steps: Callable[[], None]) -> StepTrace:
     with ExitStack() as ranges:
         for part, method in _CPU_PARTS:
             ranges.enter_context(wrapped(method, partial(_ranged, part)))
-        ranges.enter_context(wrapped(_LORA_PRODUCT, _lora_ranged))
+        ranges.enter_context(_ranged_products())
         profiler = ranges.enter_context(profile(activities=[ProfilerActivity.CPU]))
         start = time.perf_counter()
         run_steps()
@@ -111,14 +111,21 @@ def _ranged(part: Part, method: Function) -> Function:
     return ranged
 
 
-def _lora_ranged(lora_product: Function) -> Function:
-    """Within an adapted layer the base's product is told from what adapters add."""
+@contextmanager
+def _ranged_products() -> Iterator[None]:
+    """An adapted layer takes its base's product and calls it itself, so it is told apart where it is handed out."""
+    name = "product"
+    original: property = vars(Linear)[name]
+    setattr(Linear, name, property(lambda linear: partial(_call_ranged, original.__get__(linear))))
+    try:
+        yield
+    finally:
+        setattr(Linear, name, original)
 
-    def ranged(ops: CpuOps, group: LoraGroup, product: Product, x: Tensor) -> object:
-        with record_function(_RANGE + Part.LORA):
-            return lora_product(ops, group, _ranged(Part.DENSE, product), x)
 
-    return ranged
+def _call_ranged(product: Product, x: Tensor) -> Tensor:
+    with record_function(_RANGE + Part.DENSE):
+        return product(x)
 
 
 def _cpu_times(events: Iterable[FunctionEvent]) -> Iterator[tuple[str, Part, float]]:
