@@ -13,22 +13,29 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from descant_gateway.access import LIMIT, OPT, Access, Rate
 from descant_gateway.config import GatewayConfig
 from descant_gateway.keys import KeyIssuer
+from descant_gateway.oidc import OidcClient
+from descant_gateway.passwords import Passwords
 from descant_gateway.roles import Principal
 from descant_gateway.routes.admin import (
+    audit,
     backends,
     errors,
     keys,
     limits,
     models,
     organizations,
+    people,
     projects,
     service_accounts,
+    sign_in,
     teams,
     usage,
 )
 from descant_gateway.routes.admin.administration import audited
 from descant_gateway.routes.admin.guard import AdminGuard, Connection
+from descant_gateway.routes.admin.idempotency import IdempotentPosts
 from descant_gateway.sealing import Sealer
+from descant_gateway.sessions import Sessions
 from descant_gateway.store.errors import StoreError
 from descant_wire.errors import ApiError
 
@@ -46,10 +53,17 @@ def admin_router(config: GatewayConfig, engine: AsyncEngine, on_change: OnChange
     """
     sealer, issuer = Sealer(config.key_pepper), KeyIssuer(config.key_pepper)
 
-    guard = AdminGuard(config, engine)
+    sessions = Sessions(config.key_pepper, config.session_hours)
+    guard = AdminGuard(config, engine, sessions)
+    passwords = Passwords()
+    oidc = None if config.oidc is None else OidcClient(config.oidc, config.public_url + sign_in.CALLBACK)
+    posts = IdempotentPosts(lambda: engine, lambda: sealer)
 
     async def let_in(connection: Connection, handler: BaseRouteHandler) -> None:
         await guard.check(connection, handler)
+
+    async def replay(request: Request[Any, Any, Any]) -> Response[bytes] | None:
+        return await posts.replay(request)
 
     async def tell(response: Response[Any]) -> Response[Any]:
         await on_change()
@@ -70,6 +84,9 @@ def admin_router(config: GatewayConfig, engine: AsyncEngine, on_change: OnChange
             *projects.ROUTES,
             *keys.ROUTES,
             *service_accounts.ROUTES,
+            *people.ROUTES,
+            *sign_in.ROUTES,
+            *audit.ROUTES,
             *backends.ROUTES,
             *models.ROUTES,
             *limits.ROUTES,
@@ -82,7 +99,12 @@ def admin_router(config: GatewayConfig, engine: AsyncEngine, on_change: OnChange
             "principal": Provide(principal_of, sync_to_thread=False),
             "sealer": Provide(lambda: sealer, sync_to_thread=False),
             "issuer": Provide(lambda: issuer, sync_to_thread=False),
+            "sessions": Provide(lambda: sessions, sync_to_thread=False),
+            "passwords": Provide(lambda: passwords, sync_to_thread=False),
+            "oidc": Provide(lambda: oidc, sync_to_thread=False),
         },
+        middleware=[posts],
+        before_request=replay,
         after_request=tell,
         exception_handlers={
             ApiError: errors.refuse_api,

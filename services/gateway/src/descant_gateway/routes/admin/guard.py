@@ -1,7 +1,5 @@
 """Who may administer: the holder of the admin key, of a key with a role, or of a session. All else is refused."""
 
-import hashlib
-import hmac
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -9,18 +7,16 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway import keys
+from descant_gateway import keys, sessions
 from descant_gateway.access import OPT, PERMISSION, Access, client_address, take_rate
 from descant_gateway.authenticate import require_address, require_valid
 from descant_gateway.config import GatewayConfig
 from descant_gateway.roles import Permission, Principal
 from descant_gateway.scopes import Scope
+from descant_gateway.sessions import Sessions
 from descant_gateway.store import principals
 from descant_wire.errors import ApiError, invalid_api_key, permission_denied
 
-SESSION_COOKIE: Final = "__Host-descant-session"
-SESSION_PREFIX: Final = "dss_"
-CSRF_HEADER: Final = "x-csrf-token"
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 REFUSED_PER_MINUTE: Final = 1200
 """Calls without a good credential, from one address."""
@@ -35,7 +31,8 @@ class AdminGuard:
     decided behind it, by `administration.require`.
     """
 
-    def __init__(self, config: GatewayConfig, engine: AsyncEngine) -> None:
+    def __init__(self, config: GatewayConfig, engine: AsyncEngine, people: Sessions) -> None:
+        self._sessions = people
         self._config = config
         self._engine = engine
         self._pepper = config.key_pepper.reveal()
@@ -62,7 +59,7 @@ class AdminGuard:
     async def _principal(self, connection: Connection) -> Principal:
         if "authorization" in connection.headers:
             return await self._by_bearer(connection)
-        token = connection.cookies.get(SESSION_COOKIE)
+        token = connection.cookies.get(sessions.COOKIE)
         if token is None:
             raise _not_signed_in()
         signed_in = await self._by_session(token)
@@ -77,7 +74,7 @@ class AdminGuard:
             raise _not_signed_in()
         if self._config.admin_key.matches(presented):
             return Principal.admin_key()
-        if presented.startswith(SESSION_PREFIX):
+        if presented.startswith(sessions.PREFIX):
             return await self._by_session(presented)
         return await self._by_key(presented, client_address(connection))
 
@@ -100,7 +97,7 @@ class AdminGuard:
 
     async def _by_session(self, token: str) -> Principal:
         async with self._engine.connect() as connection:
-            found = await principals.by_session(connection, token_hash(token))
+            found = await principals.by_session(connection, sessions.token_hash(token))
         if found is None:
             raise invalid_api_key("This session has ended. Sign in again.")
         return found.principal
@@ -110,20 +107,9 @@ class AdminGuard:
         origin = connection.headers.get("origin")
         if origin is not None and origin != (self._config.public_url or _own_origin(connection)):
             raise permission_denied("This change was asked for by another site's page.", code="csrf")
-        presented = connection.headers.get(CSRF_HEADER, "")
-        if not hmac.compare_digest(presented.encode(), csrf_token(self._pepper, token).encode()):
-            message = f"A change within a session needs the header {CSRF_HEADER}; GET /admin/v1/me tells it."
+        if not self._sessions.is_csrf_token(connection.headers.get(sessions.CSRF_HEADER, ""), token):
+            message = f"A change within a session needs the header {sessions.CSRF_HEADER}; GET /admin/v1/me tells it."
             raise permission_denied(message, code="csrf")
-
-
-def token_hash(token: str) -> bytes:
-    """What is stored of a session's token. It is random and long, so it needs no slow hash."""
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
-
-
-def csrf_token(pepper: str, session_token: str) -> str:
-    message = b"csrf " + session_token.encode("utf-8", "surrogateescape")
-    return hmac.digest(pepper.encode(), message, "sha256").hex()
 
 
 def _own_origin(connection: Connection) -> str:
