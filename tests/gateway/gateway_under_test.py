@@ -11,7 +11,18 @@ import uvicorn
 
 from descant_gateway import keys
 from descant_gateway.app import build_app, open_data_side
-from descant_gateway.catalogue import AllowList, Backend, Catalogue, Key, ModelRoute, RateLimits, Team
+from descant_gateway.catalogue import (
+    AllowList,
+    Backend,
+    Catalogue,
+    Key,
+    LimitRule,
+    ModelRoute,
+    Price,
+    RateLimits,
+    Team,
+    Webhook,
+)
 from descant_gateway.config import GatewayConfig, Secret
 from descant_gateway.ledger import UsageRecord
 from descant_gateway.pipeline import Gateway
@@ -30,6 +41,9 @@ class World:
     teams: dict[UUID, Team] = field(default_factory=dict)
     keys: dict[str, Key] = field(default_factory=dict)
     records: list[UsageRecord] = field(default_factory=list)
+    limits: dict[UUID, tuple[LimitRule, ...]] = field(default_factory=dict)
+    prices: dict[str, Price] = field(default_factory=dict)
+    webhooks: dict[UUID, Webhook] = field(default_factory=dict)
     organization_id: UUID = field(default_factory=uuid4)
     age_s: float = 0.0
 
@@ -41,6 +55,9 @@ class World:
             keys=self.keys,
             models={model.name: model for model in self.models},
             backends={backend.name: backend for backend in self.backends},
+            limits=self.limits,
+            prices=self.prices,
+            webhooks=self.webhooks,
         )
 
     def append(self, record: UsageRecord) -> None:

@@ -15,7 +15,6 @@ from descant_gateway.limits import (
     Amounts,
     Limit,
     Standing,
-    can_never_hold,
     exceeded,
     rate_limit_headers,
     too_large,
@@ -128,9 +127,9 @@ async def admit(
     """
     path, price = admission.paths.of(catalogue, caller, model), catalogue.price_of(model)
     amounts = estimated_amounts(caller, request, model, price, admission.outputs)
-    for limit in path.limits:
-        if can_never_hold(limit, amounts):
-            raise too_large(limit, amounts)
+    hopeless = path.too_small(amounts)
+    if hopeless is not None:
+        raise too_large(hopeless, amounts)
     reservation = Reservation(uuid.uuid4(), path, amounts)
     if not path.limits:
         return Ticket(reservation, (), admission, price=price)

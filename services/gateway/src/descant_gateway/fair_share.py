@@ -8,7 +8,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
 
 from msgspec import Struct
@@ -77,6 +77,9 @@ class FairShare:
         self._states = states
         self._metrics = metrics
         self._pools: dict[Backends, _Pool] = {}
+        self._read: Catalogue | None = None
+        self._unbounded: set[Backends] = set()
+        """Of the catalogue that was read last: pools that need no look."""
 
     @property
     def num_waiting(self) -> int:
@@ -87,16 +90,16 @@ class FairShare:
         """Turns that are taken, of pools that have a bound."""
         return sum(pool.num_running for pool in self._pools.values())
 
-    @asynccontextmanager
-    async def turn(self, call: Call, team: Team, model: ModelRoute, ticket: Ticket) -> AsyncIterator[None]:
+    def turn(self, call: Call, team: Team, model: ModelRoute, ticket: Ticket) -> AbstractAsyncContextManager[None]:
         """Entered when a backend of the model has room. 503 if too many wait, or for too long; ClientLeft.
 
         Nobody waits for a model with a fallback for saturation: the relay goes there at once.
         """
         pool = self._pool(model.backends)
-        if pool is None or model.policy.has_way_out:
-            yield
-            return
+        return _NO_BOUND if pool is None or model.policy.has_way_out else self._turn(pool, call, team, ticket)
+
+    @asynccontextmanager
+    async def _turn(self, pool: _Pool, call: Call, team: Team, ticket: Ticket) -> AsyncIterator[None]:
         ask = Ask(team.id, num_tokens=ticket.reserved_tokens, priority=team.priority, weight=team.weight)
         if pool.queue or not self._has_room(pool):
             await self._wait(call, pool, ask)
@@ -168,8 +171,14 @@ class FairShare:
 
     def _pool(self, backends: Backends) -> _Pool | None:
         """None if some backend takes any number of requests."""
-        known = self._catalogue().backends
+        catalogue = self._catalogue()
+        if catalogue is not self._read:
+            self._read, self._unbounded = catalogue, set()
+        if backends in self._unbounded:
+            return None
+        known = catalogue.backends
         if any((backend := known.get(name)) is not None and backend.max_in_flight is None for name in backends):
+            self._unbounded.add(backends)
             return None
         pool = self._pools.get(backends)
         if pool is None:
@@ -190,7 +199,18 @@ class FairShare:
         return sum(shares) if shares else math.inf
 
 
+class _NoBound(AbstractAsyncContextManager[None]):
+    """The turn of a request that need not wait. Stateless: one for all."""
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
 _HEALTHY: Final = BackendState()
+_NO_BOUND: Final = _NoBound()
 
 
 def _busy(message: str, code: str, pool: _Pool) -> ApiError:

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from descant_gateway.authenticate import Caller
 from descant_gateway.catalogue import Catalogue, LimitRule, ModelRoute, RateLimits
-from descant_gateway.limits import Counted, Level, Limit, LimitKind, Period
+from descant_gateway.limits import Amounts, Counted, Level, Limit, LimitKind, Period
 
 _NO_LIMITS: Final = RateLimits()
 _MAX_REMEMBERED: Final = 20_000
@@ -28,9 +28,19 @@ class LimitPath(Struct, frozen=True):
     """ARGV[3] of `limits.lua`."""
     needs_lease: bool
     """What a request holds of some limit comes back only if it is given back."""
+    bounds: tuple[tuple[int, int], ...]
+    """Of each limit: which of a request's amounts it counts, and the most that one request may take of it."""
     num_warnings: int
     """Limits that have warning thresholds."""
     num_shadows: int
+
+    def too_small(self, amounts: Amounts) -> Limit | None:
+        """The first limit that could never hold so much, however long one waits."""
+        values = (amounts.requests, amounts.tokens, amounts.microdollars)
+        for position, (which, most) in enumerate(self.bounds):
+            if values[which] > most:
+                return self.limits[position]
+        return None
 
     @property
     def tag(self) -> str:
@@ -75,10 +85,18 @@ def path_of(organization_id: UUID, limits: tuple[Limit, ...]) -> LimitPath:
         limits=limits,
         counters=tuple(f"{tag_of(organization_id)}:{limit.counter}" for limit in limits),
         described=msgspec.msgpack.encode(described),
+        bounds=tuple((_AMOUNT_INDEX[limit.counted] - 1, _most(limit)) for limit in limits),
         needs_lease=any(limit.period is not Period.MINUTE for limit in limits),
         num_warnings=sum(bool(limit.warn_at) for limit in limits),
         num_shadows=sum(limit.is_shadow for limit in limits),
     )
+
+
+def _most(limit: Limit) -> int:
+    """Nothing is too large for a limit that only counts; nothing fits one that lets nothing through."""
+    if limit.is_shadow:
+        return 2**62
+    return limit.capacity if limit.capacity >= 1 else -1
 
 
 def tag_of(organization_id: UUID) -> str:

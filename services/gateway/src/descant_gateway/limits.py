@@ -227,10 +227,6 @@ class LimitExceeded(ApiError):
         return headers
 
 
-def can_never_hold(limit: Limit, amounts: Amounts) -> bool:
-    return not limit.is_shadow and (limit.capacity < 1 or amounts.of(limit) > limit.capacity)
-
-
 def too_large(limit: Limit, amounts: Amounts) -> LimitExceeded:
     """Waiting does not help: this request is larger than its limit."""
     message = (
