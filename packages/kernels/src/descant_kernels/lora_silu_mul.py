@@ -12,7 +12,7 @@ from torch import Tensor
 from descant_kernels.lora_segments import LoraSegments
 from descant_kernels.lora_tables import LoraTables, ProjectionGroup, alignment, check_tables, tile_rows
 from descant_kernels.partial_sums import load_sum
-from descant_kernels.tuning import ACTIVATION_BLOCK_OUT, LORA_BLOCK_RANK, lora_warps
+from descant_kernels.tuning import ACTIVATION_BLOCK_OUT, ACTIVATION_CHUNK, LORA_BLOCK_RANK, lora_warps
 
 
 def lora_expand_silu_mul(
@@ -34,7 +34,8 @@ def lora_expand_silu_mul(
     if group.out_features != (width, width) or gate_up.shape != (num_tokens, 2 * width):
         raise ValueError(f"gate_up must be [{num_tokens}, 2 x {group.out_features}], got {list(gate_up.shape)}")
     out = torch.empty((num_tokens, width), dtype=gate_up.dtype, device=gate_up.device)
-    grid = (triton.cdiv(width, ACTIVATION_BLOCK_OUT), segments.lengths.shape[0])
+    blocks = ACTIVATION_CHUNK // ACTIVATION_BLOCK_OUT
+    grid = (triton.cdiv(width, ACTIVATION_CHUNK), segments.lengths.shape[0])
     _expand_silu_mul_kernel[grid](
         out,
         gate_up,
@@ -61,38 +62,45 @@ def lora_expand_silu_mul(
         SEGMENT=segments.segment_size,
         BLOCK_RANK=LORA_BLOCK_RANK,
         BLOCK_OUT=ACTIVATION_BLOCK_OUT,
+        BLOCKS=blocks,
         num_warps=lora_warps(segments.segment_size),
+        num_stages=3,
     )
     return out
 
 
 @triton.jit
-def _expanded(
+def _add_expanded(
+    output,
     shrunk_rows,
     is_member,
     split_stride,
     pool,
     tiles,
     rank,
+    scaling,
     width,
     column,
     is_column,
     SPLITS: tl.constexpr,
     RANK_TILE: tl.constexpr,
     ALIGNED: tl.constexpr,
-    SEGMENT: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
-    BLOCK_OUT: tl.constexpr,
 ):
-    """[SEGMENT, BLOCK_OUT] float32: shrunk tokens times the columns of lora_b, before scaling."""
-    acc = tl.zeros([SEGMENT, BLOCK_OUT], tl.float32)
-    for first_row in range(0, rank, BLOCK_RANK):
-        row = first_row + tl.arange(0, BLOCK_RANK)
+    """output [SEGMENT, BLOCK_OUT] float32 plus what lora_b makes of the shrunk tokens."""
+    acc = tl.zeros_like(output)
+    for first in range(0, rank, BLOCK_RANK):
+        row = first + tl.arange(0, BLOCK_RANK)
         shrunk = load_sum(shrunk_rows + row, is_member & (row < rank), split_stride, SPLITS)
         b_rows = tile_rows(pool, tiles, row, row < rank, width, RANK_TILE, ALIGNED)[:, None]
         b_tile = tl.load(b_rows + column, mask=(row < rank)[:, None] & is_column, other=0.0)
         acc = tl.dot(shrunk.to(b_tile.dtype), b_tile, acc, input_precision="ieee")
-    return acc
+    return output + scaling * acc
+
+
+@triton.jit
+def _store_activated(target, gate, up, mask):
+    tl.store(target, (gate * tl.sigmoid(gate) * up).to(target.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["layer", "first_module", "num_tokens"])
@@ -123,6 +131,7 @@ def _expand_silu_mul_kernel(
     SEGMENT: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
     segment = tl.program_id(1)
     length, slot, start = tl.load(lengths + segment), tl.load(slots + segment), tl.load(starts + segment)
@@ -138,23 +147,49 @@ def _expand_silu_mul_kernel(
     member = tl.arange(0, SEGMENT)
     is_member = (member < length)[:, None]
     token = tl.load(token_order + start + member, mask=member < length, other=0)
-    column = (tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT))[None, :]
-    is_column = column < width
-    mask = is_member & is_column
-    source = gate_up + (token * stride)[:, None] + column
-    gate = tl.load(source, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(source + width, mask=mask, other=0.0).to(tl.float32)
+    source, target = gate_up + (token * stride)[:, None], out + (token * width)[:, None]
     split_stride = num_tokens.to(tl.int64) * (2 * MAX_RANK)
-    gate_rows = partials + (token * MAX_RANK)[:, None]
-    up_rows = gate_rows + num_tokens.to(tl.int64) * MAX_RANK
-    tiles = b_offsets + entry * MAX_TILES
-    gate += gate_scaling * _expanded(
-        gate_rows, is_member, split_stride, pool, tiles, gate_rank, width, column, is_column,
-        SPLITS, RANK_TILE, ALIGNED, SEGMENT, BLOCK_RANK, BLOCK_OUT,
-    )  # fmt: skip
-    up += up_scaling * _expanded(
-        up_rows, is_member, split_stride, pool, tiles + MAX_TILES, up_rank, width, column, is_column,
-        SPLITS, RANK_TILE, ALIGNED, SEGMENT, BLOCK_RANK, BLOCK_OUT,
-    )  # fmt: skip
-    result = gate * tl.sigmoid(gate) * up
-    tl.store(out + (token * width)[:, None] + column, result.to(out.dtype.element_ty), mask=mask)
+    gate_shrunk_rows = partials + (token * MAX_RANK)[:, None]
+    up_shrunk_rows = gate_shrunk_rows + num_tokens.to(tl.int64) * MAX_RANK
+    gate_tiles = b_offsets + entry * MAX_TILES
+    up_tiles = gate_tiles + MAX_TILES
+    # The first ranks are summed once for all columns; most adapters have no others.
+    row = tl.arange(0, BLOCK_RANK)
+    is_gate, is_up = row < gate_rank, row < up_rank
+    dtype: tl.constexpr = pool.dtype.element_ty
+    gate_shrunk = load_sum(gate_shrunk_rows + row, is_member & is_gate, split_stride, SPLITS).to(dtype)
+    up_shrunk = load_sum(up_shrunk_rows + row, is_member & is_up, split_stride, SPLITS).to(dtype)
+    gate_rows = tile_rows(pool, gate_tiles, row, is_gate, width, RANK_TILE, ALIGNED)[:, None]
+    up_rows = tile_rows(pool, up_tiles, row, is_up, width, RANK_TILE, ALIGNED)[:, None]
+    # Counted in blocks, so that the compiler sees how columns are aligned.
+    begin = tl.program_id(0) * BLOCKS
+    end = tl.minimum(begin + BLOCKS, tl.cdiv(width, BLOCK_OUT))
+    if tl.maximum(gate_rank, up_rank) <= BLOCK_RANK:
+        # A loop of its own: with another loop inside, loads would not be begun ahead.
+        for block in range(begin, end):
+            column = (block * BLOCK_OUT + tl.arange(0, BLOCK_OUT))[None, :]
+            is_column = column < width
+            mask = is_member & is_column
+            gate = tl.load(source + column, mask=mask, other=0.0).to(tl.float32)
+            up = tl.load(source + width + column, mask=mask, other=0.0).to(tl.float32)
+            gate_b = tl.load(gate_rows + column, mask=is_gate[:, None] & is_column, other=0.0)
+            up_b = tl.load(up_rows + column, mask=is_up[:, None] & is_column, other=0.0)
+            gate += gate_scaling * tl.dot(gate_shrunk, gate_b, input_precision="ieee")
+            up += up_scaling * tl.dot(up_shrunk, up_b, input_precision="ieee")
+            _store_activated(target + column, gate, up, mask)
+    else:
+        for block in range(begin, end):
+            column = (block * BLOCK_OUT + tl.arange(0, BLOCK_OUT))[None, :]
+            is_column = column < width
+            mask = is_member & is_column
+            gate = tl.load(source + column, mask=mask, other=0.0).to(tl.float32)
+            up = tl.load(source + width + column, mask=mask, other=0.0).to(tl.float32)
+            gate = _add_expanded(
+                gate, gate_shrunk_rows, is_member, split_stride, pool, gate_tiles, gate_rank, gate_scaling,
+                width, column, is_column, SPLITS, RANK_TILE, ALIGNED, BLOCK_RANK,
+            )  # fmt: skip
+            up = _add_expanded(
+                up, up_shrunk_rows, is_member, split_stride, pool, up_tiles, up_rank, up_scaling,
+                width, column, is_column, SPLITS, RANK_TILE, ALIGNED, BLOCK_RANK,
+            )  # fmt: skip
+            _store_activated(target + column, gate, up, mask)
