@@ -106,6 +106,8 @@ def the_rest(dtype: torch.dtype, num_tokens: int) -> None:
     two = torch.empty(2, num_tokens, 48, 128, dtype=dtype)
     kernels.rotary_kv_write(*two.split((32, 8, 8), 2), longs, torch.empty(4096, 128), *caches, longs)
     kernels.kv_write(qkv[:, 32:40], qkv[:, 40:], pool[:, 1, 0], pool[:, 1, 1], longs)
+    floats = step_input(num_tokens, torch.float32)
+    kernels.truncate(torch.empty(num_tokens, 128256), longs, floats, floats, longs, floats)
     kernels.sample(torch.empty(num_tokens, 128256, dtype=dtype), step_input(num_tokens, torch.float32), longs, longs)
 
 

@@ -18,8 +18,8 @@ def admit(request_id: str, tokens: list[int], num_prompt: int, *, seed: int = 0,
 
 def sample(requests: list[AdmittedRequest], logits: torch.Tensor) -> list[int]:
     """One sample for each request, in the given order, in one batch."""
-    states = RequestStates(8, 64, 16, torch.device("cpu"))
-    sampler = Sampler(torch.device("cpu"))
+    states = RequestStates(8, 64, 16, logits.device)
+    sampler = Sampler(logits.device)
     states.apply(StepPlan(0, (), (), tuple(requests), ()))
     for request in requests:
         sampler.add(states.row(request.request_id), request)
@@ -36,8 +36,8 @@ def batch_of(rows: list[int], lengths: list[int], states: RequestStates) -> Samp
 
 def draws(logits: torch.Tensor, num_draws: int = 400, **options) -> list[int]:
     """Tokens drawn at `num_draws` different positions of one request."""
-    states = RequestStates(1, 4, 16, torch.device("cpu"))
-    sampler = Sampler(torch.device("cpu"))
+    states = RequestStates(1, 4, 16, logits.device)
+    sampler = Sampler(logits.device)
     request = admit("a", [1], 1, seed=7, **options)
     states.apply(StepPlan(0, (), (), (request,), ()))
     sampler.add(0, request)
@@ -47,17 +47,17 @@ def draws(logits: torch.Tensor, num_draws: int = 400, **options) -> list[int]:
     ]
 
 
-@pytest.fixture
-def logits() -> torch.Tensor:
-    return torch.randn(VOCAB, generator=torch.Generator().manual_seed(0)) * 2
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def logits(request: pytest.FixtureRequest) -> torch.Tensor:
+    return torch.randn(VOCAB, generator=torch.Generator().manual_seed(0)).to(request.param) * 2
 
 
 def test_greedy_takes_the_largest(logits):
     assert sample([admit("a", [1, 2], 2, temperature=0.0)], logits[None]) == [logits.argmax().item()]
 
 
-def test_frequencies_follow_the_softmax():
-    logits = torch.log(torch.tensor([0.5, 0.3, 0.2]))
+def test_frequencies_follow_the_softmax(logits):
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.2], device=logits.device))
     counts = torch.bincount(torch.tensor(draws(logits, 4000)), minlength=3) / 4000
     assert torch.allclose(counts, torch.tensor([0.5, 0.3, 0.2]), atol=0.03)
 
@@ -91,14 +91,14 @@ def test_min_p_is_relative_to_the_likeliest(logits):
     assert set(draws(logits, min_p=0.2)) <= set(allowed)
 
 
-def test_repetition_penalty_covers_prompt_and_output():
-    logits = torch.tensor([[2.0, 1.9, -1.0, 1.8]])
+def test_repetition_penalty_covers_prompt_and_output(logits):
+    logits = torch.tensor([[2.0, 1.9, -1.0, 1.8]], device=logits.device)
     request = admit("a", [0, 1], 1, temperature=0.0, repetition_penalty=1.5)
     assert sample([request], logits) == [3]
 
 
-def test_presence_and_frequency_cover_the_output_only():
-    logits = torch.tensor([[2.0, 1.9, 1.0, 1.0]])
+def test_presence_and_frequency_cover_the_output_only(logits):
+    logits = torch.tensor([[2.0, 1.9, 1.0, 1.0]], device=logits.device)
     in_prompt = admit("a", [0, 0], 2, temperature=0.0, presence_penalty=2.0, frequency_penalty=2.0)
     assert sample([in_prompt], logits) == [0]
     in_output = admit("a", [3, 0], 1, temperature=0.0, presence_penalty=0.5)
@@ -108,8 +108,8 @@ def test_presence_and_frequency_cover_the_output_only():
     assert (sample([once], logits), sample([twice], logits)) == ([0], [1])
 
 
-def test_min_tokens_masks_every_stop_token():
-    logits = torch.tensor([[9.0, 8.0, 1.0]])
+def test_min_tokens_masks_every_stop_token(logits):
+    logits = torch.tensor([[9.0, 8.0, 1.0]], device=logits.device)
     early = admit("a", [2, 2], 1, temperature=0.0, min_tokens=2, stop=(0, 1))
     late = admit("a", [2, 2, 2], 1, temperature=0.0, min_tokens=2, stop=(0, 1))
     assert sample([early], logits) == [2]
@@ -124,13 +124,13 @@ def test_a_draw_does_not_depend_on_the_batch(logits):
         admit("d", [6], 1, seed=3, presence_penalty=1.0),
     ]
     alone = sample([mine], logits[None])
-    stacked = torch.stack([torch.randn(VOCAB), logits, torch.randn(VOCAB), torch.randn(VOCAB)])
+    stacked = torch.stack([torch.randn_like(logits), logits, torch.randn_like(logits), torch.randn_like(logits)])
     assert sample([others[0], mine, *others[1:]], stacked)[1] == alone[0]
 
 
 def test_rows_are_reused_without_leaking_options(logits):
-    states = RequestStates(1, 64, 16, torch.device("cpu"))
-    sampler = Sampler(torch.device("cpu"))
+    states = RequestStates(1, 64, 16, logits.device)
+    sampler = Sampler(logits.device)
     first = admit("a", [1], 1, top_k=1, repetition_penalty=2.0, min_tokens=3, stop=(4,))
     second = admit("b", [1], 1, temperature=0.0, stop=(4,))
     for plan, request in [((), first), (("a",), second)]:
@@ -182,7 +182,7 @@ def test_rows_of_every_kind_share_a_batch(logits):
         admit("allowed", [2], 1, seed=6, allowed_token_ids=(1, 2, 3)),
         admit("bad", [2, 7], 1, seed=7, bad_token_sequences=((7, 8), (1,)), min_tokens=5, stop=(0,)),
     ]
-    rows = torch.randn(len(requests), VOCAB) * 2
+    rows = torch.randn(len(requests), VOCAB).to(logits.device) * 2
     alone = [sample([request], row[None])[0] for request, row in zip(requests, rows, strict=True)]
     order = [5, 2, 7, 0, 6, 1, 4, 3]
     together = sample([requests[i] for i in order], rows[order])
@@ -190,8 +190,8 @@ def test_rows_of_every_kind_share_a_batch(logits):
 
 
 def test_a_mask_wins_over_every_feature(logits):
-    states = RequestStates(1, 4, 16, torch.device("cpu"))
-    sampler = Sampler(torch.device("cpu"))
+    states = RequestStates(1, 4, 16, logits.device)
+    sampler = Sampler(logits.device)
     request = admit("a", [1], 1, temperature=0.0, logit_bias={7: 100.0})
     states.apply(StepPlan(0, (), (), (request,), ()))
     sampler.add(0, request)
@@ -212,7 +212,7 @@ def test_a_row_of_nan_stays_inside_the_vocabulary(logits):
     assert healthy == sample(requests[:1], logits[None])[0]
 
 
-def test_an_impossible_token_is_never_drawn():
-    logits = torch.full((VOCAB,), -torch.inf)
+def test_an_impossible_token_is_never_drawn(logits):
+    logits = torch.full_like(logits, -torch.inf)
     logits[[3, 40]] = 0.0
     assert set(draws(logits, 300)) == {3, 40}

@@ -16,6 +16,7 @@ from descant_kernels.norm import add_rms_norm, rms_norm
 from descant_kernels.rotary import rotary, rotary_kv_write
 from descant_kernels.sample import sample
 from descant_kernels.skinny_product import can_multiply, skinny_product
+from descant_kernels.truncate import truncate
 from descant_kernels.token_bitmask import apply_token_bitmask
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "segment_tokens",
     "silu_mul",
     "skinny_product",
+    "truncate",
 ]

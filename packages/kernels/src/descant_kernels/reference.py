@@ -173,6 +173,22 @@ def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tenso
     return torch.where(is_greedy.unsqueeze(1), scores, scores / safe + noise).argmax(-1)
 
 
+def truncate(logits: Tensor, rows: Tensor, temperatures: Tensor, min_p: Tensor, top_k: Tensor, top_p: Tensor) -> None:
+    vocab_size = logits.shape[1]
+    scores = logits[rows].double() / temperatures.double().unsqueeze(1)
+    scores[scores < scores.amax(1, keepdim=True) + min_p.double().unsqueeze(1).log()] = -torch.inf
+    descending = scores.sort(dim=1, descending=True).values
+    kth = torch.where(top_k == 0, vocab_size, top_k).clamp(max=vocab_size) - 1
+    scores[scores < descending.gather(1, kth.unsqueeze(1))] = -torch.inf
+    descending = scores.sort(dim=1, descending=True).values
+    shares = descending.softmax(1)
+    # A token is kept if those before it have not reached top_p.
+    num_kept = (shares.cumsum(1) - shares < top_p.double().unsqueeze(1)).sum(1, keepdim=True)
+    last = descending.gather(1, num_kept.clamp(min=1) - 1).masked_fill(top_p.unsqueeze(1) >= 1, -torch.inf)
+    scores[scores < last] = -torch.inf
+    logits[rows] = logits[rows].masked_fill(scores == -torch.inf, -torch.inf)
+
+
 def _gumbel(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     """Token v takes word (v // lane) % 4 of the Philox block whose counter is (v without those two bits, position)."""
     token = torch.arange(vocab_size, device=seeds.device)

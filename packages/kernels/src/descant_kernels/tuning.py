@@ -38,6 +38,9 @@ SAMPLE_LANE = 1024
 TRUNCATE_BLOCK = 8192
 """Logits that a program holds at once; it goes over its row some thirty times."""
 
+TRUNCATE_BLOCK = 8192
+"""Logits that a program holds at once; it goes over its row some thirty times."""
+
 DECODE_PROGRAMS = 528
 """Programs that fill the chip: four to a multiprocessor."""
 DECODE_MIN_SPLIT = 32

@@ -29,7 +29,7 @@ class Sampler:
             BadSequences(),
             MinTokens(),
         )
-        self._truncation = Truncation()
+        self._truncation = Truncation(device)
         self._draw = Draw(device)
         self._plain_rows: set[int] = set()
         """Greedy rows whose logits no feature changes: they just take the largest."""

@@ -13,8 +13,7 @@ from descant_engine.runner.transfer import to_device
 from descant_engine.scheduler.plan import AdmittedRequest
 
 NUCLEUS_PREFIX = 1024
-"""On the CPU, top_p looks at this many of the likeliest tokens first: nearly always enough, and a fraction of a full
-sort. On CUDA, finding out would make the host wait."""
+"""top_p looks at this many of the likeliest tokens first: nearly always enough, and a fraction of a full sort."""
 
 
 class Limits(NamedTuple):
@@ -25,23 +24,25 @@ class Limits(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class TruncationTensors:
+class LimitTensors:
     index: Tensor
     """[num_users] int64: rows of the batch"""
     temperature: Tensor
-    """[num_users, 1] float32, as the others"""
-    log_min_p: Tensor | None
-    """-inf where it is not asked for; None where nobody does, as for the others."""
-    top_k: Tensor | None
-    """int64; 0 where it is not asked for"""
-    top_p: Tensor | None
-    """1 where it is not asked for"""
-    max_top_k: int
+    """[num_users] float32"""
+    min_p: Tensor
+    """[num_users] float32; 0 where it is not asked for"""
+    top_k: Tensor
+    """[num_users] int64; 0 where it is not asked for"""
+    top_p: Tensor
+    """[num_users] float32; 1 where it is not asked for"""
+    asked: Limits
+    """The highest of each but top_p, of which the lowest: what nobody asks for is skipped."""
 
 
 class Truncation:
-    def __init__(self) -> None:
-        self._rows = RowOptions[Limits, TruncationTensors](self._gather)
+    def __init__(self, device: torch.device) -> None:
+        self._rows = RowOptions[Limits, LimitTensors](self._gather)
+        self._truncate = _truncate_on_cuda if device.type == "cuda" else truncate_by_sorting
 
     def add(self, row: int, request: AdmittedRequest) -> bool:
         params = request.params
@@ -54,31 +55,44 @@ class Truncation:
         return bool(self._rows.users(batch))
 
     def apply(self, logits: Tensor, batch: SampleRows) -> None:
-        wanted = self._rows.tensors(batch)
-        scores = logits[wanted.index] / wanted.temperature
-        if wanted.log_min_p is not None:
-            _drop_below(scores, scores.amax(1, keepdim=True) + wanted.log_min_p)
-        if wanted.top_k is not None:
-            _drop_below(scores, _kth_largest(scores, wanted.top_k, wanted.max_top_k))
-        if wanted.top_p is not None:
-            _drop_below(scores, _nucleus_threshold(scores, wanted.top_p))
-        logits[wanted.index] = logits[wanted.index].masked_fill(scores == -torch.inf, -torch.inf)
+        self._truncate(logits, self._rows.tensors(batch))
 
     @staticmethod
-    def _gather(users: list[User[Limits]], batch: SampleRows) -> TruncationTensors:
-        temperature, min_p, top_k, top_p = np.array([user.wanted for user in users], dtype=np.float64).T
-        with np.errstate(divide="ignore"):
-            table = np.stack([[user.index for user in users], temperature, np.log(min_p), top_k, top_p])
-        index, *columns = to_device(table, batch.rows.device)
-        temperatures, log_min_p, top_ks, top_ps = (column.unsqueeze(1) for column in columns)
-        return TruncationTensors(
+    def _gather(users: list[User[Limits]], batch: SampleRows) -> LimitTensors:
+        # float64 holds every index and top_k exactly: one copy instead of two.
+        table = np.array([(user.index, *user.wanted) for user in users], dtype=np.float64).T
+        index, temperature, min_p, top_k, top_p = to_device(table, batch.rows.device)
+        return LimitTensors(
             index=index.long(),
-            temperature=temperatures.float(),
-            log_min_p=log_min_p.float() if min_p.any() else None,
-            top_k=top_ks.long() if top_k.any() else None,
-            top_p=top_ps.float() if (top_p < 1).any() else None,
-            max_top_k=int(top_k.max()),
+            temperature=temperature.float(),
+            min_p=min_p.float(),
+            top_k=top_k.long(),
+            top_p=top_p.float(),
+            asked=Limits(
+                temperature=max(user.wanted.temperature for user in users),
+                min_p=max(user.wanted.min_p for user in users),
+                top_k=max(user.wanted.top_k for user in users),
+                top_p=min(user.wanted.top_p for user in users),
+            ),
         )
+
+
+def _truncate_on_cuda(logits: Tensor, limits: LimitTensors) -> None:
+    from descant_kernels import truncate
+
+    truncate(logits, limits.index, limits.temperature, limits.min_p, limits.top_k, limits.top_p)
+
+
+def truncate_by_sorting(logits: Tensor, limits: LimitTensors) -> None:
+    """logits [num_samples, vocab] float32, changed in place."""
+    scores = logits[limits.index] / limits.temperature.unsqueeze(1)
+    if limits.asked.min_p > 0:
+        _drop_below(scores, scores.amax(1, keepdim=True) + limits.min_p.unsqueeze(1).log())
+    if limits.asked.top_k > 0:
+        _drop_below(scores, _kth_largest(scores, limits.top_k.unsqueeze(1), limits.asked.top_k))
+    if limits.asked.top_p < 1:
+        _drop_below(scores, _nucleus_threshold(scores, limits.top_p.unsqueeze(1)))
+    logits[limits.index] = logits[limits.index].masked_fill(scores == -torch.inf, -torch.inf)
 
 
 def _drop_below(scores: Tensor, thresholds: Tensor) -> None:
@@ -95,7 +109,7 @@ def _kth_largest(scores: Tensor, top_k: Tensor, max_top_k: int) -> Tensor:
 def _nucleus_threshold(scores: Tensor, top_p: Tensor) -> Tensor:
     """[num_rows, 1]: the smallest score among the fewest likeliest tokens whose probability reaches top_p."""
     log_total = scores.logsumexp(1, keepdim=True)
-    if scores.is_cuda or scores.shape[1] <= NUCLEUS_PREFIX:
+    if scores.shape[1] <= NUCLEUS_PREFIX:
         return _last_of_nucleus(scores.sort(dim=1, descending=True).values, log_total, top_p)
     likeliest = scores.topk(NUCLEUS_PREFIX).values
     thresholds = _last_of_nucleus(likeliest, log_total, top_p)
