@@ -20,6 +20,7 @@ from descant_engine.grammar.schema import check_has_finite_output, closed, read_
 from descant_engine.grammar.spec import GrammarKind, GrammarRefused, GrammarSpec
 from descant_engine.grammar.structural_tag import read_structural_tag, schemas_of
 from descant_engine.grammar.vocabulary import Vocabulary
+from descant_engine.grammar.xgrammar_scope import honours_regex, honours_schema
 
 if TYPE_CHECKING:
     from descant_engine.grammar.llguidance_backend import LlguidanceBackend
@@ -97,6 +98,8 @@ def builds(spec: GrammarSpec, backends: Backends) -> Iterator[Build]:
         build = Build(BackendName.LLGUIDANCE, backends.llguidance.compile(spec))
         if is_built := _is_quick(backends.llguidance.load(build.data).matcher(), backends.vocabulary):
             yield build
+    elif _is_xgrammars_own(spec) and not wants_xgrammar:
+        raise GrammarRefused(f"a {spec.kind.value} of this form needs the xgrammar backend")
     elif not wants_xgrammar:
         raise GrammarRefused("it uses what xgrammar does not keep to exactly, and llguidance is not here to do it")
     is_vast = is_built and time.process_time() - started > VAST_SECONDS
@@ -113,8 +116,6 @@ def _check_embedded(spec: GrammarSpec, backends: Backends) -> None:
     """The schemas of a structural tag have to be such that xgrammar keeps to them."""
     if spec.kind is not GrammarKind.STRUCTURAL_TAG:
         return
-    from descant_engine.grammar.xgrammar_backend import honours_schema
-
     for schema in schemas_of(json.loads(spec.text)):
         check_has_finite_output(schema)
         if BackendName.LLGUIDANCE in backends.names:
@@ -180,8 +181,6 @@ def _suits_xgrammar(spec: GrammarSpec, backends: Backends) -> bool:
         return False
     if backends.names[0] is not BackendName.XGRAMMAR and not _is_xgrammars_own(spec):
         return False
-    from descant_engine.grammar.xgrammar_backend import honours_regex, honours_schema
-
     match spec.kind:
         case GrammarKind.JSON_SCHEMA:
             return honours_schema(json.loads(spec.text))

@@ -121,4 +121,7 @@ def _grammar(spec: GrammarSpec) -> str:
 
 
 def _reason(message: str) -> str:
-    return (message.strip() or "it is malformed").splitlines()[0]
+    """Regex errors have several lines: the pattern, a mark below it, and what is wrong."""
+    lines = (message.strip() or "it is malformed").splitlines()
+    wrong = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return f"{lines[0]} {wrong[0]}" if wrong else lines[0]

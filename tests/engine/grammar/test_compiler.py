@@ -1,0 +1,223 @@
+"""Grammars of every kind through the real sandbox: what is allowed, what is refused and how soon, and who suffers."""
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import wait
+
+import numpy as np
+import pytest
+
+from descant_engine.grammar.after_text import AfterTextMatcher
+from descant_engine.grammar.build import BackendName
+from descant_engine.grammar.compiler import GrammarCompiler
+from descant_engine.grammar.matcher import CompiledGrammar, Matcher, num_words
+from descant_engine.grammar.spec import GrammarKind, GrammarRefused, GrammarSpec
+from descant_engine.grammar.vocabulary import Vocabulary
+
+EOS = 0
+WORDS = (b"yes", b"no", b'{"', b'":', b"true")
+VOCABULARY = Vocabulary.of_model((b"", *(bytes([i]) for i in range(256)), *WORDS), 300, (EOS,))
+BOTH = (BackendName.XGRAMMAR, BackendName.LLGUIDANCE)
+SECONDS = 60.0
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Iterator[GrammarCompiler]:
+    compiler = GrammarCompiler(VOCABULARY, BOTH)
+    yield compiler
+    compiler.close()
+
+
+def schema(value: object) -> GrammarSpec:
+    return GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(value))
+
+
+def compiled(compiler: GrammarCompiler, spec: GrammarSpec) -> CompiledGrammar:
+    return compiler.compile(spec).result(SECONDS)
+
+
+def allowed(matcher: Matcher) -> set[int]:
+    row = np.zeros(num_words(VOCABULARY.size), dtype=np.int32)
+    matcher.fill_bitmask(row)
+    return set(np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little")).tolist())
+
+
+def takes(grammar: CompiledGrammar, text: str) -> bool:
+    """Whether the whole text is an output: each of its bytes is in the mask before it, and it may end there."""
+    matcher = grammar.matcher()
+    for byte in text.encode():
+        if byte + 1 not in allowed(matcher) or not matcher.accept(byte + 1):
+            return False
+    return EOS in allowed(matcher) and matcher.is_complete
+
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 0}},
+    "required": ["name", "age"],
+}
+CASES = [
+    (schema(PERSON), ['{"name": "Bo", "age": 3}', '{"name":"","age":0}'], ['{"name": "Bo"}', "x"]),
+    (schema(PERSON), [], ['{"name": 3, "age": 3}', '{"name": "Bo", "age": -1}', '{"name": "Bo", "age": 1, "more": 2}']),
+    (schema({"type": "object"}), ["{}", '{"a": [1, null]}'], ["[]", "1"]),
+    (schema({"type": "string", "maxLength": 3}), ['"abc"'], ['"abcd"']),
+    (schema({"type": "string", "format": "date"}), ['"2026-11-21"'], ['"2026-21-11"', '"today"']),
+    (schema({"type": "integer", "multipleOf": 5}), ["15"], ["16"]),
+    (schema({"oneOf": [{"type": "integer"}, {"type": "null"}]}), ["1", "null"], ['"a"']),
+    (schema({"$ref": "#/$defs/t", "$defs": {"t": {"type": "array", "items": {"$ref": "#/$defs/t"}}}}), ["[[]]"], ["1"]),
+    (GrammarSpec(GrammarKind.REGEX, "^[0-9]{3}-[a-z]+$"), ["123-ab"], ["12-ab", "123-"]),
+    (GrammarSpec(GrammarKind.REGEX, "(?i)yes"), ["yEs"], ["no"]),
+    (GrammarSpec(GrammarKind.CHOICE, '["yes", "no", "Ä\\n\\"x"]'), ["yes", "no", 'Ä\n"x'], ["ye", "yesno"]),
+    (GrammarSpec(GrammarKind.EBNF, 'root ::= "a" root | "b"'), ["aab", "b"], ["a", "ba"]),
+    (GrammarSpec(GrammarKind.EBNF, 'start: "a" | "b" C\nC: /[0-9]+/'), ["a", "b42"], ["b", "c"]),
+    (
+        GrammarSpec(
+            GrammarKind.STRUCTURAL_TAG,
+            json.dumps(
+                {
+                    "type": "structural_tag",
+                    "structures": [{"begin": "<f>", "schema": PERSON, "end": "</f>"}],
+                    "triggers": ["<f>"],
+                }
+            ),
+        ),
+        ["hello", 'x<f>{"name": "a", "age": 1}</f>y'],
+        ["<f>nothing</f>"],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "inside", "outside"), CASES)
+def test_allows_what_the_grammar_says(
+    compiler: GrammarCompiler, spec: GrammarSpec, inside: list[str], outside: list[str]
+) -> None:
+    grammar = compiled(compiler, spec)
+    assert [text for text in inside if not takes(grammar, text)] == []
+    assert [text for text in outside if takes(grammar, text)] == []
+
+
+def nested(depth: int) -> object:
+    return {"type": "object", "properties": {"a": nested(depth - 1)}} if depth else {"type": "string"}
+
+
+HOSTILE = [
+    (schema({"$ref": "#"}), "no finite value"),
+    (schema({"type": "array", "items": {"$ref": "#"}, "minItems": 1}), "no finite value"),
+    (schema({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}), "no finite value"),
+    (schema({"type": "integer", "minimum": 5, "maximum": 3}), "minimum"),
+    (schema({"allOf": [{"type": "string"}, {"type": "integer"}]}), "incompatible"),
+    (schema({"enum": []}), "empty"),
+    (schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
+    (schema({"type": "wizard"}), "wizard"),
+    (schema({"$ref": "https://example.com/schema"}), "example.com"),
+    (schema(nested(200)), "levels deep"),
+    (GrammarSpec(GrammarKind.JSON_SCHEMA, "[" * 100_000), "levels deep"),
+    (GrammarSpec(GrammarKind.JSON_SCHEMA, "{"), "not JSON"),
+    (GrammarSpec(GrammarKind.REGEX, "a(?=b)"), "look-around"),
+    (GrammarSpec(GrammarKind.REGEX, "(("), "regex"),
+    (GrammarSpec(GrammarKind.EBNF, "root ::= nothing"), "nothing"),
+    (GrammarSpec(GrammarKind.EBNF, "no grammar"), "Expected token"),
+    (GrammarSpec(GrammarKind.STRUCTURAL_TAG, '{"type": "structural_tag"}'), "format"),
+]
+
+
+@pytest.mark.parametrize(("spec", "reason"), HOSTILE)
+def test_what_is_impossible_is_refused_with_the_reason(
+    compiler: GrammarCompiler, spec: GrammarSpec, reason: str
+) -> None:
+    with pytest.raises(GrammarRefused, match=reason):
+        compiled(compiler, spec)
+
+
+def test_the_sandbox_outlives_what_exhausts_it(compiler: GrammarCompiler) -> None:
+    """Vast and explosive specs are refused or end up with the backend that has budgets, at a bounded cost of CPU time;
+    an ordinary one beside them is served."""
+    vast = [
+        schema(
+            {"type": "object", "properties": {f"p{i}": {"pattern": f"^(a|b|c){{1,{i + 9}}}$"} for i in range(2000)}}
+        ),
+        GrammarSpec(GrammarKind.REGEX, "((a{0,100}){0,100}){0,100}"),
+        GrammarSpec(GrammarKind.REGEX, "(.*a.{400}){50}"),
+        GrammarSpec(GrammarKind.EBNF, "root ::= [a-z]{1,100000} [0-9]{1,100000}"),
+    ]
+    futures = [compiler.compile(spec) for spec in vast]
+    ordinary = compiler.compile(schema({"type": "boolean"}))
+    assert takes(ordinary.result(SECONDS), "true")
+    done, not_done = wait(futures, SECONDS)
+    assert not not_done
+    assert all(future.exception() is None or isinstance(future.exception(), GrammarRefused) for future in done)
+
+
+def test_a_refusal_is_remembered(compiler: GrammarCompiler) -> None:
+    spec = GrammarSpec(GrammarKind.REGEX, "(((")
+    with pytest.raises(GrammarRefused):
+        compiled(compiler, spec)
+    started = time.monotonic()
+    for _ in range(100):
+        assert compiler.compile(spec).done()
+    assert time.monotonic() - started < 0.5
+
+
+def test_equal_specs_share_one_grammar_and_the_cache_forgets_the_oldest() -> None:
+    compiler = GrammarCompiler(VOCABULARY, BOTH, cache_bytes=1)
+    try:
+        first = compiler.compile(schema({"type": "null"}))
+        assert compiler.compile(schema({"type": "null"})) is first
+        first.result(SECONDS)
+        compiler.compile(schema({"type": "boolean"})).result(SECONDS)
+        assert compiler.compile(schema({"type": "null"})) is not first
+    finally:
+        compiler.close()
+
+
+def test_each_backend_alone_refuses_what_it_cannot_do() -> None:
+    only_xgrammar = GrammarCompiler(VOCABULARY, (BackendName.XGRAMMAR,))
+    only_llguidance = GrammarCompiler(VOCABULARY, (BackendName.LLGUIDANCE,))
+    try:
+        with pytest.raises(GrammarRefused, match="xgrammar does not keep to"):
+            compiled(only_xgrammar, schema({"type": "integer", "multipleOf": 5}))
+        with pytest.raises(GrammarRefused, match="needs the xgrammar backend"):
+            compiled(only_llguidance, GrammarSpec(GrammarKind.STRUCTURAL_TAG, '{"format": {"type": "any_text"}}'))
+        assert takes(compiled(only_llguidance, schema(PERSON)), '{"name": "a", "age": 1}')
+    finally:
+        only_xgrammar.close()
+        only_llguidance.close()
+
+
+@pytest.mark.parametrize("spec", [schema(PERSON), schema({"type": "string", "maxLength": 9})])
+def test_rollback_takes_tokens_back(compiler: GrammarCompiler, spec: GrammarSpec) -> None:
+    matcher = compiled(compiler, spec).matcher()
+    before = allowed(matcher)
+    token = min(before & set(range(1, 257)))
+    assert matcher.accept(token)
+    assert allowed(matcher) != before
+    matcher.rollback(1)
+    assert allowed(matcher) == before
+
+
+def test_a_grammar_may_begin_behind_free_text(compiler: GrammarCompiler) -> None:
+    choice = compiled(compiler, GrammarSpec(GrammarKind.CHOICE, '["yes"]'))
+    matcher = AfterTextMatcher(choice.matcher(), VOCABULARY, opening="<t>", end="</t>")
+    assert {ord("y") + 1, ord("<") + 1} <= allowed(matcher)
+    assert ord("n") + 1 not in allowed(matcher)
+    for byte in b"<t>no</t":
+        assert matcher.accept(byte + 1)
+        assert EOS not in allowed(matcher)
+    assert matcher.accept(ord(">") + 1)
+    assert ord("n") + 1 not in allowed(matcher)
+    matcher.rollback(2)
+    assert ord("n") + 1 in allowed(matcher)
+    for byte in b"t>yes":
+        assert matcher.accept(byte + 1)
+    assert matcher.is_complete
+
+
+def test_without_its_opening_there_is_no_free_text(compiler: GrammarCompiler) -> None:
+    choice = compiled(compiler, GrammarSpec(GrammarKind.CHOICE, '["yes"]'))
+    matcher = AfterTextMatcher(choice.matcher(), VOCABULARY, opening="<t>", end="</t>")
+    for byte in b"yes":
+        assert matcher.accept(byte + 1)
+    assert matcher.is_complete
