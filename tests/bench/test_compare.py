@@ -49,6 +49,11 @@ def test_ratios(files: list[Path]) -> None:
     assert rows["lora1-decode-bs1"].of_own_base == pytest.approx(180 / 230, abs=1e-3)
     assert (rows["prefill-8192"].ratio, rows["prefill-8192"].unit) == (0.95, "total tok/s")
     assert rows["only-ours"].ratio is None
+    assert (rows["start to ready"].descant, rows["start to ready"].vllm, rows["start to ready"].ratio) == (
+        5.0,
+        60.0,
+        12.0,
+    )
 
 
 def test_a_full_series_of_the_peer_has_a_median(files: list[Path]) -> None:
@@ -66,7 +71,7 @@ def test_writes_json_table_and_plot(files: list[Path], tmp_path: Path, run_main)
     pytest.importorskip("matplotlib")
     run_main(compare_module.main, *files, "--output", tmp_path / "h200-vllm")
     rows = json.loads((tmp_path / "h200-vllm.json").read_text())
-    assert [row["workload"] for row in rows] == list(OURS["cases"])  # type: ignore[arg-type]
+    assert [row["workload"] for row in rows] == [*OURS["cases"], "start to ready"]  # type: ignore[misc]
     assert (tmp_path / "h200-vllm.md").read_text().startswith("| workload |")
     assert "<svg" in (tmp_path / "h200-vllm.svg").read_text()
 

@@ -54,7 +54,14 @@ def test_parts_of_a_profile() -> None:
 
 def test_exit_code(tmp_path: Path, run_main, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
     new, kept = tmp_path / "new.json", tmp_path / "kept.json"
-    kept.write_text(json.dumps([{"workload": "decode-bs1", "descant_runs": [200.0, 201.0, 199.0]}]))
+    kept.write_text(
+        json.dumps(
+            [
+                {"workload": "decode-bs1", "unit": "output tok/s", "descant_runs": [200.0, 201.0, 199.0]},
+                {"workload": "start to ready", "unit": "s", "descant_runs": [5.0]},
+            ]
+        )
+    )
     new.write_text(json.dumps({"cases": {"decode-bs1": {"runs": [{"out_tok_s": 198.0, "total_tok_s": 1.0}]}}}))
     run_main(regression.main, new, kept)
     assert "same    decode-bs1: 200.0 -> 198.0 output tok/s (-1.0%)" in capsys.readouterr().out

@@ -13,10 +13,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Final
 
 from descant_bench.run_files import RunFile, read_run, typical
 from descant_bench.targets import COUNTS_PROMPT_TOKENS, TARGETS
+
+START: Final = "start to ready"
+SECONDS: Final = "s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +63,12 @@ class _Side:
 
 
 def compare(runs: Sequence[RunFile]) -> list[Row]:
-    """A row for each of our cases, in their order. Raises ValueError if none of the files is ours."""
+    """A row for each of our cases, in their order, and one for the start. Raises ValueError if no file is ours."""
     ours = _Side.of(run for run in runs if not run.is_peer)
     peer = _Side.of(run for run in runs if run.is_peer)
     if not ours.files:
         raise ValueError("none of the files is a report of `descant bench throughput`: there is nothing to compare")
-    return [_row(workload, ours, peer) for workload in ours.files]
+    return [*(_row(workload, ours, peer) for workload in ours.files), *_start_row(runs)]
 
 
 def _row(workload: str, ours: _Side, peer: _Side) -> Row:
@@ -90,6 +94,37 @@ def _row(workload: str, ours: _Side, peer: _Side) -> Row:
     )
 
 
+def _start_row(runs: Sequence[RunFile]) -> list[Row]:
+    """From the start of the engine to its being ready: the ratio is the peer's time over ours."""
+    ours, theirs = (
+        tuple(run.startup_s for run in runs if run.is_peer is is_peer and run.startup_s is not None)
+        for is_peer in (False, True)
+    )
+    if not ours:
+        return []
+    first = next(run for run in runs if not run.is_peer)
+    own, other = median(ours), median(theirs) if theirs else None
+    return [
+        Row(
+            workload=START,
+            unit=SECONDS,
+            descant=own,
+            descant_runs=ours,
+            vllm=other,
+            vllm_runs=theirs,
+            ratio=round(other / own, 3) if other and own else None,
+            wanted=None,
+            stretch=None,
+            of_own_base=None,
+            wanted_of_base=None,
+            commit=first.commit,
+            date=first.date,
+            command=first.command,
+            engine_options=first.options,
+        )
+    ]
+
+
 def _ratio(own: float, other: float | None) -> float | None:
     return round(own / other, 3) if other else None
 
@@ -101,11 +136,17 @@ def markdown(rows: Sequence[Row]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        cells = [row.workload, f"{row.descant:,.0f}", "" if row.vllm is None else f"{row.vllm:,.0f}"]
+        cells = [row.workload, _figure(row.descant, row.unit), _figure(row.vllm, row.unit)]
         cells += [_measured(row.ratio, row.wanted), _plain(row.wanted), _plain(row.stretch)]
         cells += [_measured(row.of_own_base, row.wanted_of_base), _plain(row.wanted_of_base)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1f} s" if unit == SECONDS else f"{value:,.0f}"
 
 
 def _measured(value: float | None, wanted: float | None) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from descant_bench.compare import SECONDS
 from descant_bench.run_files import read_run
 from descant_bench.targets import COUNTS_PROMPT_TOKENS
 
@@ -107,7 +108,7 @@ def read_series(path: Path) -> dict[str, tuple[float, ...]]:
     """Tokens a second, by case and run, of a report or a kept comparison."""
     content = json.loads(path.read_text())
     if isinstance(content, list):
-        return {row["workload"]: tuple(row["descant_runs"]) for row in content}
+        return {row["workload"]: tuple(row["descant_runs"]) for row in content if row["unit"] != SECONDS}
     return dict(_cases(path))
 
 
