@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from descant_engine.cache.adapter_cache import AdapterTier
-from descant_engine.request import FinishReason, TokenDelta
+from descant_engine.request import FinishReason, RequestTimes, TokenDelta
 from descant_engine.scheduler.adapter_loading import PATIENCE_STEPS as ADAPTER_PATIENCE_STEPS
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
 from descant_engine.scheduler.plan import AdapterMoveKind, StepPlan, StepResult
@@ -97,7 +97,7 @@ def test_samples_after_the_end_are_ignored_and_the_request_ends_once(engine_of: 
     engine.add("r", [3, 4], max_tokens=20)
     plans = [scheduler.schedule() for _ in range(steps_ahead + 1)]
     deltas = [delta for plan in plans for delta in scheduler.update(plan, _result(plan, r=EOS))]
-    assert deltas == [TokenDelta("r", (EOS,), FinishReason.STOP, EOS, 0)]
+    assert [delta._replace(times=None) for delta in deltas] == [TokenDelta("r", (EOS,), FinishReason.STOP, EOS, 0)]
     assert scheduler.schedule().removed == ("r",)
     scheduler.check_integrity()
 
@@ -201,6 +201,26 @@ def test_a_small_pool_ends_a_request_of_no_given_length(engine_of: EngineOf) -> 
     engine.run()
     assert len(engine.outputs["r"]) == 3 * 4 + 1 - 7
     assert engine.finished["r"].finish_reason is FinishReason.LENGTH
+
+
+def test_times_come_with_the_first_token_and_the_end(engine_of: EngineOf) -> None:
+    engine = engine_of(40, max_num_seqs=1)
+    ticks = iter(range(1, 1000))
+    engine.scheduler = type(engine.scheduler)(engine.config, 40, 0, clock=lambda: next(ticks))
+    engine.add("first", [3, 4], max_tokens=3, ignore_eos=True)
+    engine.add("second", [3, 4], max_tokens=1, ignore_eos=True)
+    deltas = [delta for _ in range(4) for delta in _update(engine.scheduler)]
+    assert [(delta.request_id, delta.times) for delta in deltas] == [
+        ("first", RequestTimes(arrived=2, scheduled=4, first_token=5)),
+        ("first", None),
+        ("first", RequestTimes(arrived=2, scheduled=4, first_token=5, finished=9)),
+        ("second", RequestTimes(arrived=3, scheduled=10, first_token=11, finished=11)),
+    ]
+
+
+def _update(scheduler: Any) -> list[TokenDelta]:
+    plan = scheduler.schedule()
+    return list(scheduler.update(plan, _result(plan, **dict.fromkeys(("first", "second"), 5))))
 
 
 # --- what is refused

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from descant_engine.request import EngineRequest, FinishReason, TokenDelta, TokenLogprobs
+from descant_engine.request import EngineRequest, FinishReason, RequestTimes, TokenDelta, TokenLogprobs
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.text.detokenizer import Detokenizer
 from descant_engine.text.tokenizer import Tokenizer
@@ -48,6 +48,8 @@ class RequestOutput:
     that ended it, has none."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """If they were asked for: with the first output, of each prompt token but the first."""
+    times: RequestTimes | None = None
+    """The latest that is known; with the first output and with the last."""
 
     def followed_by(self, later: "RequestOutput") -> "RequestOutput":
         """Both in one, for a reader who takes them late."""
@@ -57,6 +59,7 @@ class RequestOutput:
             token_ids=self.token_ids + later.token_ids,
             logprobs=self.logprobs + later.logprobs,
             prompt_logprobs=self.prompt_logprobs + later.prompt_logprobs,
+            times=later.times or self.times,
         )
 
     @property
@@ -150,6 +153,7 @@ class OutputText:
             error=delta.error,
             logprobs=self._release_shown() if self._held else (),
             prompt_logprobs=delta.logprobs.prompt,
+            times=delta.times,
         )
 
     def _usage(self, delta: TokenDelta) -> Usage:

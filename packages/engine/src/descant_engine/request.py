@@ -50,6 +50,18 @@ class EngineRequest:
     arrival_time: float = 0.0
 
 
+class RequestTimes(NamedTuple):
+    """A request's stations in the engine, in seconds of `time.monotonic`; None where it has not come so far."""
+
+    arrived: float
+    scheduled: float | None = None
+    """Its first tokens were put into a step."""
+    first_token: float | None = None
+    """The first token was known."""
+    finished: float | None = None
+    num_preemptions: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """The scheduler's record of an EngineRequest.
@@ -76,6 +88,10 @@ class Request:
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache at first admission."""
     num_preemptions: int = 0
+    arrived: float = 0.0
+    """This time and the two after it are `RequestTimes`'."""
+    scheduled: float | None = None
+    first_token: float | None = None
     num_steps_overtaken: int = 0
     """Steps in which a later request was admitted while nothing in the pool could be evicted for this one's adapter."""
     share: "Share" = field(init=False)
@@ -110,6 +126,9 @@ class Request:
     def wants_whole_prompt(self) -> bool:
         """Every token's logits are asked for, so none of the prompt may come from the prefix cache."""
         return self.spec.params.prompt_logprobs is not None and not self.output_token_ids
+
+    def times(self, finished: float | None = None) -> RequestTimes:
+        return RequestTimes(self.arrived, self.scheduled, self.first_token, finished, self.num_preemptions)
 
     def known_token_ids(self) -> list[int]:
         return [*self.spec.prompt_token_ids, *self.output_token_ids]
@@ -173,3 +192,5 @@ class TokenDelta(NamedTuple):
     error: str | None = None
     """With FinishReason.ERROR: what went wrong, for the client."""
     logprobs: SampleLogprobs = NO_LOGPROBS
+    times: RequestTimes | None = None
+    """With the first token and with the end."""

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from descant_engine.cache.adapter_cache import AdapterTier
 from descant_engine.outputs import RequestOutput
-from descant_engine.request import FinishReason
+from descant_engine.request import FinishReason, RequestTimes
 from descant_engine.scheduler.admission import QueueFull
 from descant_engine.scheduler.stats import SchedulerStats
 
@@ -32,6 +32,15 @@ TTFT_BUCKETS = (
 )
 ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10, 40)
 TOKEN_BUCKETS = tuple(multiple * 10**exponent for exponent in range(6) for multiple in (1, 2, 5))
+
+
+PREEMPTION_BUCKETS = (0, 1, 2, 5, 10, 20, 50)
+STAGES = {
+    "queue": "From arrival in the engine to the first step.",
+    "prefill": "From the first step to the first token.",
+    "decode": "From the first token to the last.",
+    "inference": "From the first step to the last token.",
+}
 
 
 class EngineView(NamedTuple):
@@ -60,6 +69,13 @@ class Metrics:
             "inter_token_latency_seconds", "Between two outputs of a request, per token.", ITL_BUCKETS
         )
         self.latency = self._histogram("e2e_request_latency_seconds", "From request to last token.", LATENCY_BUCKETS)
+        self._stages = {
+            name: self._histogram(f"request_{name}_time_seconds", documentation, LATENCY_BUCKETS)
+            for name, documentation in STAGES.items()
+        }
+        self.preemptions = self._histogram(
+            "request_num_preemptions", "How often a request lost its place in the batch.", PREEMPTION_BUCKETS
+        )
         self.request_prompt_tokens = self._histogram(
             "request_prompt_tokens", "Prompt tokens of a request.", TOKEN_BUCKETS
         )
@@ -86,6 +102,19 @@ class Metrics:
     def render(self) -> bytes:
         """Prometheus' text format."""
         return generate_latest(self._registry)
+
+    def observe_stages(self, times: RequestTimes) -> None:
+        """Of a request that has finished, each stage that it went through."""
+        spans = {
+            "queue": (times.arrived, times.scheduled),
+            "prefill": (times.scheduled, times.first_token),
+            "decode": (times.first_token, times.finished),
+            "inference": (times.scheduled, times.finished),
+        }
+        for name, (start, end) in spans.items():
+            if start is not None and end is not None:
+                self._stages[name].observe(end - start)
+        self.preemptions.observe(times.num_preemptions)
 
     def count_end(self, reason: FinishReason) -> None:
         self._success.labels(*self._labels, reason.value).inc()
@@ -122,6 +151,7 @@ class RequestMeter:
         self._started = started
         self._last_output_at: float | None = None
         self._last: RequestOutput | None = None
+        self._times: RequestTimes | None = None
 
     def __enter__(self) -> "RequestMeter":
         return self
@@ -135,6 +165,7 @@ class RequestMeter:
             self._metrics.inter_token.observe((now - self._last_output_at) / len(output.token_ids))
         self._last_output_at = now
         self._last = output
+        self._times = output.times or self._times
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -157,6 +188,9 @@ class RequestMeter:
         metrics.request_generation_tokens.observe(usage.completion_tokens)
         metrics.count_adapter_tokens(self._adapter_label, usage.prompt_tokens, usage.completion_tokens)
         metrics.latency.observe(time.monotonic() - self._started)
+        if self._times is not None:
+            # An end that the engine did not decide, by a stop string or the client, is now.
+            metrics.observe_stages(self._times._replace(finished=self._times.finished or time.monotonic()))
 
 
 def _end_of(last: RequestOutput, error: BaseException | None) -> FinishReason:

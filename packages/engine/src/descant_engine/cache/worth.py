@@ -2,8 +2,8 @@
 
 Cherkasova ("Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency Caching", HPL-98-69): a copy's worth is
 the age of its memory when it was last used, plus how often it is used times what a byte of it costs to get back. The
-least worthy goes first, and its worth becomes the memory's age: whatever is not used again is overtaken in the end. Of two
-equals, the one that was not used for longer goes first.
+least worthy goes first, and its worth becomes the memory's age: whatever is not used again is overtaken in the end.
+Of two equals, the one that was not used for longer goes first.
 
 Costs are per block, so an adapter's size cancels out, and in units of what the pool's other content costs: one cached
 block of a prefix, computed anew. Use is counted in doublings, since an adapter that was in fashion for an hour must not

@@ -6,7 +6,7 @@ from descant_engine.scheduler.step_draft import StepDraft
 
 RESERVED_SHARE = 32
 """One of so many places and blocks is not for those who run more than their part."""
-PROMPT_SHARE = 8
+PROMPT_SHARE = 10
 """One of so many tokens of a step is for their prompts."""
 MIN_PROMPT_TOKENS = 512
 
@@ -20,6 +20,10 @@ class Room:
         self._num_reserved_blocks = num_blocks // RESERVED_SHARE
         self._max_prompt_tokens = max(config.max_num_batched_tokens // PROMPT_SHARE, MIN_PROMPT_TOKENS)
 
+    def is_over_part(self, share: Share) -> bool:
+        """Whether the share runs clearly more than its part of the batch."""
+        return share.is_over_part(self._num_places)
+
     def has_place(self, share: Share, num_running: int) -> bool:
         """Whether one more request of the share may join `num_running` others."""
         num_places = self._num_places
@@ -29,13 +33,13 @@ class Room:
 
     def num_reserved_blocks(self, share: Share) -> int:
         """To be left free when a request of the share comes in."""
-        return self._num_reserved_blocks if share.is_over_part(self._num_places) else 0
+        return self._num_reserved_blocks if self.is_over_part(share) else 0
 
     def num_prompt_tokens(self, share: Share, step: StepDraft) -> int:
         """How many of the step's tokens the share's prompts may take. Who runs more than his part takes few, and none
         beside somebody who does not, whose first token would wait for them.
         """
-        if not share.is_over_part(self._num_places):
+        if not self.is_over_part(share):
             return step.num_tokens_left
         if step.has_prompt_within_part:
             return 0
@@ -43,5 +47,5 @@ class Room:
 
     def note_prompt(self, share: Share, num_tokens: int, step: StepDraft) -> None:
         step.num_prompt_tokens += num_tokens
-        if not share.is_over_part(self._num_places):
+        if not self.is_over_part(share):
             step.has_prompt_within_part = True

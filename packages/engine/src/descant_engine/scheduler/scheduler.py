@@ -9,6 +9,8 @@ the next step's input; `update` supplies its id later, to the very request that 
 in the meantime.
 """
 
+import time
+from collections.abc import Callable
 from math import ceil
 from random import Random
 
@@ -23,6 +25,7 @@ from descant_engine.request import (
     FinishReason,
     Request,
     RequestStatus,
+    RequestTimes,
     SampleLogprobs,
     TokenDelta,
 )
@@ -49,7 +52,13 @@ class Scheduler:
         num_adapter_slots: rows of the runner's adapter tables; how many adapters can be on the device at once.
     """
 
-    def __init__(self, config: ResolvedConfig, num_blocks: int, num_adapter_slots: int) -> None:
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        num_blocks: int,
+        num_adapter_slots: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._config = config
         self._pool = BlockPool(num_blocks)
         self._kv = KvCache(
@@ -70,6 +79,9 @@ class Scheduler:
         """Rows that the runner still has and should forget."""
         self._sampling: dict[int, dict[str, Request]] = {}
         """Step id -> who is being sampled in it, for steps whose results are due."""
+        self._clock = clock
+        self._now = clock()
+        """Read once for each step and each result, which is exact enough for all that happens in it."""
         self._num_steps = 0
         self._num_arrivals = 0
         self._num_preemptions = 0
@@ -90,6 +102,7 @@ class Scheduler:
         request.first_sample = first_sample_of(spec, self._requests)
         self._num_arrivals += 1
         self._requests[spec.request_id] = request
+        request.arrived = self._clock()
         request.share = self._shares.join(request, self._num_steps)
         if spec.adapter_digest is not None:
             self._adapters.add_user(spec.adapter_digest)
@@ -116,10 +129,14 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """The next step, on the assumption that every step before it has run. May be empty."""
         self._num_steps += 1
+        self._now = self._clock()
         step = StepDraft(self._config.max_num_batched_tokens)
         self._schedule_running(step)
         self._resume_held(step)
         blocked = self._admit(step)
+        if step.postponed:
+            self._schedule_postponed(step)
+            blocked = blocked or self._admit(step)
         self._park_displaced()
         self._loading.bring(step, blocked, self._num_spare_blocks)
         for request in step.requests:
@@ -133,6 +150,7 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
         """Applies a step's outcome; results come in the order of their plans. Returns what is new, per request."""
         deltas = []
+        self._now = self._clock()
         sampling = self._sampling.pop(plan.step_id, {})
         for request_id, token_id in result.sampled:
             request = sampling[request_id]
@@ -197,7 +215,15 @@ class Scheduler:
                 prompts.append(request)
             index += 1
         for request in prompts:
+            if self._room.is_over_part(request.share):
+                step.postponed.append(request)
+            else:
+                self._schedule_prompt(step, request)
+
+    def _schedule_postponed(self, step: StepDraft) -> None:
+        for request in step.postponed:
             self._schedule_prompt(step, request)
+        step.postponed.clear()
 
     def _schedule_prompt(self, step: StepDraft, request: Request) -> None:
         """A long prompt leaves half of the step to a waiting request that has had less."""
@@ -281,6 +307,8 @@ class Scheduler:
 
     def _has_place(self, step: StepDraft, request: Request) -> bool:
         share = request.share
+        if step.postponed and self._room.is_over_part(share):
+            return False
         return self._room.has_place(share, len(self._running)) and self._room.num_prompt_tokens(share, step) > 0
 
     def _try_admit(self, step: StepDraft, request: Request) -> bool:
@@ -315,6 +343,7 @@ class Scheduler:
             request.adapter_slot = self._adapters.pin(request.spec.adapter_digest)
         request.num_computed_tokens = len(request.block_ids) * self._config.user.block_size
         if request.num_preemptions == 0:
+            request.scheduled = self._now
             request.num_cached_tokens = request.num_charged_tokens = request.num_computed_tokens
             self._kv.count_prefix_query(request)
 
@@ -330,6 +359,9 @@ class Scheduler:
 
     def _append(self, request: Request, token_id: int, logprobs: SampleLogprobs) -> TokenDelta:
         request.output_token_ids.append(token_id)
+        is_first = request.first_token is None
+        if is_first:
+            request.first_token = self._now
         is_stop = token_id in request.stop_token_ids and len(request.output_token_ids) >= request.spec.params.min_tokens
         if is_stop:
             self._finish(request, FinishReason.STOP)
@@ -342,6 +374,7 @@ class Scheduler:
             stop_token_id=token_id if is_stop else None,
             num_cached_tokens=request.num_cached_tokens,
             logprobs=logprobs,
+            times=self._times(request) if is_first or request.is_finished else None,
         )
 
     def _apply_adapter_event(self, event: AdapterEvent) -> list[TokenDelta]:
@@ -354,7 +387,13 @@ class Scheduler:
         failed = self._waiting.of_adapter(event.digest)
         for request in failed:
             self._finish(request, FinishReason.ERROR)
-        return [TokenDelta(r.request_id, (), r.finish_reason, None, r.num_cached_tokens, event.error) for r in failed]
+        return [
+            TokenDelta(r.request_id, (), r.finish_reason, None, r.num_cached_tokens, event.error, times=self._times(r))
+            for r in failed
+        ]
+
+    def _times(self, request: Request) -> RequestTimes:
+        return request.times(self._now if request.is_finished else None)
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         if request.status is RequestStatus.RUNNING:

@@ -20,6 +20,8 @@ class StepDraft:
     """Of those admitted, who came last."""
     num_prompt_tokens: int = 0
     """Of prompts, so far."""
+    postponed: list[Request] = field(default_factory=list)
+    """Running requests whose prompts come after whoever is admitted: their shares run more than their part."""
     has_prompt_within_part: bool = False
     """Whether some of them belong to a share that runs no more than its part."""
     sampling: dict[str, Request] = field(default_factory=dict)

@@ -1,0 +1,104 @@
+import pytest
+
+from descant_engine.request import EngineRequest, Request
+from descant_engine.sampling_params import SamplingParams
+from descant_engine.scheduler.shares import MAX_IDLE_SHARES, Shares
+from descant_engine.scheduler.waiting import WaitingRequests
+
+
+class Queue:
+    def __init__(self) -> None:
+        self.shares = Shares()
+        self.waiting = WaitingRequests()
+        self.num_arrivals = 0
+
+    def add(self, request_id: str, *, tenant: str = "", adapter: str | None = None, priority: int = 0) -> Request:
+        spec = EngineRequest(
+            request_id=request_id,
+            prompt_token_ids=(1,),
+            params=SamplingParams(),
+            adapter_digest=adapter,
+            tenant=tenant,
+            priority=priority,
+        )
+        request = Request(spec=spec, max_tokens=1, seed=0, arrival_number=self.num_arrivals)
+        self.num_arrivals += 1
+        request.share = self.shares.join(request, step=0)
+        self.waiting.add(request)
+        self.waiting.check_integrity()
+        return request
+
+    def serve_all(self, cost: int = 10) -> list[str]:
+        """In order, each paying `cost`."""
+        order = []
+        while (request := self.waiting.first()) is not None:
+            request.share.serve()
+            self.waiting.remove(request)
+            self.waiting.check_integrity()
+            request.share.charge(cost)
+            order.append(request.request_id)
+        return order
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return Queue()
+
+
+def test_tenants_take_turns_and_so_do_a_tenants_adapters(queue: Queue) -> None:
+    for i in range(4):
+        queue.add(f"x{i}", tenant="x", adapter="a")
+    for i in range(2):
+        queue.add(f"y{i}", tenant="y", adapter="a")
+        queue.add(f"y{i}'", tenant="y", adapter="b")
+    assert queue.serve_all() == ["x0", "y0", "x1", "y0'", "x2", "y1", "x3", "y1'"]
+
+
+def test_a_parked_line_keeps_nobody_waiting_and_comes_back_with_its_place(queue: Queue) -> None:
+    queue.add("a0", adapter="a")
+    queue.add("b0", adapter="b")
+    queue.add("a1", tenant="other", adapter="a")
+    assert {request.request_id for request in queue.waiting.park("a")} == {"a0", "a1"}
+    assert list(queue.waiting.park("a")) == []
+    assert queue.waiting.num_parked == 2
+    assert [request.request_id for request in queue.waiting.parked(1)] == ["a0"]
+    first = queue.waiting.first()
+    assert first is not None
+    assert first.request_id == "b0"
+    assert len(list(queue.waiting.unpark("a"))) == 2
+    assert queue.serve_all() == ["a0", "a1", "b0"]
+
+
+def test_a_held_request_is_passed_over_until_it_is_resumed(queue: Queue) -> None:
+    first = queue.add("first")
+    queue.add("second")
+    queue.waiting.hold(first)
+    assert (len(queue.waiting), queue.waiting.held) == (2, (first,))
+    assert [request.request_id for request in queue.waiting] == ["second", "first"]
+    queue.waiting.resume(first)
+    assert queue.serve_all() == ["first", "second"]
+    queue.waiting.hold(again := queue.add("again"))
+    queue.waiting.remove(again)
+    assert len(queue.waiting) == 0
+    with pytest.raises(ValueError, match="does not wait"):
+        queue.waiting.remove(again)
+
+
+def test_who_comes_back_starts_where_the_others_are(queue: Queue) -> None:
+    for i in range(5):
+        queue.add(f"busy{i}", tenant="x")
+    assert len(queue.serve_all(cost=100)) == 5
+    for i in range(3):
+        queue.add(f"x{i}", tenant="x")
+        queue.add(f"y{i}", tenant="y")
+    assert queue.serve_all() != ["y0", "y1", "y2", "x0", "x1", "x2"], "y has no credit of five requests"
+
+
+def test_tenants_that_are_gone_are_forgotten(queue: Queue) -> None:
+    for i in range(MAX_IDLE_SHARES + 100):
+        request = queue.add(f"r{i}", tenant=f"t{i}")
+        queue.waiting.remove(request)
+        queue.shares.leave(request.share)
+    assert request.share.parent is not None
+    assert request.share.parent.parent is not None
+    assert len(request.share.parent.parent.children) <= MAX_IDLE_SHARES + 1
