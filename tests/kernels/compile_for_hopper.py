@@ -113,7 +113,7 @@ def the_rest(dtype: torch.dtype, num_tokens: int) -> None:
 
 def all_kernels(num_tokens: int) -> None:
     the_rest(torch.bfloat16, num_tokens)
-    for segment_size in (16, 64):
+    for segment_size in (16, 32):
         lora(torch.bfloat16, segment_size, num_tokens)
     attention(torch.bfloat16, num_tokens)
     attention(torch.float32, num_tokens)

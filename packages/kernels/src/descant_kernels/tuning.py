@@ -20,6 +20,7 @@ EXPAND_BLOCK_OUT = 128
 """Output features at once."""
 ACTIVATION_BLOCK_OUT, ACTIVATION_CHUNK = 64, 1024
 """Output features at once and of one program, where LoRA's second half and the activation are one."""
+ACTIVATION_WARPS = 8
 DECODE_SPLIT_IN, PREFILL_SPLIT_IN = 512, 4096
 """Input features of one split. They depend on nothing in the batch, so neither do a token's sums."""
 
@@ -34,9 +35,6 @@ GREEDY_BLOCK = 4096
 
 SAMPLE_LANE = 1024
 """Tokens per Philox output; a program covers four lanes. Part of the random stream: changing it changes draws."""
-
-TRUNCATE_BLOCK = 8192
-"""Logits that a program holds at once; it goes over its row some thirty times."""
 
 TRUNCATE_BLOCK = 8192
 """Logits that a program holds at once; it goes over its row some thirty times."""

@@ -12,7 +12,7 @@ from descant_engine.forward_context import LoraInputs, current_step
 from descant_engine.layers.cuda_products import DenseProduct, ResidualProduct
 from descant_engine.layers.ops import LoraGroup, Product
 
-PREFILL_SEGMENT_SIZE = 64
+PREFILL_SEGMENT_SIZE = 32
 DECODE_SEGMENT_SIZE = 16
 """Tokens of one adapter that a LoRA kernel's program takes at once."""
 
