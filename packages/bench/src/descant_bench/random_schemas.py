@@ -7,8 +7,8 @@ from typing import Any
 
 Schema = dict[str, Any]
 
-NAMES = ["name", "city", "unit", "price", "count", "tags", "email", "date", "items", "status", "owner", "note", "lines", "score", "active", "limit", "query", "id"]
-WORDS = ["red", "green", "blue", "open", "closed", "pending", "low", "high", "urgent", "metric", "imperial", "north", "south"]
+NAMES = tuple("name city unit price count tags email date items status owner note lines score active limit".split())  # noqa: SIM905
+WORDS = tuple("red green blue open closed pending low high urgent metric imperial north south".split())  # noqa: SIM905
 PATTERNS = ("^[A-Z]{3}-[0-9]{4}$", "^[a-z]{2,8}$", "^(?:yes|no|maybe)$", "^#[0-9a-f]{6}$", "^v[0-9]+\\.[0-9]+$")
 FORMATS = ("date", "time", "date-time", "email", "uuid", "ipv4")
 
@@ -26,12 +26,12 @@ TOOLS: tuple[Schema, ...] = (
     {
         "type": "object",
         "properties": {
-            "recipients": {"type": "array", "items": {"type": "string", "format": "email"}, "minItems": 1, "maxItems": 3},
+            "to": {"type": "array", "items": {"type": "string", "format": "email"}, "minItems": 1, "maxItems": 3},
             "subject": {"type": "string", "maxLength": 40},
             "urgent": {"type": "boolean"},
             "send_at": {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "null"}]},
         },
-        "required": ["recipients", "subject", "urgent", "send_at"],
+        "required": ["to", "subject", "urgent", "send_at"],
     },
     {
         "type": "object",
