@@ -2,7 +2,8 @@
 
     python scripts/gateway_cpu.py [--seconds 8] [--connections 1,16,64] [--out docs/results/gateway-cpu.json]
 
-Everything: HMAC keys, requests and tokens per minute limited on key and team (Valkey), routing, the relay, the ledger
+Everything: HMAC keys, requests and tokens per minute limited on key and team, and at four levels (organization, team,
+key, model) money a month, tokens a day and requests at once besides (Valkey), prices, routing, the relay, the ledger
 (PostgreSQL), metrics, a JSON log line. The backend is nginx answering a fixed body, the load is wrk; without them, a
 bare asyncio server and a bare client loop stand in. CPU time of the process, not latency: it holds on a busy machine.
 """
@@ -164,6 +165,7 @@ def create_key(url: str, backend_url: str) -> str:
         admin.put("/models", json={"name": "m", "backends": ["b"]}).raise_for_status()
         team = admin.post("/teams", json={"name": "measuring", **LIMITS}).raise_for_status().json()
         created = admin.post("/keys", json={"name": "k", "team_id": team["id"], **LIMITS}).raise_for_status().json()
+        add_limits(admin, team["id"], created["id"])
     key = str(created["api_key"])
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
@@ -173,6 +175,19 @@ def create_key(url: str, backend_url: str) -> str:
             return key
         time.sleep(0.1)
     raise SystemExit(f"the new key does not work: {reply.status_code} {reply.text}")
+
+
+def add_limits(admin: httpx.Client, team_id: str, key_id: str) -> None:
+    organization = admin.get("/organizations").raise_for_status().json()["data"][0]["id"]
+    admin.put("/prices", json={"model": "m", "input": 1_000_000, "output": 2_000_000}).raise_for_status()
+    for level, owner_id, kind, model in (
+        ("organization", organization, "money_per_month", None),
+        ("team", team_id, "tokens_per_day", None),
+        ("key", key_id, "concurrent_requests", None),
+        ("key", key_id, "requests_per_minute", "m"),
+    ):
+        limit = {"level": level, "owner_id": owner_id, "kind": kind, "model": model, "capacity": 10**12}
+        admin.put("/limits", json=limit).raise_for_status()
 
 
 def cpu_seconds(pid: int) -> float:

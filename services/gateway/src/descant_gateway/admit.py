@@ -3,7 +3,7 @@
 import uuid
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 from uuid import UUID
 
 from descant_gateway.authenticate import Caller
@@ -16,7 +16,6 @@ from descant_gateway.limits import (
     Limit,
     Standing,
     exceeded,
-    rate_limit_headers,
     too_large,
     would_have_refused,
 )
@@ -25,6 +24,9 @@ from descant_gateway.output_estimate import OutputEstimates
 from descant_gateway.request import InferenceRequest
 from descant_gateway.script_queue import ValkeyAway
 from descant_wire.errors import ApiError, service_unavailable
+
+LOCAL_HEADER: Final = "x-descant-limits"
+"""Marks replies to requests that were admitted without Valkey."""
 
 
 class LimitWatcher(Protocol):
@@ -54,18 +56,19 @@ class Ticket:
     Closing only hands the settlement over and never waits, so that no cancellation can come in between.
     """
 
-    __slots__ = ("_admission", "_reservation", "is_closed", "is_local", "price", "standings", "used_tokens")
+    __slots__ = ("_admission", "_reservation", "headers", "is_closed", "is_local", "price", "used_tokens")
 
     def __init__(
         self,
         reservation: Reservation,
-        standings: tuple[Standing, ...],
+        headers: dict[str, str],
         admission: Admission,
         *,
         price: Price = FREE,
         is_local: bool = False,
     ) -> None:
-        self.standings = standings
+        self.headers = headers
+        """What the reply tells of the limits."""
         self.price = price
         self.is_local = is_local
         """Admitted while Valkey was away, from this process's share."""
@@ -82,12 +85,6 @@ class Ticket:
     @property
     def reserved_tokens(self) -> int:
         return self._reservation.amounts.tokens
-
-    @property
-    def headers(self) -> dict[str, str]:
-        if self.is_local:
-            return {"x-descant-limits": "local"}
-        return rate_limit_headers(self.standings)
 
     def settle(self, used: Amounts) -> None:
         """Books the truth: less than reserved is given back, more becomes debt."""
@@ -132,18 +129,20 @@ async def admit(
         raise too_large(hopeless, amounts)
     reservation = Reservation(uuid.uuid4(), path, amounts)
     if not path.limits:
-        return Ticket(reservation, (), admission, price=price)
+        return Ticket(reservation, {}, admission, price=price)
     try:
         decision = await admission.limiter.reserve(reservation)
     except ValkeyAway:
         if admission.local_shares.reserve(reservation.charge_id, path.limits, amounts):
-            return Ticket(reservation, (), admission, price=price, is_local=True)
+            return Ticket(reservation, {LOCAL_HEADER: "local"}, admission, price=price, is_local=True)
         raise _limits_unavailable() from None
-    admission.local_shares.hear(decision.standings)
+    if admission.local_shares.listens:
+        admission.local_shares.hear(decision.standings)
     if not decision.is_granted:
         raise exceeded(decision.standings, amounts)
-    _watch(path, decision.standings, admission.watcher)
-    return Ticket(reservation, decision.standings, admission, price=price)
+    if path.num_shadows or path.num_warnings:
+        _watch(path, decision.standings, admission.watcher)
+    return Ticket(reservation, decision.headers, admission, price=price)
 
 
 def estimated_amounts(

@@ -30,6 +30,8 @@ class LimitPath(Struct, frozen=True):
     """What a request holds of some limit comes back only if it is given back."""
     bounds: tuple[tuple[int, int], ...]
     """Of each limit: which of a request's amounts it counts, and the most that one request may take of it."""
+    shown: tuple[int, ...]
+    """Positions of the limits that x-ratelimit-* may tell of."""
     num_warnings: int
     """Limits that have warning thresholds."""
     num_shadows: int
@@ -86,6 +88,7 @@ def path_of(organization_id: UUID, limits: tuple[Limit, ...]) -> LimitPath:
         counters=tuple(f"{tag_of(organization_id)}:{limit.counter}" for limit in limits),
         described=msgspec.msgpack.encode(described),
         bounds=tuple((_AMOUNT_INDEX[limit.counted] - 1, _most(limit)) for limit in limits),
+        shown=tuple(position for position, limit in enumerate(limits) if limit.is_shown),
         needs_lease=any(limit.period is not Period.MINUTE for limit in limits),
         num_warnings=sum(bool(limit.warn_at) for limit in limits),
         num_shadows=sum(limit.is_shadow for limit in limits),

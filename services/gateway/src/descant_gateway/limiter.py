@@ -15,7 +15,7 @@ import structlog
 from msgspec import Struct
 
 from descant_gateway.limit_paths import LimitPath, tag_of
-from descant_gateway.limits import NOTHING, Amounts, Standing
+from descant_gateway.limits import NOTHING, Amounts, Standing, rate_limit_headers
 from descant_gateway.script_queue import Argument, CallNotSent, Reply, ScriptQueue
 
 LEASE_S: Final = 30.0
@@ -42,7 +42,21 @@ class Reservation(Struct, frozen=True):
 
 class Decision(NamedTuple):
     is_granted: bool
-    standings: tuple[Standing, ...]
+    path: LimitPath
+    left: list[float]
+    """Of each limit on the path, after what was reserved."""
+    now: float
+    """Seconds since 1970, by Valkey's clock."""
+
+    @property
+    def standings(self) -> tuple[Standing, ...]:
+        return tuple(Standing(limit, left, self.now) for limit, left in zip(self.path.limits, self.left, strict=True))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`x-ratelimit-*`, without a look at limits that are not shown."""
+        limits, left, now = self.path.limits, self.left, self.now
+        return rate_limit_headers(tuple(Standing(limits[n], left[n], now) for n in self.path.shown))
 
 
 class Limiter:
@@ -90,12 +104,12 @@ class Limiter:
             raise
         if reply[0] == 1 and reservation.path.needs_lease:
             self._running[reservation.charge_id] = reservation
-        return Decision(reply[0] == 1, standings_of(reservation.path, reply))
+        return Decision(reply[0] == 1, reservation.path, [float(left) for left in reply[2:]], float(reply[1]))
 
     async def peek(self, path: LimitPath) -> tuple[Standing, ...]:
         """Where the limits stand, changing nothing. Raises ValkeyAway."""
         reply = await self._submit("peek", f"{path.tag}:reservation:none", path, NOTHING)
-        return standings_of(path, reply)
+        return Decision(True, path, [float(left) for left in reply[2:]], float(reply[1])).standings
 
     def settle(self, reservation: Reservation, used: Amounts) -> None:
         """Books what was really used, at once or, while Valkey is away, when it is back. Never waits, never raises."""
@@ -166,11 +180,6 @@ class Limiter:
             amounts.microdollars,
         )
         return self._queue.submit(keys, args)
-
-
-def standings_of(path: LimitPath, reply: Reply) -> tuple[Standing, ...]:
-    now = float(reply[1])
-    return tuple(Standing(limit, float(left), now) for limit, left in zip(path.limits, reply[2:], strict=True))
 
 
 def limits_script() -> str:

@@ -96,6 +96,11 @@ class Limit(Struct, frozen=True):
         """Held for a day or longer: what is lost of it does not come back by itself."""
         return self.period not in (Period.MINUTE, Period.OPEN)
 
+    @property
+    def is_shown(self) -> bool:
+        """OpenAI's headers know requests and tokens, over some time."""
+        return self.counted is not Counted.MONEY and self.period is not Period.OPEN and not self.is_shadow
+
     def shown(self, amount: float) -> str:
         """The amount for people: money in dollars."""
         if self.counted is Counted.MONEY:
@@ -177,10 +182,9 @@ def rate_limit_headers(standings: tuple[Standing, ...]) -> dict[str, str]:
     """OpenAI's x-ratelimit-{limit,remaining,reset}-{requests,tokens}, each of the tightest limit on the path."""
     tightest: dict[str, Standing] = {}
     for standing in standings:
-        limit = standing.limit
-        counted, period = _MEANINGS[limit.kind]
-        if counted is Counted.MONEY or period is Period.OPEN or limit.is_shadow:
+        if not standing.limit.is_shown:
             continue
+        counted = standing.limit.counted
         other = tightest.get(counted)
         if other is None or standing.left < other.left:
             tightest[counted] = standing

@@ -54,6 +54,11 @@ class LocalShares:
     def policy(self) -> OutagePolicy:
         return self._policy
 
+    @property
+    def listens(self) -> bool:
+        """Is what Valkey says of any use here? Saves a look at every limit of every request."""
+        return bool(self._shares) or self._policy.budgets is Outage.LOCAL
+
     def hear(self, standings: tuple[Standing, ...]) -> None:
         """What budgets have left, from Valkey: it is there, so the shares of the last outage are over."""
         if self._shares:
