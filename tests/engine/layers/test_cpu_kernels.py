@@ -52,7 +52,7 @@ def test_rotary_turns_heads_that_lie_in_a_packed_tensor(dtype: torch.dtype) -> N
     cos_sin = random(30, 16, dtype=torch.float32, seed=1)
     positions = torch.tensor([29, 0, 3, 3, 17])
     CpuOps().rotary(q, k, positions, cos_sin)
-    cos, sin = cos_sin[positions].double()[:, None].chunk(2, dim=-1)
+    cos, sin = cos_sin[positions].to(dtype).double()[:, None].chunk(2, dim=-1)
     left, right = before[:, :6].chunk(2, dim=-1)
     assert_near(torch.cat([q, k], dim=1), torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1))
     assert torch.equal(v.double(), before[:, 6:])

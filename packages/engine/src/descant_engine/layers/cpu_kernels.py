@@ -80,14 +80,17 @@ def _rotary(
 
 @inlined
 def _turn(left: Any, right: Any, cos: Any, sin: Any) -> None:
+    """Cosines and sines are rounded to words first, as the models were trained."""
     for i in range(len(left)):
         x, y = widen(left[i]), widen(right[i])
-        left[i] = narrow(x * cos[i] - y * sin[i], left[i])
-        right[i] = narrow(y * cos[i] + x * sin[i], right[i])
+        c, s = widen(narrow(cos[i], left[i])), widen(narrow(sin[i], left[i]))
+        left[i] = narrow(x * c - y * s, left[i])
+        right[i] = narrow(y * c + x * s, right[i])
 
 
 def _silu_mul(gate_up: Any, output: Any, num_rows: int, width: int) -> None:
-    """gate_up [rows, 2 * width] -> silu(left half) * right half."""
+    """gate_up [rows, 2 * width] -> silu(left half) * right half. SiLU is rounded before it is multiplied, as the models
+    were trained."""
     for row in range(num_rows):
         gate = _slice(gate_up, 2 * row * width, width)
         _gate(gate, _slice(gate_up, (2 * row + 1) * width, width), _slice(output, row * width, width))
@@ -97,7 +100,8 @@ def _silu_mul(gate_up: Any, output: Any, num_rows: int, width: int) -> None:
 def _gate(gate: Any, up: Any, output: Any) -> None:
     for i in range(len(output)):
         x = widen(gate[i])
-        output[i] = narrow(x / (np.float32(1) + _exp(-x)) * widen(up[i]), output[i])
+        silu = narrow(x / (np.float32(1) + _exp(-x)), gate[i])
+        output[i] = narrow(widen(silu) * widen(up[i]), gate[i])
 
 
 @inlined
