@@ -36,7 +36,13 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--load-format", default="auto", choices=["auto", "dummy"])
     arguments = parser.parse_args()
-    llm = LLM(arguments.model, device=arguments.device, load_format=arguments.load_format, max_model_len=2048)
+    llm = LLM(
+        arguments.model,
+        device=arguments.device,
+        load_format=arguments.load_format,
+        max_model_len=2048,
+        max_num_seqs=128,
+    )
     if arguments.cost:
         measure_cost(llm, arguments.concurrency, arguments.runs)
     else:
