@@ -250,3 +250,64 @@ def test_a_damaged_data_folder_is_named(run: Run, tmp_path: Path) -> None:
 def test_a_gateway_that_cannot_be_reached(url: str) -> None:
     result = CliRunner().invoke(admin, ["--url", url, "--admin-key", ADMIN_KEY, "team", "list"])
     assert "Cannot reach the gateway" in refusal(result)
+
+
+def test_organizations_projects_and_their_lists(run: Run) -> None:
+    assert run("backend", "put", "engine", "http://engine:8000").exit_code == 0
+    assert run("model", "put", "base", "--backend", "engine").exit_code == 0
+    assert run("model", "put", "sql", "--parent", "base").exit_code == 0
+    acme = printed(run("organization", "create", "acme", "--model", "base", "--adapter", "sql", "--json"))
+    assert (acme["allowed_models"], acme["allowed_adapters"]) == (["base"], ["sql"])
+    assert printed(run("organization", "set", "acme", "--adapter", "none", "--json"))["allowed_adapters"] is None
+    assert run("team", "create", "payments", "--organization", "acme", "--model", "base").exit_code == 0
+    project = printed(run("project", "create", "payments", "ledger", "--model", "base", "--json"))
+    key = ("key", "create", "payments", "--name", "ci", "--project", project["id"])
+    assert printed(run(*key, "--json"))["project_id"] == project["id"]
+    assert "may not use sql" in refusal(run(*key, "--model", "sql"))
+    assert printed(run("project", "set", project["id"], "--model", "none", "--json"))["allowed_models"] is None
+    assert "has keys" in refusal(run("project", "delete", project["id"]))
+    spare = printed(run("project", "create", "payments", "spare", "--json"))
+    assert run("project", "delete", spare["id"]).exit_code == 0
+    assert [row["name"] for row in printed(run("project", "list", "--team", "payments", "--json"))] == ["ledger"]
+
+
+def test_a_service_account_s_key_administers_and_ends_with_it(run: Run) -> None:
+    run("team", "create", "payments")
+    account = printed(run("service-account", "create", "deployer", "--role", "admin", "--team", "payments", "--json"))
+    made = printed(
+        run("key", "create", "payments", "--name", "ci", "--role", "member", "--service-account", account["id"],
+            "--scope", "chat", "--json")
+    )  # fmt: skip
+    own = {"key": made["api_key"]}
+    assert json.loads(run("me", **own).stdout)["actor"]["id"] == made["public_id"]
+    child = printed(run("key", "create", "payments", "--name", "child", "--json", **own))
+    assert child["created_by"] == f"key:{made['public_id']}"
+    assert "needs the role" in refusal(run("team", "create", "another", **own))
+    changed = printed(run("key", "set", child["public_id"], "--rpm", "5", "--ip-range", "10.0.0.0/8", "--json"))
+    assert (changed["requests_per_minute"], changed["ip_ranges"]) == (5, ["10.0.0.0/8"])
+    assert "10.0.0.0/8" in run("key", "show", child["public_id"]).stdout
+    assert [row["name"] for row in printed(run("service-account", "list", "--json"))] == ["deployer"]
+    assert printed(run("service-account", "disable", account["id"], "--json"))["disabled_at"]
+    assert "revoked" in refusal(run("me", **own))
+
+
+def test_a_person_from_invitation_to_the_audit_log(run: Run) -> None:
+    created = run("person", "create", "ada@example.com", "--name", "Ada", "--password-file", "-", "--json",
+                  stdin="correct horse battery\n")  # fmt: skip
+    assert printed(created)["has_password"] is True
+    role = printed(run("person", "grant", "ada@example.com", "--role", "admin", "--json"))
+    assert (role["organization_id"], role["team_id"]) == (None, None)
+    signed_in = run("sign-in", "ada@example.com", key="", stdin="correct horse battery\n")
+    token = signed_in.stdout.rpartition("DESCANT_ADMIN_KEY=")[2].strip()
+    assert run("team", "create", "payments", key=token).exit_code == 0
+    (entry,) = printed(run("audit", "--kind", "teams", "--json"))
+    assert (entry["actor_name"], entry["after"]["name"]) == ("Ada <ada@example.com>", "payments")
+    assert "Ada" in run("audit", "--last", "5").stdout
+    assert "admin" in run("person", "show", "ada@example.com").stdout
+    assert run("sign-out", key=token).exit_code == 0
+    assert "session has ended" in refusal(run("me", key=token))
+    changed = run("person", "set-password", "ada@example.com", "--password-file", "-", stdin="another horse battery")
+    assert changed.exit_code == 0
+    assert run("person", "withdraw", "ada@example.com", role["id"]).exit_code == 0
+    assert printed(run("person", "disable", "ada@example.com", "--json"))["disabled_at"]
+    assert [row["email"] for row in printed(run("person", "list", "--json"))] == ["ada@example.com"]

@@ -55,6 +55,16 @@ class AdminClient:
     def patch(self, path: str, body: Fields) -> Fields:
         return _object(self._send("PATCH", path, body=body))
 
+    def put_nothing_back(self, path: str, body: Fields) -> None:
+        self._send("PUT", path, body=body)
+
+    def post_nothing_back(self, path: str) -> None:
+        self._send("POST", path, body={})
+
+    def sign_in(self, body: Fields) -> Fields:
+        """The one call that needs no key: it gets one."""
+        return _object(self._request("POST", "/sign-in/password", body=body, headers={}))
+
     def delete(self, path: str) -> None:
         self._send("DELETE", path)
 
@@ -63,14 +73,21 @@ class AdminClient:
     ) -> httpx.Response:
         if not self._admin_key:
             raise click.ClickException("The admin key is missing: set DESCANT_ADMIN_KEY, or give --admin-key.")
+        return self._request(
+            method, path, query=query, body=body, headers={"Authorization": f"Bearer {self._admin_key}"}
+        )
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        query: Mapping[str, str] | None = None,
+        body: Fields | None = None,
+    ) -> httpx.Response:
         try:
-            reply = self._http.request(
-                method,
-                f"{self._url}/admin/v1{path}",
-                params=query,
-                json=body,
-                headers={"Authorization": f"Bearer {self._admin_key}"},
-            )
+            reply = self._http.request(method, f"{self._url}/admin/v1{path}", params=query, json=body, headers=headers)
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeEncodeError) as error:
             raise click.ClickException(f"Cannot reach the gateway at {self._url}: {error}") from None
         if not reply.is_success:

@@ -4,12 +4,16 @@ from pathlib import Path
 
 import click
 
+from descant_cli.admin.audit import audit
 from descant_cli.admin.backends import backend
 from descant_cli.admin.client import AdminClient
 from descant_cli.admin.keys import key
 from descant_cli.admin.local_key import local_admin_key
 from descant_cli.admin.models import model
 from descant_cli.admin.organizations import organization
+from descant_cli.admin.people import me, person, sign_in, sign_out
+from descant_cli.admin.projects import project
+from descant_cli.admin.service_accounts import service_account
 from descant_cli.admin.teams import team
 from descant_cli.admin.usage import usage
 
@@ -32,5 +36,7 @@ def admin(context: click.Context, url: str, admin_key: str | None, data_dir: Pat
     context.obj = context.with_resource(AdminClient(url, admin_key or local_admin_key(url, data_dir)))
 
 
-for command in (organization, team, key, backend, model, usage):
+for command in (
+    organization, team, project, key, service_account, person, backend, model, usage, audit, sign_in, sign_out, me
+):  # fmt: skip
     admin.add_command(command)

@@ -23,16 +23,12 @@ class LimitParam(click.ParamType):  # type: ignore[type-arg]
 
 requests_option = click.option("--rpm", "requests_per_minute", type=LimitParam(), help="Requests per minute.")
 tokens_option = click.option("--tpm", "tokens_per_minute", type=LimitParam(), help="Tokens per minute.")
-models_option = click.option("--model", "models", multiple=True, help="Allow only this model; may be repeated.")
 
 
-def limit_fields(
-    requests_per_minute: int | str | None, tokens_per_minute: int | str | None, models: tuple[str, ...]
-) -> dict[str, object]:
+def limit_fields(requests_per_minute: int | str | None, tokens_per_minute: int | str | None) -> dict[str, object]:
     """The fields that were given; `none` as the null that lifts a limit."""
     given: dict[str, object] = {
         "requests_per_minute": requests_per_minute,
         "tokens_per_minute": tokens_per_minute,
-        "allowed_models": list(models) or None,
     }
     return {name: None if value == LIFTED else value for name, value in given.items() if value is not None}

@@ -1,9 +1,15 @@
 """`descant admin organization`."""
 
+from typing import Final
+
 import click
 
+from descant_cli.admin.allow_lists import adapters_option, list_fields, models_option
 from descant_cli.admin.client import AdminClient
 from descant_cli.admin.output import json_option, show_row, show_rows
+from descant_cli.admin.urls import segment
+
+COLUMNS: Final = ("name", "allowed_models", "allowed_adapters", "id")
 
 
 @click.group()
@@ -13,11 +19,28 @@ def organization() -> None:
 
 @organization.command("create")
 @click.argument("name")
+@models_option
+@adapters_option
 @json_option
 @click.pass_obj
-def create(client: AdminClient, name: str, as_json: bool) -> None:
-    """Create an organization."""
-    show_row(client.post("/organizations", {"name": name}), ("name",), as_json=as_json)
+def create(client: AdminClient, name: str, models: tuple[str, ...], adapters: tuple[str, ...], as_json: bool) -> None:
+    """Create an organization. Without lists it may use every model."""
+    body = {"name": name, **list_fields(models, adapters)}
+    show_row(client.post("/organizations", body), COLUMNS, as_json=as_json)
+
+
+@organization.command("set")
+@click.argument("name")
+@models_option
+@adapters_option
+@json_option
+@click.pass_obj
+def set_lists(
+    client: AdminClient, name: str, models: tuple[str, ...], adapters: tuple[str, ...], as_json: bool
+) -> None:
+    """Change what an organization may use; 'none' allows everything."""
+    changed = client.patch(f"/organizations/{segment(name)}", list_fields(models, adapters))
+    show_row(changed, COLUMNS, as_json=as_json)
 
 
 @organization.command("list")
@@ -25,4 +48,4 @@ def create(client: AdminClient, name: str, as_json: bool) -> None:
 @click.pass_obj
 def list_all(client: AdminClient, as_json: bool) -> None:
     """List the organizations."""
-    show_rows(client.rows("/organizations"), ("name",), as_json=as_json)
+    show_rows(client.rows("/organizations"), COLUMNS, as_json=as_json)

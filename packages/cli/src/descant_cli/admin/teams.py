@@ -5,8 +5,9 @@ from uuid import UUID
 
 import click
 
+from descant_cli.admin.allow_lists import adapters_option, list_fields, models_option
 from descant_cli.admin.client import AdminClient
-from descant_cli.admin.limits import limit_fields, models_option, requests_option, tokens_option
+from descant_cli.admin.limits import limit_fields, requests_option, tokens_option
 from descant_cli.admin.output import json_option, show_row, show_rows
 
 COLUMNS: Final = ("name", "organization", "requests_per_minute", "tokens_per_minute", "allowed_models", "id")
@@ -23,6 +24,7 @@ def team() -> None:
 @requests_option
 @tokens_option
 @models_option
+@adapters_option
 @json_option
 @click.pass_obj
 def create(
@@ -32,10 +34,11 @@ def create(
     requests_per_minute: int | str | None,
     tokens_per_minute: int | str | None,
     models: tuple[str, ...],
+    adapters: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Create a team. Without limits and models nothing limits it."""
-    fields = limit_fields(requests_per_minute, tokens_per_minute, models)
+    fields = limit_fields(requests_per_minute, tokens_per_minute) | list_fields(models, adapters)
     show_row(client.post("/teams", {"name": name, "organization": organization, **fields}), COLUMNS, as_json=as_json)
 
 
@@ -52,6 +55,7 @@ def list_all(client: AdminClient, as_json: bool) -> None:
 @requests_option
 @tokens_option
 @models_option
+@adapters_option
 @click.option("--all-models", is_flag=True, help="Allow every model.")
 @json_option
 @click.pass_obj
@@ -61,17 +65,18 @@ def set_limits(
     requests_per_minute: int | str | None,
     tokens_per_minute: int | str | None,
     models: tuple[str, ...],
+    adapters: tuple[str, ...],
     all_models: bool,
     as_json: bool,
 ) -> None:
     """Change a team's limits; what is not given stays, 'none' lifts a limit."""
-    fields = limit_fields(requests_per_minute, tokens_per_minute, models)
+    fields = limit_fields(requests_per_minute, tokens_per_minute) | list_fields(models, adapters)
     if all_models and models:
         raise click.UsageError("Give --model or --all-models, not both.")
     if all_models:
         fields["allowed_models"] = None
     if not fields:
-        raise click.UsageError("Nothing to change: give --rpm, --tpm, --model or --all-models.")
+        raise click.UsageError("Nothing to change: give --rpm, --tpm, --model, --adapter or --all-models.")
     changed = client.patch(f"/teams/{team_id(client, name_or_id)}", fields)
     show_row(changed, COLUMNS, as_json=as_json)
 
