@@ -1,4 +1,4 @@
-"""Who is served next, by the real scheduler on a device that only takes time; see `descant_bench.scheduler_simulation`."""
+"""Who is served next, by the real scheduler on a device that only takes time: `descant_bench.scheduler_simulation`."""
 
 import random
 from collections import Counter

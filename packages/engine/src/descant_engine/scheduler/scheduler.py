@@ -291,7 +291,7 @@ class Scheduler:
         """Lets waiting requests in, in the order of `WaitingRequests.first`. Returns the first that found no room for
         its tokens: everybody waits with it, so that it will.
         """
-        while step.num_tokens_left > 0 and (request := self._waiting.first()) is not None:
+        while self._may_admit(step) and (request := self._waiting.first()) is not None:
             digest = request.spec.adapter_digest
             if not self._has_place(step, request) or self._loading.closes_admission_to(request):
                 return None
@@ -304,6 +304,9 @@ class Scheduler:
                 if not self._try_admit(step, request):
                     return request
         return None
+
+    def _may_admit(self, step: StepDraft) -> bool:
+        return step.num_tokens_left > 0 and len(self._running) < self._config.max_num_seqs
 
     def _has_place(self, step: StepDraft, request: Request) -> bool:
         share = request.share

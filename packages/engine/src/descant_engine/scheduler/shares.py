@@ -17,6 +17,8 @@ from descant_engine.request import Request
 INPUT_TOKEN_COST = 1
 OUTPUT_TOKEN_COST = 2
 """The paper's weights, which are also about the ratio of the market's prices."""
+QUANTUM = 64
+"""Cost within which whoever came first goes first."""
 RECENT_STEPS = 2000
 """Who has sent nothing for so long, some ten seconds, is not counted any more when the batch is divided."""
 MIN_TOLERANCE = 4
@@ -42,9 +44,15 @@ class Share:
     children: "dict[str | None, Share]" = field(default_factory=dict)
 
     def charge(self, cost: int) -> None:
+        """For an adapter's share. A plain sum: this runs for every request in every step."""
         self.counter += cost
-        if self.parent is not None:
-            self.parent.charge(cost)
+        assert self.parent is not None
+        self.parent.counter += cost
+
+    @property
+    def rank(self) -> int:
+        """Its place among its siblings, smaller first. In quanta, so that a step's tokens do not change every place."""
+        return self.counter // QUANTUM
 
     def serve(self) -> None:
         """It is this share's turn, whether or not there is room for it."""
@@ -98,7 +106,7 @@ class Share:
     def is_ahead_of(self, other: "Share") -> bool:
         """Whether it would be served first, if both waited."""
         if self.parent is other.parent or self.parent is None or other.parent is None:
-            return self.counter < other.counter
+            return self.rank < other.rank
         return self.parent.is_ahead_of(other.parent)
 
     def child(self, name: str | None) -> "Share":
@@ -136,9 +144,10 @@ class Shares:
 def cost_of(request: Request, num_tokens: int) -> int:
     """Of the request's next `num_tokens`, in so far as nobody has paid for them: what a preempted request computes
     again, or found in the prefix cache, is free."""
-    num_new = request.num_computed_tokens + num_tokens - request.num_charged_tokens
+    num_charged = request.num_charged_tokens
+    num_new = request.num_computed_tokens + num_tokens - num_charged
     if num_new <= 0:
         return 0
-    num_inputs = min(max(len(request.spec.prompt_token_ids) - request.num_charged_tokens, 0), num_new)
-    request.num_charged_tokens += num_new
+    request.num_charged_tokens = num_charged + num_new
+    num_inputs = min(max(len(request.spec.prompt_token_ids) - num_charged, 0), num_new)
     return INPUT_TOKEN_COST * num_inputs + OUTPUT_TOKEN_COST * (num_new - num_inputs)

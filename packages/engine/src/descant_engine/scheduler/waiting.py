@@ -32,7 +32,7 @@ EntrantT = TypeVar("EntrantT", bound=_Entrant)
 class _Contest(Generic[EntrantT]):
     """Finds the entrant with the smallest counter, among equals the one whose request came first.
 
-    Counters only rise, so an entry's place is an early guess: it is put right when the entry comes up.
+    Ranks only rise, so an entry's place is an early guess: it is put right when the entry comes up.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class _Contest(Generic[EntrantT]):
     def enter(self, entrant: EntrantT) -> None:
         """To be called whenever an entrant has somebody to send again, or somebody who came earlier."""
         if (request := entrant.front) is not None:
-            heappush(self._heap, (entrant.share.counter, request.arrival_number, entrant))
+            heappush(self._heap, (entrant.share.rank, request.arrival_number, entrant))
 
     def first(self) -> EntrantT | None:
         heap = self._heap
@@ -50,8 +50,8 @@ class _Contest(Generic[EntrantT]):
             request = entrant.front
             if request is None:
                 heappop(heap)
-            elif (counter, arrival_number) != (entrant.share.counter, request.arrival_number):
-                heapreplace(heap, (entrant.share.counter, request.arrival_number, entrant))
+            elif (counter, arrival_number) != (entrant.share.rank, request.arrival_number):
+                heapreplace(heap, (entrant.share.rank, request.arrival_number, entrant))
             else:
                 return entrant
         return None
