@@ -48,24 +48,25 @@ def make(model: Path, device: str, adapters: dict[str, Path] | None = None, **op
 
 @dataclass(frozen=True)
 class Expected:
-    """The reference's log-probabilities [n, vocab] in float64, and how far its own float32 is from them [n].
+    """The reference's log-probabilities [n, vocab] in float64, and how far its own float32 is from them at most.
 
     Random weights and adapters are badly conditioned: in float32 the reference itself may be wrong by more than 1e-4.
     """
 
     exact: torch.Tensor
-    noise: torch.Tensor
+    noise: float
 
     @classmethod
     def of(cls, reference: Any, token_ids: list[int], adapter: Path | None) -> "Expected":
         exact = reference.logprobs_of(token_ids, adapter, torch.float64)
-        return cls(exact, (reference.logprobs_of(token_ids, adapter) - exact).abs().amax(1))
+        return cls(exact, float((reference.logprobs_of(token_ids, adapter) - exact).abs().max()))
 
     def check(self, scores: Sequence[TokenLogprobs], token_ids: Sequence[int], first: int) -> None:
         """That `scores` are those of `token_ids`, which come after position `first`."""
         assert [score.token_id for score in scores] == list(token_ids)
+        within = max(TOLERANCE, 3 * self.noise)
         for place, score in enumerate(scores, start=first):
-            row, within = self.exact[place], TOLERANCE + 2 * float(self.noise[place])
+            row = self.exact[place]
             own = float(row[score.token_id])
             assert score.logprob == pytest.approx(own, abs=within)
             assert int((row > own + within).sum()) < score.rank <= 1 + int((row > own - within).sum())
@@ -79,7 +80,6 @@ def check_all(output: RequestOutput, prompt: list[int], expected: Expected) -> N
     expected.check(output.prompt_logprobs, prompt[1:], first=0)
     assert all(len(score.top) == NUM_TOP for score in output.prompt_logprobs)
     expected.check([token.logprobs for token in output.logprobs], output.token_ids, first=len(prompt) - 1)
-    assert float(expected.noise.median()) < TOLERANCE
 
 
 def test_prompts_and_outputs_of_base_and_adapters(tiny_llama, tiny_adapters, oracle, prompts, device):
@@ -92,10 +92,14 @@ def test_prompts_and_outputs_of_base_and_adapters(tiny_llama, tiny_adapters, ora
         use_tqdm=False,
     )
     reference = oracle(tiny_llama, device)
+    noises = []
     for number, output in enumerate(outputs):
         prompt, adapter = prompts[number // len(names)], names[number % len(names)]
         path = None if adapter is None else tiny_adapters[adapter]
-        check_all(output, prompt, Expected.of(reference, [*prompt, *output.token_ids], path))
+        expected = Expected.of(reference, [*prompt, *output.token_ids], path)
+        check_all(output, prompt, expected)
+        noises.append(expected.noise)
+    assert sorted(noises)[len(noises) // 2] < TOLERANCE
 
 
 @pytest.mark.parametrize(
