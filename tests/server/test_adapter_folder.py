@@ -1,6 +1,7 @@
 """A folder of adapters is served without being read, and clients load only from where the operator allows."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,3 +117,23 @@ def test_without_a_root_nothing_is_loaded_unless_everything_may_be(tmp_path: Pat
         RuntimePaths(None, anywhere=False).resolve(str(tmp_path))
     assert RuntimePaths(None, anywhere=True).resolve(str(tmp_path)) == tmp_path.resolve()
     assert RuntimePaths(tmp_path / "root", anywhere=True).resolve(str(tmp_path)) == tmp_path.resolve()
+
+
+def test_stages_of_requests_are_measured(http) -> None:
+    before = _sums(http)
+    _complete(http, "tiny")
+    stages = {name: value - before.get(name, 0) for name, value in _sums(http).items()}
+    assert stages["queue_count"] == stages["prefill_count"] == stages["decode_count"] == stages["inference_count"] == 1
+    assert 0 <= stages["queue_sum"] < 5
+    assert 0 < stages["prefill_sum"] < stages["inference_sum"]
+    assert stages["inference_sum"] == pytest.approx(stages["prefill_sum"] + stages["decode_sum"])
+
+
+def _sums(http: httpx.Client) -> dict[str, float]:
+    """Stage and kind ("queue_sum") -> value."""
+    found = {}
+    for line in http.get("/metrics").text.splitlines():
+        match = re.match(r"vllm:request_(queue|prefill|decode|inference)_time_seconds_(sum|count)\{.*\} (\S+)", line)
+        if match:
+            found[f"{match[1]}_{match[2]}"] = float(match[3])
+    return found

@@ -70,6 +70,9 @@ class RuntimePaths:
                 raise _forbidden("Adapters are loaded only from inside the server's --lora-root.", "outside_lora_root")
 
 
+NO_RUNTIME_PATHS = RuntimePaths(root=None, anywhere=False)
+
+
 def _files(folder: Path) -> list[Path]:
     return [folder / CONFIG_NAME, folder / "adapter_model.safetensors"]
 

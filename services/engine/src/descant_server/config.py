@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from descant_engine.config import EngineConfig
-from descant_server.adapter_paths import RuntimePaths
+from descant_server.adapter_paths import NO_RUNTIME_PATHS, RuntimePaths
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class ServerConfig:
     adapters: tuple[AdapterSource, ...] = ()
     lora_dir: Path | None = None
     """Every adapter in it is served by its folder's name, and read when a request first names it."""
-    runtime_lora: RuntimePaths = RuntimePaths(root=None, anywhere=False)
+    runtime_lora: RuntimePaths = NO_RUNTIME_PATHS
     api_keys: tuple[str, ...] = ()
     """Any of them opens the API; empty leaves it open to all."""
     tool_call_parser: str = "auto"

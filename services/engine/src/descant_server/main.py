@@ -182,8 +182,8 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[Command], C
     "--lora-dir",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Serve every adapter in FOLDER, a PEFT folder each, by its folder's name. Implies --enable-lora. None is looked"
-    " at before a request names it, so a thousand cost no time at the start.",
+    help="Serve every adapter in FOLDER, a PEFT folder each, by its folder's name. Implies --enable-lora. None is"
+    " looked at before a request names it, so a thousand cost no time at the start.",
 )
 @_option(
     ADAPTERS,
