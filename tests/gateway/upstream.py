@@ -143,7 +143,8 @@ class Upstream:
 async def running(upstream: Upstream) -> AsyncIterator[Upstream]:
     app = web.Application(client_max_size=64 << 20)
     app.router.add_post("/v1/chat/completions", upstream.answer)
-    app.router.add_post("/v1/completions", upstream.answer)
+    for path in ("/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/rerank", "/tokenize"):
+        app.router.add_post(path, upstream.answer)
     app.router.add_get("/ready", upstream.show_ready)
     # Without cancellation a handler would not learn that its client has left.
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.2)

@@ -12,13 +12,14 @@ from typing import Self
 
 from litestar.types import HTTPScope, Receive, Send
 
-from descant_gateway.errors import ClientLeft, request_timeout
+from descant_gateway.errors import ClientLeft, headers_too_large, request_timeout
 from descant_wire.errors import ApiError, payload_too_large
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
 _REQUEST_ID_MAX_LENGTH = 128
 _BODY_TIMEOUT_S = 30.0
+MAX_HEADER_BYTES = 64 << 10
 
 
 class Call:
@@ -54,6 +55,11 @@ class Call:
         """Who answers and why: of the latest attempt, for whatever answers this call after it."""
         self.is_started = False
         self.is_answered = False
+
+    def require_small_headers(self) -> None:
+        """431 for headers that are together larger than any honest request's."""
+        if sum(len(name) + len(value) for name, value in self.headers.items()) > MAX_HEADER_BYTES:
+            raise headers_too_large(MAX_HEADER_BYTES)
 
     async def read_body(self, max_bytes: int) -> bytes:
         """The whole body. 413 above `max_bytes`, 408 if it does not arrive in time, `ClientLeft` if it is cut off."""

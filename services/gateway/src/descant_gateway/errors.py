@@ -15,6 +15,12 @@ def request_timeout(message: str) -> ApiError:
     return ApiError(408, ErrorDetail(message=message, type="invalid_request_error", code="request_timeout"))
 
 
+def headers_too_large(limit: int) -> ApiError:
+    """431."""
+    message = f"The request's headers are together larger than {limit} bytes."
+    return ApiError(431, ErrorDetail(message=message, type="invalid_request_error", code="headers_too_large"))
+
+
 def model_not_allowed(model: str, who: str) -> ApiError:
     """403 for a model that exists and that this key or team may not use."""
     message = f"This {who} may not use the model {model!r}. GET /v1/models lists those that it may."

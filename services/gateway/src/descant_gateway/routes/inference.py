@@ -29,6 +29,7 @@ async def inference(scope: Scope, receive: Receive, send: Send) -> None:
     try:
         if call.method != "POST":
             raise method_not_allowed(f"{call.endpoint} takes POST, not {call.method}.")
+        call.require_small_headers()
         await serve(call, gateway)
     except ClientLeft:
         pass
