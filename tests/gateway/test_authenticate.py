@@ -2,11 +2,14 @@
 
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
+from uuid import uuid4
 
 import pytest
+from msgspec.structs import replace
 
 from descant_gateway import keys
-from descant_gateway.authenticate import authenticate, permitted_model
+from descant_gateway.authenticate import Caller, authenticate, permitted_endpoint, permitted_model
+from descant_gateway.catalogue import AllowList, Organization, Project
 from descant_wire.errors import ApiError
 
 from .gateway_under_test import PEPPER, World
@@ -157,3 +160,64 @@ def test_models_are_404_when_unknown_and_403_when_not_allowed() -> None:
             permitted_model(caller, name, world.current)
         assert (caught.value.status, caught.value.detail.code, caught.value.detail.param) == (status, code, "model")
     assert [name for name in "abc" if caller.may_use(world.current.models[name])] == ["a"]
+
+
+def caller_of(world: World, **fields: object) -> Caller:
+    return call_with(world, f"Bearer {world.add_key(**fields)}")
+
+
+@pytest.mark.parametrize(
+    ("scopes", "path", "is_open"),
+    [
+        (None, "/v1/chat/completions", True),
+        (None, "/v1/whatever", True),
+        ({"chat"}, "/v1/chat/completions", True),
+        ({"chat"}, "/v1/completions", False),
+        ({"models"}, "/v1/models/org/name", True),
+        ({"chat", "models"}, "/v1/whatever", False),
+        (set(), "/v1/models", False),
+    ],
+)
+def test_a_key_opens_the_endpoints_of_its_scopes(scopes: set | None, path: str, is_open: bool) -> None:
+    caller = caller_of(World(), scopes=None if scopes is None else frozenset(scopes))
+    if is_open:
+        permitted_endpoint(caller, path)
+        return
+    with pytest.raises(ApiError) as caught:
+        permitted_endpoint(caller, path)
+    assert (caught.value.status, caught.value.detail.code) == (403, "scope_missing")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "expected"),
+    [
+        (AllowList(), "base sql tickets"),
+        (AllowList(models=frozenset({"base"})), "base"),
+        (AllowList(models=frozenset({"base", "sql"})), "base sql"),
+        (AllowList(models=frozenset({"base"}), adapters=frozenset({"sql"})), "base sql"),
+        (AllowList(adapters=frozenset()), "base"),
+        (AllowList(models=frozenset(), adapters=frozenset({"tickets"})), "tickets"),
+    ],
+)
+def test_adapters_have_a_list_of_their_own(allowed: AllowList, expected: str) -> None:
+    world = World()
+    world.add_model("base")
+    for name in ("sql", "tickets"):
+        world.add_model(name, parent="base")
+    caller = caller_of(world, allowed=allowed)
+    assert [name for name, model in world.current.models.items() if caller.may_use(model)] == expected.split()
+
+
+def test_every_level_narrows() -> None:
+    world = World()
+    for name in "abcd":
+        world.add_model(name)
+    levels = [AllowList(models=frozenset(names)) for names in ("abc", "abd", "acd", "bcd")]
+    caller = caller_of(world)
+    organization = Organization(id=uuid4(), name="o", allowed=levels[0])
+    project = Project(id=uuid4(), team_id=caller.team.id, name="p", allowed=levels[2])
+    narrow = Caller(
+        replace(caller.key, allowed=levels[3]), replace(caller.team, allowed=levels[1]), organization, project
+    )
+    found = [narrow.forbidding_level(world.current.models[name]) for name in "abcd"]
+    assert found == ["key", "project", "team", "organization"]
