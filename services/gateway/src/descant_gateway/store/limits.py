@@ -9,7 +9,7 @@ from sqlalchemy import Row, Select, delete, null, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.store import identity_tables, models, tables
+from descant_gateway.store import models, tables
 from descant_gateway.store.errors import NotFound
 
 
@@ -93,7 +93,7 @@ def _place_query(level: str, owner_id: UUID) -> Select[Any]:
         case "team":
             return select(*columns).where(teams.c.id == owner_id)
         case "project":
-            projects = identity_tables.projects
+            projects = tables.projects
             return select(*columns).join(projects, projects.c.team_id == teams.c.id).where(projects.c.id == owner_id)
         case _:
             keys = tables.keys
