@@ -70,4 +70,4 @@ class AfterTextMatcher:
 
 
 def _bit(token_id: int) -> np.int32:
-    return np.array([1 << (token_id % WORD_BITS)], dtype=np.uint32).view(np.int32)[0]
+    return np.uint32(1 << (token_id % WORD_BITS)).view(np.int32)

@@ -2,6 +2,7 @@
 nearly all of JSON Schema, and a budget on every step, so no grammar can stall the engine."""
 
 import json
+from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.numpy import fill_next_token_bitmask
@@ -10,9 +11,12 @@ from descant_engine.grammar.matcher import BitmaskRow
 from descant_engine.grammar.spec import GrammarKind, GrammarRefused, GrammarSpec
 from descant_engine.grammar.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 GRAMMAR_BYTES = 1 << 16
 """A guess: automata grow as they are used."""
-JSON_OPTIONS = {"whitespace_pattern": "[ \\n\\r\\t]{0,12}"}
+JSON_OPTIONS: "JsonCompileOptions" = {"whitespace_pattern": "[ \\n\\r\\t]{1,12}"}
 """As much whitespace as xgrammar is allowed."""
 NO_TOKEN = b"\xff"
 """Begins what llguidance takes for a special token; no text has this byte."""

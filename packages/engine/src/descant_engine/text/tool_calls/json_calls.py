@@ -161,7 +161,7 @@ class _JsonValue:
         """True if the value is complete with it."""
         self.text += symbol
         if self._is_in_string:
-            self._take_in_string(symbol)
+            self._is_in_string = self._stays_in_string(symbol)
             return not self._is_in_string and self._depth == 0
         if symbol == '"':
             self._is_in_string = True
@@ -172,13 +172,10 @@ class _JsonValue:
             return self._depth == 0
         return False
 
-    def _take_in_string(self, symbol: str) -> None:
-        if self._is_escaped:
-            self._is_escaped = False
-        elif symbol == "\\":
-            self._is_escaped = True
-        elif symbol == '"':
-            self._is_in_string = False
+    def _stays_in_string(self, symbol: str) -> bool:
+        ends = symbol == '"' and not self._is_escaped
+        self._is_escaped = symbol == "\\" and not self._is_escaped
+        return not ends
 
 
 def _string(literal: str) -> str:
