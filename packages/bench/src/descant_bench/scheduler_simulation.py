@@ -3,7 +3,9 @@
 python -m descant_bench.scheduler_simulation        prints the figures of docs/results/scheduler.md
 """
 
+import json
 import random
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -192,3 +194,53 @@ def poisson(rate_per_s: float, seconds: float, seed: int) -> list[float]:
 def percentile(values: Sequence[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+
+def flood_figures(flood_rate: float, seconds: float = 30) -> dict[str, float]:
+    """Ten adapters, all loaded: nine send five requests a second together, the tenth sends `flood_rate`."""
+    scheduler, names = make_scheduler(10)
+    arrivals = [Arrival(0, name, num_prompt_tokens=16, num_output_tokens=1) for name in names]
+    arrivals += [Arrival(500 + t, names[1 + i % 9]) for i, t in enumerate(poisson(5, seconds, seed=1))]
+    if flood_rate > 0:
+        arrivals += [Arrival(500 + t, names[0]) for t in poisson(flood_rate, seconds, seed=2)]
+    served = simulate(scheduler, arrivals)
+    quiet = [one.ttft_ms for one in served if one.arrival.adapter != names[0] and one.arrival.at_ms > 2000]
+    return {
+        "flood_rate": flood_rate,
+        "quiet_p50_ms": round(percentile(quiet, 0.5), 1),
+        "quiet_p99_ms": round(percentile(quiet, 0.99), 1),
+        "all_done_ms": round(max(one.finished_ms for one in served)),
+    }
+
+
+def host_figures(num_adapters: int, num_steps: int = 200) -> dict[str, float]:
+    """CPU time of a decode step's schedule and update: 256 running, 1,000 queued, spread over the adapters."""
+    scheduler, names = make_scheduler(num_adapters, num_blocks=120_000)
+    for index in range(1256):
+        adapter = names[7 * index % num_adapters] if names else None
+        scheduler.add(_request(index, Arrival(0, adapter, num_prompt_tokens=64, num_output_tokens=2000)))
+    device = _Device(CostModel())
+    spent = []
+    for _ in range(600 + num_steps):
+        start = time.process_time()
+        plan = scheduler.schedule()
+        planned = time.process_time()
+        result = device.run(plan)
+        update = time.process_time()
+        scheduler.update(plan, result)
+        spent.append(planned - start + time.process_time() - update)
+    start = time.process_time()
+    scheduler.stats()
+    stats_us = round(1e6 * (time.process_time() - start))
+    return {"adapters": num_adapters, "step_us": round(1e6 * percentile(spent[600:], 0.5)), "stats_us": stats_us}
+
+
+def main() -> None:
+    for flood_rate in (0, 45, 90):
+        print(json.dumps(flood_figures(flood_rate)))
+    for num_adapters in (0, 64, 1000):
+        print(json.dumps(host_figures(num_adapters)))
+
+
+if __name__ == "__main__":
+    main()

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 RECEIVE_BYTES = 1 << 18
 STATS_SECONDS = 0.25
+SWITCH_SECONDS = 0.0005
 LAST_WORDS_SECONDS = 5.0
 EXIT_FAILED = 1
 EXIT_FRONT_GONE = 3
@@ -230,6 +231,8 @@ def main() -> int:
     # Ctrl-C reaches every process of the terminal; when to end is for the front to decide.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # A thread that reads an adapter must not hold the interpreter for longer than a step can spare.
+    sys.setswitchinterval(SWITCH_SECONDS)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     threading.Thread(target=channel.watch, name="watch-front", daemon=True).start()
     return run(channel)

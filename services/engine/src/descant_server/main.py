@@ -127,6 +127,12 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[Command], C
 )
 @_option(
     OUTPUT,
+    "--deterministic",
+    is_flag=True,
+    help="The same bits for a request whatever else is in the batch. CUDA only; costs speed, at long contexts most.",
+)
+@_option(
+    OUTPUT,
     "--structured-output-backend",
     "--guided-decoding-backend",
     "structured_output_backend",
@@ -259,6 +265,7 @@ def serve(
     max_num_batched_tokens: int | None,
     enable_prefix_caching: bool,
     max_queued_requests: int,
+    deterministic: bool,
     structured_output_backend: StructuredOutputBackend,
     tool_call_parser: str,
     reasoning_parser: str,
@@ -293,6 +300,7 @@ def serve(
         max_num_batched_tokens=max_num_batched_tokens,
         max_num_queued_requests=max_queued_requests,
         enable_prefix_caching=enable_prefix_caching,
+        deterministic=deterministic,
         structured_output_backend=structured_output_backend,
         enable_lora=enable_lora or bool(lora_modules) or lora_dir is not None,
         max_lora_rank=max_lora_rank,

@@ -7,6 +7,7 @@ read learn of the slot only when the copy is over.
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -120,8 +121,8 @@ class AdapterMemory:
         # Steps already launched may still use the blocks' former content.
         self._side_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._side_stream):
-            for index, block_id in enumerate(move.block_ids):
-                self._pool[block_id].copy_(source[index], non_blocking=True)
+            for index, first, count in contiguous_runs(move.block_ids):
+                self._pool[first : first + count].copy_(source[index : index + count], non_blocking=True)
             done = torch.cuda.Event()
             done.record()
         return done
@@ -145,6 +146,12 @@ def _without_own_team() -> None:
     """A thread that runs torch in parallel keeps a team of OpenMP threads of its own, and with more threads than cores
     every parallel operation of the engine waits 50 us for a sleeper to wake."""
     torch.set_num_threads(1)
+
+
+def contiguous_runs(block_ids: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """(index in `block_ids`, first block id, count) of each run of neighbours: one copy each."""
+    starts = [i for i, block_id in enumerate(block_ids) if i == 0 or block_id != block_ids[i - 1] + 1]
+    return [(start, block_ids[start], stop - start) for start, stop in pairwise([*starts, len(block_ids)])]
 
 
 def empty_tables(pool: Tensor, num_slots: int, num_layers: int, max_tiles: int, tile: int) -> LoraTables:
