@@ -80,3 +80,31 @@ def test_secrets_compare_by_their_text() -> None:
     assert Secret("a") != "a"
     assert Secret("ü").matches("ü")
     assert not Secret("ü").matches("\udcfc")
+
+
+def test_signing_in_needs_the_whole_provider() -> None:
+    oidc = {"DESCANT_OIDC_ISSUER": "https://id.example.com/", "DESCANT_OIDC_CLIENT_SECRET": "canary-5"}
+    with pytest.raises(ConfigError) as caught:
+        GatewayConfig.from_environment(GOOD | oidc)
+    assert "DESCANT_OIDC_CLIENT_ID: missing" in str(caught.value)
+    assert "DESCANT_PUBLIC_URL: missing" in str(caught.value)
+    rest = {"DESCANT_OIDC_CLIENT_ID": "descant", "DESCANT_PUBLIC_URL": "https://llm.example.com"}
+    config = GatewayConfig.from_environment(GOOD | oidc | rest)
+    assert config.oidc is not None
+    assert config.oidc.issuer == "https://id.example.com"
+    assert "canary" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("DESCANT_OIDC_ISSUER", "http://id.example.com", "must look like https://host"),
+        ("DESCANT_PUBLIC_URL", "https://llm.example.com/path", "scheme, host and port only"),
+        ("DESCANT_TRUSTED_PROXIES", "10.0.0.1/8", "write 10.0.0.0/8"),
+        ("DESCANT_DATABASE_LISTEN", "perhaps", "true or false"),
+        ("DESCANT_SESSION_HOURS", "0", "at most 90 days"),
+    ],
+)
+def test_a_wrong_setting_of_identity_is_named(name: str, value: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        GatewayConfig.from_environment(GOOD | {name: value})

@@ -46,14 +46,20 @@ class Figures:
     num_revocations: int
     num_other_keys: int
     seconds: list[float] = field(default_factory=list)
-    """One for each revocation and replica."""
+    """One for each revocation and replica, from when the revocation was sent."""
+    seconds_after_answer: list[float] = field(default_factory=list)
+    """The same, from when the administrator had the answer; below zero where the replica was faster."""
     requests_meanwhile: int = 0
     refused_meanwhile: int = 0
     """Of keys that nobody revoked: none may be."""
 
     def percentile(self, share: float) -> float:
-        ordered = sorted(self.seconds)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        return percentile(self.seconds, share)
+
+
+def percentile(seconds: list[float], share: float) -> float:
+    ordered = sorted(seconds)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 @dataclass
@@ -86,7 +92,10 @@ async def measure_revocation(replicas: Replicas, figures: Figures) -> None:
             refusals = [asyncio.create_task(until(client, key["api_key"], 401)) for client in replicas.clients]
             admin = replicas.admin[number % NUM_REPLICAS]
             (await admin.post(f"/keys/{key['id']}/revoke")).raise_for_status()
-            figures.seconds += [refused - started for refused in await asyncio.gather(*refusals)]
+            answered = time.monotonic()
+            refused = await asyncio.gather(*refusals)
+            figures.seconds += [at - started for at in refused]
+            figures.seconds_after_answer += [at - answered for at in refused]
 
 
 async def rotate(replicas: Replicas, grace_s: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -231,15 +240,20 @@ async def _report(num_keys: int, commit: str) -> dict:
         with tempfile.TemporaryDirectory(prefix="descant-") as folder:
             async with running_replicas(Path(folder), listen=listen) as replicas:
                 await measure_revocation(replicas, figures)
-        shown = {f"p{share:g}_s": round(figures.percentile(share / 100), 4) for share in (50, 90, 99)}
-        fields = {name: value for name, value in asdict(figures).items() if name != "seconds"}
+        counted = {name: value for name, value in asdict(figures).items() if not name.startswith("seconds")}
         report[figures.signals] = {
-            **fields,
+            **counted,
             "samples": len(figures.seconds),
-            **shown,
-            "max_s": round(max(figures.seconds), 4),
+            "from_the_request_s": _shown(figures.seconds),
+            "from_its_answer_s": _shown(figures.seconds_after_answer),
+            "load_average_1min": round(os.getloadavg()[0], 1),
         }
     return report
+
+
+def _shown(seconds: list[float]) -> dict[str, float]:
+    shown = {f"p{share}": round(percentile(seconds, share / 100), 4) for share in (50, 90, 99)}
+    return {**shown, "max": round(max(seconds), 4)}
 
 
 def _commit() -> str:
