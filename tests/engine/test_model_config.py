@@ -159,6 +159,11 @@ def test_a_config_that_is_no_json(tmp_path: Path) -> None:
         read_model_config(str(tmp_path))
 
 
+def test_deterministic_outputs_are_refused_on_the_cpu(tiny_llama: Path) -> None:
+    with pytest.raises(ValueError, match="deterministic=True needs device=cuda"):
+        resolve(EngineConfig(model=str(tiny_llama), device="cpu", deterministic=True))
+
+
 def test_cuda_without_a_gpu_is_one_clear_error(tiny_llama: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

@@ -97,6 +97,7 @@ def the_rest(dtype: torch.dtype, num_tokens: int) -> None:
     few = x[: min(num_tokens, 16)]
     for splits in (1, 2):
         kernels.skinny_product(few, torch.empty(4096, 4096, dtype=dtype), splits)
+    kernels.invariant_product(x, torch.empty(6144, 4096, dtype=dtype))
     kernels.greedy(torch.empty(num_tokens, 128256, dtype=dtype))
     kernels.silu_mul(torch.empty(num_tokens, 28672, dtype=dtype))
     kernels.silu_mul(torch.empty(2, num_tokens, 28672, dtype=dtype))

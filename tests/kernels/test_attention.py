@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from descant_kernels import paged_attention, reference
+from descant_kernels import invariant_attention, paged_attention, reference
 
 Check = Callable[[Tensor, Tensor], None]
 UNDEFINED_BLOCK = 1 << 29
@@ -132,6 +132,31 @@ def test_the_bounds_may_be_larger_than_the_batch(device: str, assert_close: Chec
 def test_two_runs_give_the_same_bits(device: str) -> None:
     batch = build_batch([(1, 150), (8, 30)], device=device)
     assert torch.equal(batch.run(paged_attention), batch.run(paged_attention))
+
+
+def attend_invariantly(*arguments: Tensor | float) -> Tensor:
+    return invariant_attention(*arguments[:-2])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_invariant_attention(
+    device: str, dot_dtype: torch.dtype, lengths: list[tuple[int, int]], assert_close: Check
+) -> None:
+    batch = build_batch(lengths, dtype=dot_dtype, device=device)
+    assert_close(batch.run(attend_invariantly), batch.run(reference.paged_attention))
+
+
+def test_invariant_attention_gives_a_token_the_same_bits_in_any_chunk_and_batch(device: str) -> None:
+    batch = build_batch([(40, 90), (1, 30), (5, 70)], device=device)
+    together = batch.run(attend_invariantly)
+    for first, last in ((39, 40), (8, 19)):  # of the first request's queries
+        alone = replace(
+            batch,
+            q=batch.q[first:last],
+            query_start_loc=torch.tensor([0, last - first], dtype=torch.int32, device=device),
+            seq_lens=torch.tensor([50 + last], dtype=torch.int32, device=device),
+        )
+        assert torch.equal(alone.run(attend_invariantly), together[first:last])
 
 
 def test_refuses_heads_that_do_not_divide(device: str) -> None:

@@ -2,7 +2,7 @@
 
 Computes the same steps with the CPU's operations and with the GPU's, kernels interpreted; prints the largest
 difference of their logits, relative to the largest logit: first with the operations of steps launched one by one, then
-with those of a captured graph, where adapters go beside the base.
+with those of a captured graph, where adapters go beside the base, then with the deterministic ones.
 """
 
 import sys
@@ -20,6 +20,7 @@ from descant_engine.adapter import TargetModule
 from descant_engine.config import EngineConfig, ModelShape, ResolvedConfig
 from descant_engine.layers import cuda_ops, ops
 from descant_engine.layers.cpu_ops import CpuOps
+from descant_engine.layers.deterministic_ops import DeterministicCudaOps
 from descant_engine.model_config import resolve
 from descant_engine.models import attach_lora, load_model
 
@@ -36,7 +37,7 @@ def adapter(shape: ModelShape, rank: int) -> AdapterTensors:
 
 
 def logits_with(device_ops: ops.Ops, config: ResolvedConfig, adapters: AdapterTables) -> Tensor:
-    ops._ops_for = lambda device_type: device_ops  # type: ignore[assignment]
+    ops._ops_for = lambda device_type, deterministic: device_ops  # type: ignore[assignment]
     model = load_model(config)
     attach_lora(model)
     paged = PagedModel(model, BlockPool(config.shape, block_size=16), adapters)
@@ -63,7 +64,7 @@ def main() -> None:
     for slot, rank in enumerate((3, 9)):
         adapters.publish(slot, adapter(config.shape, rank))
     expected = logits_with(CpuOps(), config, adapters)
-    for device_ops in (cuda_ops.CudaOps(), AsIfCaptured()):
+    for device_ops in (cuda_ops.CudaOps(), AsIfCaptured(), DeterministicCudaOps()):
         cuda_ops._is_captured = lambda x, device_ops=device_ops: isinstance(device_ops, AsIfCaptured)  # type: ignore[misc]
         got = logits_with(device_ops, config, adapters)
         print(float((got - expected).abs().max() / expected.abs().max()))

@@ -34,6 +34,8 @@ class EngineConfig:
     """The step's token budget."""
     max_num_queued_requests: int = 1024
     enable_prefix_caching: bool = True
+    deterministic: bool = False
+    """Outputs are the same bits whatever else is in the batch. CUDA only; slower, see docs/results/."""
     structured_output_backend: StructuredOutputBackend = "auto"
     """auto is xgrammar where it keeps to a grammar exactly and in time, llguidance otherwise."""
     enable_lora: bool = False
@@ -59,6 +61,7 @@ class EngineOptions(TypedDict, total=False):
     max_num_batched_tokens: int | None
     max_num_queued_requests: int
     enable_prefix_caching: bool
+    deterministic: bool
     structured_output_backend: StructuredOutputBackend
     enable_lora: bool
     max_lora_rank: int

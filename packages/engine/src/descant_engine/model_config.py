@@ -237,9 +237,10 @@ def _device(user: EngineConfig) -> Device:
 
     if user.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch sees no CUDA device; use device=cpu, or check the driver")
-    if user.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return user.device
+    device: Device = user.device if user.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if user.deterministic and device != "cuda":
+        raise ValueError(f"deterministic=True needs device=cuda; on device={device} sums follow the size of the batch")
+    return device
 
 
 def _dtype(user: EngineConfig, device: Device) -> Dtype:

@@ -4,8 +4,9 @@ Importing compiles nothing and touches no device.
 """
 
 from descant_kernels.activation import silu_mul
-from descant_kernels.attention import paged_attention
+from descant_kernels.attention import invariant_attention, paged_attention
 from descant_kernels.greedy import greedy
+from descant_kernels.invariant_product import invariant_product
 from descant_kernels.kv_write import kv_write
 from descant_kernels.lora_expand import lora_expand
 from descant_kernels.lora_segments import LoraSegments, segment_tokens
@@ -16,8 +17,8 @@ from descant_kernels.norm import add_rms_norm, rms_norm
 from descant_kernels.rotary import rotary, rotary_kv_write
 from descant_kernels.sample import sample
 from descant_kernels.skinny_product import can_multiply, skinny_product
-from descant_kernels.truncate import truncate
 from descant_kernels.token_bitmask import apply_token_bitmask
+from descant_kernels.truncate import truncate
 
 __all__ = [
     "LoraSegments",
@@ -27,6 +28,8 @@ __all__ = [
     "apply_token_bitmask",
     "can_multiply",
     "greedy",
+    "invariant_attention",
+    "invariant_product",
     "kv_write",
     "lora_expand",
     "lora_expand_silu_mul",

@@ -47,6 +47,24 @@ def paged_attention(
     return out
 
 
+def invariant_attention(
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    query_start_loc: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+) -> Tensor:
+    """`paged_attention`, each token's bits the same in any batch and any chunk: one kernel for every query length, keys
+    in their order. Slow where few requests decode long contexts, for want of splits."""
+    _check_layout(q, key_cache, value_cache)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    batch = (block_tables, query_start_loc, seq_lens)
+    prefill_attention(out, q, key_cache, value_cache, *batch, scale, min_query_len=1)
+    return out
+
+
 def _check_layout(q: Tensor, key_cache: Tensor, value_cache: Tensor) -> None:
     if key_cache.stride() != value_cache.stride():
         raise ValueError(f"caches must have equal strides: {key_cache.stride()} and {value_cache.stride()}")

@@ -17,8 +17,9 @@ def prefill_attention(
     query_start_loc: Tensor,
     seq_lens: Tensor,
     scale: float,
+    min_query_len: int = 2,
 ) -> None:
-    """`paged_attention` into `out` for the requests with two or more query tokens; others are left alone.
+    """`paged_attention` into `out` for the requests with `min_query_len` or more query tokens; others are left alone.
 
     One program takes a block of query tokens with all heads that share a KV head, so its products are full. The grid is
     an upper bound made from shapes alone: sum over requests of ceil(query_len / block) <= tokens // block + requests.
@@ -51,6 +52,7 @@ def prefill_attention(
         BLOCK_DIM=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_ROWS=block_rows,
         TILE=tiles.tile_keys,
+        MIN_QUERIES=min_query_len,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
     )
@@ -97,6 +99,7 @@ def _prefill_kernel(
     BLOCK_DIM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     TILE: tl.constexpr,
+    MIN_QUERIES: tl.constexpr,
 ):
     BLOCK_QUERIES: tl.constexpr = BLOCK_ROWS // GROUP
     # Late blocks see the most keys: start them first.
@@ -106,7 +109,7 @@ def _prefill_kernel(
     query_start = tl.load(query_start_loc + request)
     query_len = tl.load(query_start_loc + request + 1) - query_start
     first_query = (block - query_start // BLOCK_QUERIES - request) * BLOCK_QUERIES
-    if (query_len <= 1) | (first_query >= query_len):
+    if (query_len < MIN_QUERIES) | (first_query >= query_len):
         return
 
     context_len = tl.load(seq_lens + request) - query_len

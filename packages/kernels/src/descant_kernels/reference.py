@@ -70,6 +70,11 @@ def skinny_product(x: Tensor, weight: Tensor, splits: int, out: Tensor | None = 
     return sums if out is None else out.copy_(sums)
 
 
+def invariant_product(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    product = torch.nn.functional.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+    return product if out is None else out.copy_(product)
+
+
 def greedy(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 

@@ -30,6 +30,9 @@ SORT_BLOCK, SORT_CHUNK = 32, 128
 SKINNY_BLOCK_OUT, SKINNY_BLOCK_IN = 64, 128
 """Rows and columns of the weight that a skinny product holds at once, five times over."""
 
+INVARIANT_BLOCK_ROWS, INVARIANT_BLOCK_OUT, INVARIANT_BLOCK_IN = 64, 64, 128
+"""The one tile of products that must not depend on the number of rows: between what decode and prefill would like."""
+
 GREEDY_BLOCK = 4096
 """Logits that one program compares."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import descant_kernels as kernels
-from descant_engine.forward_context import LoraInputs, current_step
+from descant_engine.forward_context import AttentionInputs, KvCache, LoraInputs, current_step
 from descant_engine.layers.cuda_products import DenseProduct, ResidualProduct
 from descant_engine.layers.ops import LoraGroup, Product
 
@@ -48,18 +48,12 @@ class CudaOps:
         step = current_step()
         cache, inputs = step.kv_caches[layer], step.attention
         kernels.rotary_kv_write(q, k, v, positions, cos_sin, cache.keys, cache.values, inputs.slot_mapping)
-        output = kernels.paged_attention(
-            q[0] if q.dim() == 4 else q,
-            cache.keys,
-            cache.values,
-            inputs.block_tables,
-            inputs.query_start_loc,
-            inputs.seq_lens,
-            scale,
-            inputs.max_query_len,
-            inputs.max_seq_len,
-        )
-        return output.flatten(1)
+        return self._attend(q[0] if q.dim() == 4 else q, cache, inputs, scale).flatten(1)
+
+    def _attend(self, q: Tensor, cache: KvCache, inputs: AttentionInputs, scale: float) -> Tensor:
+        tables = inputs.block_tables, inputs.query_start_loc, inputs.seq_lens
+        longest = inputs.max_query_len, inputs.max_seq_len
+        return kernels.paged_attention(q, cache.keys, cache.values, *tables, scale, *longest)
 
     def lora_product(self, group: LoraGroup, product: Product, x: Tensor) -> Tensor:
         lora = current_step().lora
@@ -108,11 +102,13 @@ class CudaOps:
 
     def _segments(self, lora: LoraInputs) -> kernels.LoraSegments:
         if self._segmented is None or self._segmented[0] is not lora:
-            inputs = current_step().attention
-            size = DECODE_SEGMENT_SIZE if inputs.max_query_len == 1 else PREFILL_SEGMENT_SIZE
-            segments = kernels.segment_tokens(lora.token_adapter_slot, len(inputs.seq_lens), size)
+            num_requests = len(current_step().attention.seq_lens)
+            segments = kernels.segment_tokens(lora.token_adapter_slot, num_requests, self._segment_size())
             self._segmented = lora, segments
         return self._segmented[1]
+
+    def _segment_size(self) -> int:
+        return DECODE_SEGMENT_SIZE if current_step().attention.max_query_len == 1 else PREFILL_SEGMENT_SIZE
 
 
 def _projections(group: LoraGroup) -> kernels.ProjectionGroup:

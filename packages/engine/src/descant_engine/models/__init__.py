@@ -1,7 +1,7 @@
 """`load_model` builds the architecture that the config names, with its weights, ready to run."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -11,6 +11,7 @@ from descant_engine.config import ResolvedConfig
 from descant_engine.layers.embedding import LmHead
 from descant_engine.layers.linear import Linear
 from descant_engine.layers.lora import wrap_linears
+from descant_engine.layers.ops import deterministic_ops
 from descant_engine.models.llama import LlamaForCausalLM
 from descant_engine.models.registry import MODELS
 from descant_engine.models.weights import checkpoint_tensors, fill, fill_with_random
@@ -26,7 +27,8 @@ def load_model(config: ResolvedConfig) -> LlamaForCausalLM:
     """
     # The rotary table is the one tensor whose size is the context's: no longer than it will be used.
     shape = replace(config.shape, max_position=config.max_model_len)
-    with _built_as(torch.device(config.device), getattr(torch, config.dtype)):
+    ops = deterministic_ops() if config.user.deterministic else nullcontext()
+    with ops, _built_as(torch.device(config.device), getattr(torch, config.dtype)):
         model = MODELS[shape.architecture](shape)
     model.requires_grad_(False).eval()
     if config.user.load_format == "dummy":
