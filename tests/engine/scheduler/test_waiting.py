@@ -2,8 +2,9 @@ import pytest
 
 from descant_engine.request import EngineRequest, Request
 from descant_engine.sampling_params import SamplingParams
-from descant_engine.scheduler.shares import MAX_IDLE_SHARES, Shares
+from descant_engine.scheduler.shares import Shares
 from descant_engine.scheduler.waiting import WaitingRequests
+from descant_engine.share import MAX_IDLE_SHARES
 
 
 class Queue:

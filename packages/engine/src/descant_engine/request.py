@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from descant_engine.sampling_params import SamplingParams
-
-if TYPE_CHECKING:
-    from descant_engine.scheduler.shares import Share
 from descant_engine.seeds import sample_seed
+from descant_engine.share import Share
 
 
 class RequestStatus(IntEnum):
@@ -94,7 +92,7 @@ class Request:
     first_token: float | None = None
     num_steps_overtaken: int = 0
     """Steps in which a later request was admitted while nothing in the pool could be evicted for this one's adapter."""
-    share: "Share" = field(init=False)
+    share: Share = field(init=False)
     """What is charged for its tokens; set when it joins the queue."""
     num_charged_tokens: int = 0
     """Its first so many tokens are paid for, or were found in the prefix cache."""

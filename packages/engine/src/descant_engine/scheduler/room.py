@@ -1,8 +1,8 @@
 """How much of a step and of the batch a request may take, by what its share has of it already."""
 
 from descant_engine.config import ResolvedConfig
-from descant_engine.scheduler.shares import Share
 from descant_engine.scheduler.step_draft import StepDraft
+from descant_engine.share import Share
 
 RESERVED_SHARE = 32
 """One of so many places and blocks is not for those who run more than their part."""

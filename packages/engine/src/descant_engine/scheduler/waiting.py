@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
 from descant_engine.request import Request
-from descant_engine.scheduler.shares import Share
+from descant_engine.share import Share
 
 
 class _Entrant(Protocol):
