@@ -247,6 +247,15 @@ class TestKeysMadeByKeys:
         assert refused(await client.post(f"/keys/{plain['id']}/rotate", json={}), 403) == "exceeds_creator"
         assert (await ok(await client.post(f"/keys/{mine['id']}/rotate", json={})))["id"] == mine["id"]
 
+    async def test_no_key_lifts_the_limits_of_keys(self, root: httpx.AsyncClient, holding: As) -> None:
+        team = await make_team(root)
+        mine = await make_key(root, team, "admin")
+        limit = {"level": "key", "owner_id": mine["id"], "kind": "tokens_per_day", "capacity": 5}
+        kept = await ok(await root.put("/limits", json=limit))
+        client = await holding(mine["api_key"])
+        assert refused(await client.put("/limits", json=limit | {"capacity": 10**6}), 403)
+        assert refused(await client.delete(f"/limits/{kept['id']}"), 403)
+
     async def test_a_key_with_a_role_needs_the_scope_and_the_reverse(self, root: httpx.AsyncClient) -> None:
         team = await make_team(root)
         for rights in ({"role": "admin"}, {"scopes": ["admin"]}):

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from descant_gateway import limits
 from descant_gateway.access import needs
 from descant_gateway.catalogue import Webhook
-from descant_gateway.roles import Level, Principal, Role
+from descant_gateway.roles import ActorKind, Level, Principal, Role
 from descant_gateway.routes.admin.administration import require
 from descant_gateway.routes.admin.backends import checked_base_url
 from descant_gateway.routes.admin.fields import Listing, Name
@@ -26,6 +26,7 @@ from descant_gateway.store import fair_shares, prices, teams, webhooks
 from descant_gateway.store import limits as store
 from descant_gateway.store.limits import LimitRow, NewLimit
 from descant_gateway.store.prices import PriceRow
+from descant_wire.errors import permission_denied
 
 Capacity = Annotated[int, Meta(ge=0, le=10**15)]
 MicrodollarsPerMillion = Annotated[int, Meta(ge=0, le=10**12)]
@@ -204,6 +205,8 @@ async def put_capacity(data: JSONBody[CapacitySetting], engine: NamedDependency[
 
 async def _require_above(connection: AsyncConnection, principal: Principal, level: Owner, owner_id: UUID) -> None:
     """403 for who does not administer what the owner lies in. Raises NotFound."""
+    if principal.actor.kind is ActorKind.KEY and level is Owner.KEY:
+        raise permission_denied("A key changes no limits of keys: it could lift its own, or its children's.")
     place = await store.place_of(connection, level, owner_id)
     match level:
         case Owner.ORGANIZATION:
