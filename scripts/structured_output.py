@@ -10,7 +10,7 @@ import statistics
 import time
 from collections import Counter
 
-from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema import Draft202012Validator
 
 from descant_bench.random_schemas import TOOLS, random_schemas
 from descant_engine import LLM, SamplingParams
@@ -79,7 +79,7 @@ def result_of(schema: dict[str, object], text: str) -> str:
         value = json.loads(text)
     except ValueError:
         return "no JSON"
-    validator = Draft202012Validator(schema, format_checker=FormatChecker())
+    validator = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
     return "valid" if validator.is_valid(value) else "invalid"
 
 

@@ -118,7 +118,7 @@ def _message(pieces: Sequence[Piece]) -> ResponseMessage:
     content = "".join(piece.text for piece in pieces if isinstance(piece, Content))
     reasoning = "".join(piece.text for piece in pieces if isinstance(piece, Reasoning))
     calls = [
-        AnsweredToolCall(id=piece.id, function=FunctionCall(name=piece.name, arguments=_arguments(piece.index, pieces)))
+        AnsweredToolCall(id=piece.id, function=FunctionCall(name=piece.name, arguments=_arguments(piece.place, pieces)))
         for piece in pieces
         if isinstance(piece, NewCall)
     ]
@@ -129,8 +129,8 @@ def _message(pieces: Sequence[Piece]) -> ResponseMessage:
     )
 
 
-def _arguments(index: int, pieces: Sequence[Piece]) -> str:
-    return "".join(piece.text for piece in pieces if isinstance(piece, MoreArguments) and piece.index == index)
+def _arguments(place: int, pieces: Sequence[Piece]) -> str:
+    return "".join(piece.text for piece in pieces if isinstance(piece, MoreArguments) and piece.place == place)
 
 
 def _delta(piece: Piece) -> ChatDelta:

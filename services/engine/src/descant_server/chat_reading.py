@@ -17,14 +17,14 @@ class Reasoning(NamedTuple):
 
 
 class NewCall(NamedTuple):
-    index: int
+    place: int
     """Among the message's calls."""
     id: str
     name: str
 
 
 class MoreArguments(NamedTuple):
-    index: int
+    place: int
     text: str
 
 

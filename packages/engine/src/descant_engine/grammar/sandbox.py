@@ -53,11 +53,22 @@ def send_frame(connection: socket.socket, message: object) -> None:
     connection.sendall(_LENGTH.pack(len(payload)) + payload)
 
 
+def receive_outcome(connection: socket.socket) -> Outcome | None:
+    """None at the end."""
+    payload = _receive_payload(connection)
+    return msgspec.msgpack.decode(payload, type=Built | Refused) if payload else None
+
+
 def receive_frame(connection: socket.socket, kind: type[MessageT]) -> MessageT | None:
     """None at the end."""
-    header = _receive_exactly(connection, _LENGTH.size)
-    payload = header and _receive_exactly(connection, _LENGTH.unpack(header)[0])
+    payload = _receive_payload(connection)
     return msgspec.msgpack.decode(payload, type=kind) if payload else None
+
+
+def _receive_payload(connection: socket.socket) -> bytes:
+    """Empty at the end."""
+    header = _receive_exactly(connection, _LENGTH.size)
+    return _receive_exactly(connection, _LENGTH.unpack(header)[0]) if header else b""
 
 
 def _receive_exactly(connection: socket.socket, count: int) -> bytes:

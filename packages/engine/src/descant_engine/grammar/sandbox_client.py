@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 
 from descant_engine.grammar.build import Build
-from descant_engine.grammar.sandbox import CPU_SECONDS, Built, Outcome, Refused, Setup, receive_frame, send_frame
+from descant_engine.grammar.sandbox import CPU_SECONDS, Built, Refused, Setup, receive_outcome, send_frame
 from descant_engine.grammar.spec import GrammarRefused, GrammarSpec
 
 STDERR = 2
@@ -50,7 +50,7 @@ class Sandbox:
         started = time.monotonic()
         with suppress(ConnectionError):
             send_frame(connection, spec)
-            while (outcome := receive_frame(connection, Outcome)) is not None:  # type: ignore[arg-type]
+            while (outcome := receive_outcome(connection)) is not None:
                 match outcome:
                     case Built(build):
                         best = build
