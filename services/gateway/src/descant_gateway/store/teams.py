@@ -27,6 +27,8 @@ class TeamRow(Struct, frozen=True, kw_only=True):
     tokens_per_minute: int | None
     allowed_models: list[str] | None
     allowed_adapters: list[str] | None
+    allows_external: bool
+    """Its prompts may be sent to backends outside the house."""
     created_at: datetime
 
 
@@ -48,6 +50,7 @@ class TeamChange(Struct, frozen=True, kw_only=True):
     tokens_per_minute: int | UnsetType | None = UNSET
     allowed_models: list[str] | UnsetType | None = UNSET
     allowed_adapters: list[str] | UnsetType | None = UNSET
+    allows_external: bool | UnsetType = UNSET
 
 
 async def create(connection: AsyncConnection, team: NewTeam) -> TeamRow:
@@ -118,5 +121,6 @@ def _team_row(row: Row[Any]) -> TeamRow:
         tokens_per_minute=row.tokens_per_minute,
         allowed_models=row.allowed_models,
         allowed_adapters=row.allowed_adapters,
+        allows_external=row.allows_external,
         created_at=row.created_at,
     )

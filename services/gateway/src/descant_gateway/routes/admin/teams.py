@@ -36,6 +36,8 @@ class TeamPatch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tokens_per_minute: Limit | UnsetType | None = UNSET
     allowed_models: Names | UnsetType | None = UNSET
     allowed_adapters: Names | UnsetType | None = UNSET
+    allows_external: bool | UnsetType = UNSET
+    """Its prompts may be sent to backends outside the house; a new team's may not."""
 
 
 @post("/teams", opt=needs(Role.ADMIN, Level.ORGANIZATION))
@@ -91,6 +93,7 @@ async def change_team(
         tokens_per_minute=data.tokens_per_minute,
         allowed_models=data.allowed_models,
         allowed_adapters=data.allowed_adapters,
+        allows_external=data.allows_external,
     )
     async with engine.begin() as connection:
         team = await seen_team(connection, principal, team_id)
