@@ -3,7 +3,7 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from descant_gateway.ledger import Outcome, UsageRecord
@@ -71,4 +71,15 @@ async def test_a_charge_cannot_be_booked_on_another_day(engine: AsyncEngine) -> 
         await ledger.insert_records(connection, [record_at(datetime(2026, 11, 21, tzinfo=UTC))])
     with pytest.raises(IntegrityError, match="usage_ledger_day_check"):
         async with engine.begin() as connection:
-            await connection.execute(text("UPDATE usage_ledger SET day = day + 1"))
+            await connection.execute(text("UPDATE usage_ledger_default SET day = day + 1"))
+
+
+@pytest.mark.parametrize(
+    "change", ["UPDATE usage_ledger SET model = 'x'", "DELETE FROM usage_ledger", "TRUNCATE usage_ledger"]
+)
+async def test_the_ledger_only_grows(engine: AsyncEngine, change: str) -> None:
+    async with engine.begin() as connection:
+        await ledger.insert_records(connection, [record_at(datetime(2026, 11, 21, tzinfo=UTC))])
+    with pytest.raises(DBAPIError, match="append-only"):
+        async with engine.begin() as connection:
+            await connection.execute(text(change))

@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from descant_gateway.config import Secret
 from descant_gateway.store import migrate
-from descant_gateway.store.identity_tables import metadata
 from descant_gateway.store.session import create_engine
+from descant_gateway.store.usage_tables import metadata
 
 
 def differences(connection: Connection) -> list[object]:

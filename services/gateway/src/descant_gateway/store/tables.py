@@ -14,6 +14,7 @@ from sqlalchemy import (
     Date,
     DateTime,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -289,8 +290,13 @@ usage_ledger = Table(
     Column("duration_ms", BigInteger, nullable=False),
     Column("cost_microdollars", BigInteger, nullable=False, server_default="0"),
     Column("served_model", Text, comment="null: the model that was asked for"),
+    Column("project_id", Uuid),
+    Column("alias_of", Text, comment="the model that an alias stood for"),
+    Column("price_version", BigInteger, comment="null: it had no price"),
+    Column("tags", JSONB, comment="names and values that the client gave"),
     # The day follows from created_at, so that one charge id always meets the same primary key.
     CheckConstraint("day = (created_at AT TIME ZONE 'UTC')::date", name="day"),
+    Index("usage_ledger_created_at_idx", "created_at", postgresql_using="brin"),
     comment="append-only; no foreign keys: a charge outlives what it names",
     postgresql_partition_by="RANGE (day)",
 )
