@@ -134,7 +134,9 @@ def test_modules_are_sorted_and_name_their_tensors(saved: Path) -> None:
     assert manifest.modules[0].scaling == 2.0
 
 
-def test_the_identity_covers_both_files_and_nothing_else(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_identity_covers_both_files_and_nothing_else(
+    adapter: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     original = content_digest(read_adapter(adapter, SHAPE, 16))
     assert len(original) == 64
     elsewhere = Path(copytree(adapter, tmp_path_factory.mktemp("elsewhere") / "copy"))
