@@ -9,9 +9,11 @@ import httpx
 import pytest
 
 from descant_gateway.catalogue import Backend
+from descant_gateway.config import Secret
 from descant_gateway.ledger import Outcome
 from descant_gateway.request import read_request
 from descant_gateway.upstream_request import rewrite_body
+from descant_wire.internal import read_identity
 
 from .gateway_under_test import Running, World, bearer, eventually, running_gateway
 from .upstream import Upstream, running
@@ -148,20 +150,26 @@ async def test_the_client_s_key_and_hop_headers_stay_here(upstream: Upstream, va
         "cookie": "secret=1",
         "x-api-key": key,
         "x-descant-tenant": "forged",
+        "x-descant-priority": "-9",
+        "x-descant-identity": "forged",
         "connection": "keep-alive, x-forged",
         "te": "trailers",
         "accept-encoding": "gzip",
     }
-    async with running_gateway(world, valkey_url) as gateway:
+    async with running_gateway(world, valkey_url, internal_key=Secret("i" * 32)) as gateway:
         reply = await ask(world, gateway, headers=bearer(key) | given)
+        (team,) = world.teams.values()
+        tenant = gateway.gateway.channel.identity_of(team).tenant
     received = upstream.received[0].headers
     assert received["authorization"] == "Bearer backend-key"
     assert received["x-request-id"] == "client-17"
     assert received["traceparent"] == "00-aa-bb-01"
-    assert received["x-descant-tenant"] == world.organization_id.hex
+    identity = read_identity(received, b"i" * 32)
+    assert (identity.tenant, identity.priority, identity.is_signed) == (tenant, 0, True)
+    assert team.id.hex not in str(received)
     assert set(received) <= {
         *("host", "authorization", "x-request-id", "traceparent", "content-type", "content-length"),
-        *("x-descant-tenant", "x-descant-charge"),
+        *("x-descant-tenant", "x-descant-charge", "x-descant-priority", "x-descant-identity"),
     }
     assert key.encode() not in b"".join(value for _, value in upstream.received[0].raw_headers)
     assert reply.headers["x-request-id"] == "client-17"

@@ -7,6 +7,9 @@ import httpx
 import openai
 import pytest
 
+from descant_wire.internal import identity_headers
+
+INTERNAL_KEY = "internal-key-of-the-tests"
 MAX_MODEL_LEN = 4096
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -240,13 +243,14 @@ def test_errors_of_the_framework_have_openais_shape(http):
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_prefix_blocks_are_shared_within_a_tenant_only(http):
+def test_prefix_blocks_are_shared_within_a_tenant_only(start_server):
+    server = start_server("--internal-key", INTERNAL_KEY).wait_until_ready()
+    http = httpx.Client(base_url=server.url, timeout=60)
     body = {"model": "tiny", "prompt": "a prompt of two tenants, longer than a block of tokens " * 4, "max_tokens": 1}
 
     def num_cached(tenant: str, cache_salt: str | None = None) -> int:
-        reply = http.post(
-            "/v1/completions", json=body | {"cache_salt": cache_salt}, headers={"x-descant-tenant": tenant}
-        )
+        headers = identity_headers(INTERNAL_KEY.encode(), tenant, 0, "") if tenant else {}
+        reply = http.post("/v1/completions", json=body | {"cache_salt": cache_salt}, headers=headers)
         return reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
 
     assert num_cached("one") == 0
@@ -254,3 +258,27 @@ def test_prefix_blocks_are_shared_within_a_tenant_only(http):
     assert num_cached("two") == 0
     assert num_cached("two", "one") == 0
     assert num_cached("two", "one") > 0
+    assert num_cached("") == 0
+    assert num_cached("", "one\0") == 0  # a salt of one's own is nobody's tenant
+
+    def refusal(body_fields: dict, headers: dict) -> tuple[int, str]:
+        reply = http.post("/v1/completions", json=body | body_fields, headers=headers)
+        return reply.status_code, reply.json()["error"]["code"]
+
+    assert refusal({}, {"x-descant-tenant": "one"}) == (403, "identity_not_signed")
+    assert refusal({}, {"x-descant-priority": "-9"}) == (403, "identity_not_signed")
+    assert refusal({}, identity_headers(b"another key", "one", 0, "")) == (403, "identity_not_signed")
+    assert refusal({"priority": -9}, {}) == (400, "unsupported_parameter")
+    assert http.get("/internal/load").json()["verifies_identity"] is True
+    server.stop()
+
+
+def test_without_an_internal_key_no_header_says_whose_a_request_is(http):
+    body = {"model": "tiny", "prompt": "a prompt that nobody owns, longer than a block of tokens " * 4, "max_tokens": 1}
+
+    def num_cached(tenant: str) -> int:
+        reply = http.post("/v1/completions", json=body, headers={"x-descant-tenant": tenant})
+        return reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    assert num_cached("one") == 0
+    assert num_cached("two") > 0

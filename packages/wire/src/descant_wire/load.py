@@ -32,6 +32,8 @@ class EngineLoad(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Share of the block pool that is held, 0 to 1."""
     residency: int
     """Names a state of `adapters`: it changes whenever they do."""
+    verifies_identity: bool = False
+    """It has an internal key: tenants are kept apart, see `internal`."""
     adapters: Mapping[str, Tier] | None = None
     """By the name that requests say; an adapter that is served and not named here is registered only. None, if the
     asker knows this `residency` already."""

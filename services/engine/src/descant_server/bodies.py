@@ -21,8 +21,6 @@ RequestT = TypeVar("RequestT")
 ResultT = TypeVar("ResultT")
 HttpRequest = Request[Any, Any, Any]
 JSON = "application/json"
-TENANT_HEADER = "x-descant-tenant"
-"""Set by the gateway, which lets no client's own pass."""
 
 
 async def read_json(request: HttpRequest, request_type: type[RequestT]) -> RequestT:
@@ -42,11 +40,6 @@ async def read_json(request: HttpRequest, request_type: type[RequestT]) -> Reque
             raise ClientLeft from None
         raise
     return decode_request(body, request_type)
-
-
-def tenant_of(request: HttpRequest) -> str:
-    """Whose prefix blocks this request may share, by the gateway's word; empty without a gateway."""
-    return request.headers.get(TENANT_HEADER, "")
 
 
 def charge_of(request: HttpRequest) -> str:

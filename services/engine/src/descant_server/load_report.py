@@ -25,7 +25,7 @@ class LoadReport:
         # Not from zero: a server that was started anew must not name its first state as its predecessor did.
         self._residency = time.time_ns() // 1_000_000
 
-    def render(self, engine: AsyncEngine, known: int | None) -> bytes:
+    def render(self, engine: AsyncEngine, known: int | None, *, verifies_identity: bool) -> bytes:
         """JSON of an EngineLoad; without adapters if `known` is the residency that is still true."""
         self._look(engine)
         stats = engine.stats()
@@ -37,6 +37,7 @@ class LoadReport:
                 num_queued_tokens=stats.num_queued_tokens,
                 kv_usage=round(stats.block_usage, 4),
                 residency=self._residency,
+                verifies_identity=verifies_identity,
                 adapters=None if known == self._residency else self._adapters,
             )
         )

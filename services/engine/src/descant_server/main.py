@@ -234,6 +234,14 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[Command], C
 )
 @_option(
     SERVER,
+    "--internal-key",
+    envvar="DESCANT_INTERNAL_KEY",
+    metavar="KEY",
+    help="The gateway's DESCANT_INTERNAL_KEY, better in the environment. With it the gateway's signed word says whose a"
+    " request is and how urgent, and clients can't; without it tenants share prefix blocks.",
+)
+@_option(
+    SERVER,
     "--max-body-bytes",
     type=click.IntRange(min=1),
     default=16 << 20,
@@ -279,6 +287,7 @@ def serve(
     host: str,
     port: int,
     api_keys: tuple[str, ...],
+    internal_key: str | None,
     max_body_bytes: int,
     drain_timeout: float,
 ) -> None:
@@ -314,6 +323,7 @@ def serve(
         lora_dir=lora_dir,
         runtime_lora=RuntimePaths(lora_root or lora_dir, allow_runtime_lora),
         api_keys=api_keys,
+        internal_key=internal_key or None,
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
         max_body_bytes=max_body_bytes,

@@ -43,13 +43,15 @@ class EngineCall:
     """The wire's name for what asked for the grammar."""
     reading: Reading = field(default_factory=Reading)
     adapter: str | None
-    tenant: str
+    tenant: str = ""
+    """Whose it is, by a gateway's word; see `identity`."""
     tenant_salt: str
+    """Prefix blocks are shared by requests of the same salt."""
     priority: int
 
 
 def chat_call(
-    request: ChatCompletionRequest, model: ChatModel, max_model_len: int, adapter: str | None, tenant: str = ""
+    request: ChatCompletionRequest, model: ChatModel, max_model_len: int, adapter: str | None
 ) -> EngineCall:
     """Raises ApiError 400 for options that are outside their range or don't go together."""
     tools = tools_of(request)
@@ -69,14 +71,13 @@ def chat_call(
         grammar_field="response_format" if demand is None else demand.field,
         reading=reading,
         adapter=adapter,
-        tenant=tenant,
-        tenant_salt=_salt(tenant, request.cache_salt),
+        tenant_salt=_own_salt(request.cache_salt),
         priority=request.priority or 0,
     )
 
 
 def completion_call(
-    request: CompletionRequest, prompts: Sequence[Prompt], max_model_len: int, adapter: str | None, tenant: str = ""
+    request: CompletionRequest, prompts: Sequence[Prompt], max_model_len: int, adapter: str | None
 ) -> EngineCall:
     """Raises ApiError 400 for options that are outside their range or don't go together."""
     params = sampling_params(
@@ -96,8 +97,7 @@ def completion_call(
         params=params if demand is None else replace(params, grammar=demand.grammar),
         grammar_field="response_format" if demand is None else demand.field,
         adapter=adapter,
-        tenant=tenant,
-        tenant_salt=_salt(tenant, request.cache_salt),
+        tenant_salt=_own_salt(request.cache_salt),
         priority=request.priority or 0,
     )
 
@@ -168,10 +168,9 @@ def _chat_logprobs(request: ChatCompletionRequest) -> int | None:
     return None
 
 
-def _salt(tenant: str, cache_salt: str | None) -> str:
-    """A client's salt divides its tenant's blocks further, and can never mean another tenant's."""
-    # No header can hold the separator.
-    return f"{tenant}\0{cache_salt or ''}" if tenant else cache_salt or ""
+def _own_salt(cache_salt: str | None) -> str:
+    """A client's salt divides its tenant's blocks further. It can't mean a tenant's: those begin with no separator."""
+    return f"\0{cache_salt}" if cache_salt else ""
 
 
 def chat_messages(messages: Sequence[ChatMessage]) -> list[chat_template.ChatMessage]:

@@ -6,6 +6,7 @@ from descant_gateway.admit import Ticket
 from descant_gateway.authenticate import Caller
 from descant_gateway.call import Call
 from descant_gateway.catalogue import ModelRoute
+from descant_gateway.internal_channel import TeamIdentity
 from descant_gateway.meter import Meter
 from descant_gateway.request import InferenceRequest
 
@@ -19,9 +20,10 @@ class AdmittedCall:
     request: InferenceRequest
     model: ModelRoute
     ticket: Ticket
+    identity: TeamIdentity
     meter: Meter = field(default_factory=Meter)
 
     @property
     def tenant(self) -> str:
         """An engine shares prefix blocks among the requests of one tenant only."""
-        return self.caller.team.organization_id.hex
+        return self.identity.tenant

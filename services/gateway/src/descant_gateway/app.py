@@ -20,6 +20,7 @@ from descant_gateway.config import GatewayConfig
 from descant_gateway.deadlines import Timeouts
 from descant_gateway.errors import from_framework
 from descant_gateway.fair_share import FairShare, QueueBounds
+from descant_gateway.internal_channel import InternalChannel
 from descant_gateway.ledger_writer import LedgerWriter
 from descant_gateway.limit_paths import LimitPaths
 from descant_gateway.limit_warnings import LimitWarnings
@@ -148,6 +149,7 @@ async def open_data_side(config: GatewayConfig, feed: CatalogueSource, ledger: U
             upstreams=Upstreams(backends, shadows, timeouts_of(config)),
             ledger=ledger,
             metrics=metrics,
+            channel=InternalChannel(config.key_pepper, config.internal_key),
             pepper=config.key_pepper.reveal(),
             max_body_bytes=config.max_body_bytes,
         )

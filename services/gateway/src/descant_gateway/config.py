@@ -9,6 +9,7 @@ from typing import Final, Self, TypeVar
 from urllib.parse import urlsplit
 
 from descant_gateway.local_shares import Outage
+from descant_wire.internal import MIN_KEY_LENGTH
 
 MIN_PEPPER_LENGTH: Final = 32
 MIN_ADMIN_KEY_LENGTH: Final = 16
@@ -73,6 +74,8 @@ class GatewayConfig:
     """Keys the HMAC of every key's secret: losing it makes all keys invalid. At least 32 characters."""
     admin_key: Secret
     """The bearer of /admin/v1. At least 16 characters."""
+    internal_key: Secret | None = None
+    """The engines' DESCANT_INTERNAL_KEY: signs whose a request is. None: engines are not told."""
     host: str = "127.0.0.1"
     port: int = 8080
     """0 takes a free port."""
@@ -119,6 +122,8 @@ class GatewayConfig:
     """Usage records go here while PostgreSQL is away. One folder per gateway process."""
     shutdown_grace_s: float = 30.0
     """How long running streams may take to end after SIGTERM."""
+    drain_delay_s: float = 0.0
+    """After SIGTERM /ready says no for so long before nothing new is accepted: longer than a balancer's probes."""
     log_level: str = "info"
 
     @classmethod
@@ -130,6 +135,7 @@ class GatewayConfig:
             valkey_url=read.secret("DESCANT_VALKEY_URL", _valkey_url),
             key_pepper=read.secret("DESCANT_KEY_PEPPER", _at_least(MIN_PEPPER_LENGTH)),
             admin_key=read.secret("DESCANT_ADMIN_KEY", _at_least(MIN_ADMIN_KEY_LENGTH)),
+            internal_key=read.optional_secret("DESCANT_INTERNAL_KEY", _at_least(MIN_KEY_LENGTH)),
             host=read.value("DESCANT_GATEWAY_HOST", cls.host, _text),
             port=read.value("DESCANT_GATEWAY_PORT", cls.port, _port),
             max_body_bytes=read.value("DESCANT_MAX_BODY_BYTES", cls.max_body_bytes, _positive_int),
@@ -161,6 +167,7 @@ class GatewayConfig:
             catalogue_file=read.value("DESCANT_CATALOGUE_FILE", cls.catalogue_file, Path),
             ledger_spool_dir=read.value("DESCANT_LEDGER_SPOOL_DIR", cls.ledger_spool_dir, Path),
             shutdown_grace_s=read.value("DESCANT_SHUTDOWN_GRACE_S", cls.shutdown_grace_s, _seconds),
+            drain_delay_s=read.value("DESCANT_DRAIN_DELAY_S", cls.drain_delay_s, _seconds_or_none),
             log_level=read.value("DESCANT_LOG_LEVEL", cls.log_level, _log_level),
         )
         read.raise_problems()
@@ -303,6 +310,10 @@ def _seconds(text: str) -> float:
     if not 0 < number < 86_400:
         raise ValueError("must be a number of seconds above 0, at most a day")
     return number
+
+
+def _seconds_or_none(text: str) -> float:
+    return 0.0 if text.strip("0.") == "" else _seconds(text)
 
 
 def _hours(text: str) -> float:

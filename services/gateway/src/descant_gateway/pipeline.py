@@ -13,6 +13,7 @@ from descant_gateway.backends import Backends
 from descant_gateway.call import Call
 from descant_gateway.catalogue import Catalogue
 from descant_gateway.fair_share import FairShare
+from descant_gateway.internal_channel import InternalChannel
 from descant_gateway.limiter import Limiter
 from descant_gateway.metrics import Metrics
 from descant_gateway.relay import Upstreams, relay
@@ -39,6 +40,7 @@ class Gateway:
     upstreams: Upstreams
     ledger: UsageSink
     metrics: Metrics
+    channel: InternalChannel
     pepper: str
     max_body_bytes: int
 
@@ -66,6 +68,13 @@ async def serve(call: Call, gateway: Gateway) -> None:
     with await admit(caller, request, model, catalogue, gateway.admission) as ticket:
         call.add_reply_headers(ticket.headers)
         async with gateway.fair_share.turn(call, caller.team, model, ticket):
-            admitted = AdmittedCall(call=call, caller=caller, request=request, model=model, ticket=ticket)
+            admitted = AdmittedCall(
+                call=call,
+                caller=caller,
+                request=request,
+                model=model,
+                ticket=ticket,
+                identity=gateway.channel.identity_of(caller.team),
+            )
             with Settlement(admitted, gateway.ledger, gateway.metrics, gateway.admission.outputs):
                 await relay(admitted, catalogue, gateway.upstreams)

@@ -10,9 +10,7 @@ from yarl import URL
 from descant_gateway.admitted_call import AdmittedCall
 from descant_gateway.catalogue import Backend
 from descant_gateway.request import InferenceRequest
-from descant_wire.load import CHARGE_HEADER
 
-TENANT_HEADER: Final = "x-descant-tenant"
 FORWARDED_REQUEST_HEADERS: Final = (b"traceparent", b"tracestate")
 """Besides what is set here. Only these pass, so that no client reaches a backend's internal headers."""
 
@@ -45,8 +43,7 @@ def identity_headers(admitted: AdmittedCall, backend: Backend) -> dict[str, str]
     headers = {"x-request-id": admitted.call.request_id}
     if backend.is_external:
         return headers
-    headers[TENANT_HEADER] = admitted.tenant
-    headers[CHARGE_HEADER] = admitted.ticket.charge_id.hex
+    headers |= admitted.identity.headers(admitted.ticket.charge_id)
     for name in FORWARDED_REQUEST_HEADERS:
         value = admitted.call.headers.get(name)
         if value is not None:

@@ -1,6 +1,7 @@
 """The folder of one Descant: database, counters, logs and secrets. Whoever has it locked owns all that runs on it."""
 
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -31,6 +32,11 @@ class Secrets:
     """What the engine asks of the gateway, so that nobody on this machine passes it by."""
     team_key: str | None = None
     """The demo team's API key; None until it is registered."""
+
+    @property
+    def internal_key(self) -> str:
+        """With which the gateway signs for the engine whose a request is."""
+        return hashlib.sha256(f"internal:{self.engine_key}".encode()).hexdigest()
 
     @classmethod
     def generate(cls) -> "Secrets":

@@ -29,7 +29,7 @@ def engine(options: UpOptions, secrets: Secrets) -> Part:
     return Part(
         name="engine",
         argv=tuple(argv),
-        environment={"DESCANT_API_KEY": secrets.engine_key},
+        environment={"DESCANT_API_KEY": secrets.engine_key, "DESCANT_INTERNAL_KEY": secrets.internal_key},
         is_ready=lambda: _answers(f"{engine_url(options)}/ready"),
     )
 
@@ -57,6 +57,7 @@ def gateway_environment(options: UpOptions, folder: DataFolder, secrets: Secrets
         "DESCANT_VALKEY_URL": valkey_url(folder),
         "DESCANT_KEY_PEPPER": secrets.key_pepper,
         "DESCANT_ADMIN_KEY": secrets.admin_key,
+        "DESCANT_INTERNAL_KEY": secrets.internal_key,
         "DESCANT_GATEWAY_HOST": HOST,
         "DESCANT_GATEWAY_PORT": str(options.gateway_port),
         "DESCANT_LEDGER_SPOOL_DIR": str(folder.ledger_spool),
