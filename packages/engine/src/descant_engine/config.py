@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from descant_engine.adapter import TargetModule
+from descant_engine.pooling import PoolingConfig, PoolingType, Task
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Device = Literal["cpu", "cuda"]
 StructuredOutputBackend = Literal["auto", "xgrammar", "llguidance"]
+Runner = Literal["auto", "generate", "pooling"]
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -42,6 +44,12 @@ class EngineConfig:
     max_lora_rank: int = 64
     adapter_host_bytes: int = 4 << 30
     """Host memory for adapters that are not in the pool."""
+    runner: Runner = "auto"
+    """auto: encoders give vectors, decoders generate and, where their folder says how, give vectors too."""
+    pooling_type: PoolingType | None = None
+    """How vectors are made, whatever the model's folder says."""
+    matryoshka_dimensions: tuple[int, ...] | None = None
+    """Lengths that vectors may be cut to, empty for any; None is what the model's config says."""
 
 
 class EngineOptions(TypedDict, total=False):
@@ -66,6 +74,9 @@ class EngineOptions(TypedDict, total=False):
     enable_lora: bool
     max_lora_rank: int
     adapter_host_bytes: int
+    runner: Runner
+    pooling_type: PoolingType | None
+    matryoshka_dimensions: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +93,17 @@ class RopeScaling:
     beta_slow: float = 1.0
     attention_factor: float = 1.0
     """YaRN: multiplies cosines and sines."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderShape:
+    """What an encoder has and a decoder has not."""
+
+    activation: Literal["gelu", "gelu_tanh", "relu"]
+    type_vocab_size: int
+    is_cross_encoder: bool = False
+    has_sigmoid: bool = False
+    """Over a cross-encoder's score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +129,8 @@ class ModelShape:
     output_bias: bool = False
     """A bias on o."""
     mlp_bias: bool = False
+    encoder: EncoderShape | None = None
+    """None for a decoder."""
 
     @property
     def kv_elements_per_token(self) -> int:
@@ -139,6 +163,10 @@ class ResolvedConfig:
     max_num_seqs: int
     max_num_batched_tokens: int
     eos_token_ids: tuple[int, ...]
+    tasks: tuple[Task, ...] = (Task.GENERATE,)
+    """What may be asked of the model."""
+    pooling: PoolingConfig | None = None
+    """None if it only generates."""
 
     @property
     def block_elements(self) -> int:

@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from descant_engine.config import Device, Dtype, EngineConfig, ModelShape, ResolvedConfig, RopeScaling
+from descant_engine.encoder_config import ENCODER_TYPES, encoder_shape
 from descant_engine.gguf_cache import config_folder
+from descant_engine.model_tasks import is_bare_decoder, pooling_of, tasks_of
+from descant_engine.pooling import PoolingConfig
+from descant_engine.unsupported import UnsupportedModelError as UnsupportedModelError
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -17,10 +21,6 @@ ARCHITECTURES = {
 """transformers' model_type -> class name; `models.registry` has a line for each."""
 
 ROPE_KINDS = ("default", "linear", "llama3", "dynamic", "yarn")
-
-
-class UnsupportedModelError(ValueError):
-    """The model is not there, damaged, or of a kind that we would not compute exactly."""
 
 
 class ModelPlace(NamedTuple):
@@ -51,20 +51,25 @@ def resolve(user: EngineConfig) -> ResolvedConfig:
         UnsupportedModelError: see `read_model_config`.
         ValueError: a wish that cannot be met; the message has both numbers.
     """
-    _, shape, eos_token_ids = read_model_config(user.model)
+    source, shape, eos_token_ids = read_model_config(user.model)
+    pooling = pooling_of(user, shape, source, locate_model(user.model, with_weights=False).folder)
     device = _device(user)
     defaults = DEFAULTS[device]
     max_num_seqs = defaults.max_num_seqs if user.max_num_seqs is None else user.max_num_seqs
+    max_model_len = _max_model_len(user, shape, pooling)
     budget = user.max_num_batched_tokens
+    default_budget = max(defaults.max_num_batched_tokens, max_num_seqs, max_model_len if shape.encoder else 0)
     return ResolvedConfig(
         user=user,
         shape=shape,
         dtype=_dtype(user, device),
         device=device,
-        max_model_len=_max_model_len(user, shape),
+        max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max(defaults.max_num_batched_tokens, max_num_seqs) if budget is None else budget,
+        max_num_batched_tokens=default_budget if budget is None else budget,
         eos_token_ids=eos_token_ids,
+        tasks=tasks_of(user, shape, source, pooling),
+        pooling=pooling,
     )
 
 
@@ -122,6 +127,8 @@ def model_shape(source: Any) -> ModelShape:
     Raises:
         UnsupportedModelError: an architecture, rotary embedding, quantization or activation we don't have.
     """
+    if source.model_type in ENCODER_TYPES:
+        return encoder_shape(source)
     if source.model_type not in ARCHITECTURES:
         named = ", ".join(getattr(source, "architectures", None) or [source.model_type])
         raise UnsupportedModelError(f"{named} is not supported; supported are {_supported()}")
@@ -140,7 +147,7 @@ def model_shape(source: Any) -> ModelShape:
         rms_norm_eps=source.rms_norm_eps,
         max_position=_max_position(source, rope),
         rope=rope,
-        tie_word_embeddings=source.tie_word_embeddings,
+        tie_word_embeddings=source.tie_word_embeddings or is_bare_decoder(source),
         attention_bias=bias or source.model_type == "qwen2",
         output_bias=bias,
         mlp_bias=bool(getattr(source, "mlp_bias", False)),
@@ -148,7 +155,7 @@ def model_shape(source: Any) -> ModelShape:
 
 
 def _supported() -> str:
-    return ", ".join(ARCHITECTURES.values())
+    return ", ".join([*ARCHITECTURES.values(), *ENCODER_TYPES.values()])
 
 
 def _refuse_variants(source: Any) -> None:
@@ -222,9 +229,10 @@ def _eos_token_ids(source: Any, place: ModelPlace) -> tuple[int, ...]:
     return tuple(sorted(ids - {None}))
 
 
-def _max_model_len(user: EngineConfig, shape: ModelShape) -> int:
+def _max_model_len(user: EngineConfig, shape: ModelShape, pooling: PoolingConfig | None) -> int:
     if user.max_model_len is None:
-        return shape.max_position
+        trained = None if pooling is None else pooling.max_tokens
+        return min(trained or shape.max_position, shape.max_position)
     if not 1 <= user.max_model_len <= shape.max_position:
         raise ValueError(
             f"max_model_len={user.max_model_len} is outside what the model's config allows: 1 to {shape.max_position}"

@@ -86,6 +86,11 @@ class LlamaForCausalLM(nn.Module):
         tied_to = self.model.embed_tokens if shape.tie_word_embeddings else None
         self.lm_head = LmHead(shape.vocab_size, shape.hidden_size, tied_to)
 
+    @staticmethod
+    def place_of(name: str) -> str | None:
+        """Embedding models are published without their head, and without the prefix that goes with it."""
+        return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
+
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """[num_tokens], [num_tokens] -> [num_tokens, hidden_size]; within `step_context`."""
         hidden: Tensor = self.model(input_ids, positions)

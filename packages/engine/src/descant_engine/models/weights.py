@@ -1,7 +1,7 @@
 """From files to parameters: safetensors folders, hub ids, GGUF files, or random numbers."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,8 +43,11 @@ def checkpoint_tensors(model: str, dtype: str) -> Iterator[CheckpointTensor]:
             ) from error
 
 
-def fill(model: nn.Module, tensors: Iterator[CheckpointTensor]) -> None:
-    """Copies each tensor to its place.
+def fill(
+    model: nn.Module, tensors: Iterator[CheckpointTensor], place_of: Callable[[str], str | None] = lambda name: name
+) -> None:
+    """Copies each tensor to its place. `place_of` is the model's name for a checkpoint's tensor, None for one that it
+    has no use for.
 
     Raises:
         UnsupportedModelError: a tensor is missing, unknown or of the wrong shape; names it and the file.
@@ -54,11 +57,12 @@ def fill(model: nn.Module, tensors: Iterator[CheckpointTensor]) -> None:
     files: set[str] = set()
     for file, name, tensor in tensors:
         files.add(file.name)
-        if name.endswith(IGNORED_SUFFIXES) or (tied_head and name == "lm_head.weight"):
+        place_name = place_of(name)
+        if place_name is None or name.endswith(IGNORED_SUFFIXES) or (tied_head and name == "lm_head.weight"):
             continue
-        if name not in places:
+        if place_name not in places:
             raise UnsupportedModelError(f"{file}: tensor {name} is not part of this architecture, or comes twice")
-        place = places.pop(name)
+        place = places.pop(place_name)
         if place.shape != tensor.shape:
             raise UnsupportedModelError(
                 f"{file}: tensor {name} has shape {list(tensor.shape)}; the config asks for {list(place.shape)}"
@@ -74,7 +78,7 @@ def fill_with_random(model: nn.Module, seed: int) -> None:
     """Small random weights made on the device itself, norms 1 and biases 0: the right speed, the wrong words."""
     generators: dict[torch.device, torch.Generator] = {}
     for name, place in sorted(_places(model).items()):
-        if name.endswith("norm.weight"):
+        if name.lower().endswith("norm.weight"):
             place.fill_(1.0)
         elif name.endswith("bias"):
             place.zero_()
@@ -88,8 +92,8 @@ def _places(model: nn.Module) -> dict[str, Tensor]:
     places: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         if isinstance(module, Linear):
-            parent = path.rpartition(".")[0]
-            places |= {f"{parent}.{name}": rows for name, rows in module.checkpoint_tensors()}
+            parent = path[: path.rfind(".") + 1]
+            places |= {f"{parent}{name}": rows for name, rows in module.checkpoint_tensors()}
         else:
             places |= {f"{path}.{name}": own.data for name, own in module.named_parameters(recurse=False)}
     return places
