@@ -9,14 +9,16 @@ import json
 import statistics
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 from jsonschema import Draft202012Validator
 
 from descant_bench.random_schemas import TOOLS, random_schemas
 from descant_engine import LLM, SamplingParams
 from descant_engine.grammar.spec import GrammarKind, GrammarSpec
+from descant_engine.text.chat_template import ChatMessage
 
-QUESTION = "Answer with an example, in JSON."
+CONVERSATION: Sequence[ChatMessage] = [{"role": "user", "content": "Answer with an example, in JSON."}]
 LONG = {
     "type": "object",
     "properties": {"items": {"type": "array", "minItems": 60, "items": TOOLS[2]["$defs"]["condition"]}},
@@ -61,7 +63,7 @@ def validate(llm: LLM, count: int, max_tokens: int) -> None:
         for i, s in enumerate(schemas)
     ]
     started = time.monotonic()
-    outputs = llm.chat([[{"role": "user", "content": QUESTION}]] * count, params)
+    outputs = llm.chat([CONVERSATION] * count, params)
     results = Counter(
         result_of(schema, output.text) if output.finish_reason == "stop" else str(output.finish_reason)
         for schema, output in zip(schemas, outputs, strict=True)
@@ -85,7 +87,7 @@ def result_of(schema: dict[str, object], text: str) -> str:
 
 def measure_cost(llm: LLM, concurrency: int, runs: int) -> None:
     """Pairs of runs, since the machine's speed drifts; the first pair compiles the grammar and is not counted."""
-    chats = [[{"role": "user", "content": QUESTION}]] * concurrency
+    chats = [CONVERSATION] * concurrency
     params = {
         "free": SamplingParams(max_tokens=64, ignore_eos=True),
         "schema": SamplingParams(max_tokens=64, grammar=grammar(LONG)),
@@ -99,10 +101,10 @@ def measure_cost(llm: LLM, concurrency: int, runs: int) -> None:
     print(f"concurrency {concurrency}: median ratio {statistics.median(ratios):.3f}")
 
 
-def speed(llm: LLM, chats: list[list[dict[str, str]]], params: SamplingParams) -> float:
+def speed(llm: LLM, chats: Sequence[Sequence[ChatMessage]], params: SamplingParams) -> float:
     """Tokens a second."""
     started = time.monotonic()
-    outputs = llm.chat(chats, params, use_tqdm=False)  # type: ignore[arg-type]
+    outputs = llm.chat(chats, params, use_tqdm=False)
     return sum(output.usage.completion_tokens for output in outputs) / (time.monotonic() - started)
 
 

@@ -125,7 +125,10 @@ def test_models_with_slashes_and_backends(run: Run) -> None:
     assert printed(put) | {"created_at": ""} == {
         "name": "cloud",
         "base_url": "https://api.example.com",
+        "protocol": "openai",
         "has_api_key": True,
+        "external": False,
+        "from_file": False,
         "created_at": "",
     }
     assert (
