@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from descant_gateway.app import open_app
 from descant_gateway.config import Secret
-from descant_gateway.endpoints import ENDPOINTS
+from descant_gateway.endpoints import ENDPOINTS, MESSAGES
 
 from .gateway_under_test import (
     PEPPER,
@@ -111,7 +111,10 @@ async def test_every_route_but_the_open_ones_refuses_a_caller_without_a_key(
                     assert reply.status_code == 405, path
                 else:
                     assert reply.status_code == 401, (method, path, reply.text)
-                    assert assert_openai_error(reply)["code"] == "invalid_api_key"
+                    if path == MESSAGES:
+                        assert reply.json()["error"]["type"] == "authentication_error"
+                    else:
+                        assert assert_openai_error(reply)["code"] == "invalid_api_key"
     assert {CHAT, "/v1/completions", "/v1/models"} | OPEN_TO_ALL <= walked
     assert any(path.startswith("/admin/v1/") for path in walked)
 

@@ -1,6 +1,6 @@
 """Builds the Litestar application: opens what the pipeline needs, mounts the routes, shapes every error."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
@@ -18,6 +18,9 @@ from descant_gateway.catalogue_watch import CatalogueWatch
 from descant_gateway.change_signals import ChangeSignal, PostgresSignal, ValkeySignal
 from descant_gateway.config import GatewayConfig
 from descant_gateway.deadlines import Timeouts
+from descant_gateway.dialects import Dialect
+from descant_gateway.dialects.messages import MessagesDialect
+from descant_gateway.endpoints import MESSAGES
 from descant_gateway.errors import from_framework
 from descant_gateway.fair_share import FairShare, QueueBounds
 from descant_gateway.internal_channel import InternalChannel
@@ -46,6 +49,8 @@ from descant_wire.errors import ApiError, server_error
 _log = structlog.get_logger("descant_gateway.app")
 
 NO_PROXIES: Final = TrustedProxies()
+STATELESS_DIALECTS: Final[Mapping[str, Dialect]] = {MESSAGES: MessagesDialect()}
+"""Those that need no database."""
 DATA_ROUTES: Sequence[ControllerRouterHandler] = (
     inference.inference,
     models.list_models,
@@ -113,7 +118,12 @@ async def open_app(config: GatewayConfig) -> AsyncIterator[Litestar]:
 
 
 @asynccontextmanager
-async def open_data_side(config: GatewayConfig, feed: CatalogueSource, ledger: UsageSink) -> AsyncIterator[Gateway]:
+async def open_data_side(
+    config: GatewayConfig,
+    feed: CatalogueSource,
+    ledger: UsageSink,
+    dialects: Mapping[str, Dialect] = STATELESS_DIALECTS,
+) -> AsyncIterator[Gateway]:
     """Valkey and the backends, around a catalogue and a ledger that are open already."""
     async with AsyncExitStack() as stack:
         queue = ScriptQueue(connect(config.valkey_url.reveal()), limits_script(), config.valkey_timeout_s)
@@ -152,6 +162,7 @@ async def open_data_side(config: GatewayConfig, feed: CatalogueSource, ledger: U
             channel=InternalChannel(config.key_pepper, config.internal_key),
             pepper=config.key_pepper.reveal(),
             max_body_bytes=config.max_body_bytes,
+            dialects=dialects,
         )
 
 

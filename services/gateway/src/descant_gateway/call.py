@@ -12,6 +12,7 @@ from typing import Self
 
 from litestar.types import HTTPScope, Receive, Send
 
+from descant_gateway.dialects import Dialect, Translation
 from descant_gateway.errors import ClientLeft, headers_too_large, request_timeout
 from descant_wire.errors import ApiError, payload_too_large
 
@@ -29,6 +30,7 @@ class Call:
         "_receive",
         "_send",
         "client_address",
+        "dialect",
         "endpoint",
         "headers",
         "is_answered",
@@ -38,6 +40,7 @@ class Call:
         "request_id",
         "route_headers",
         "started_at",
+        "translation",
     )
 
     def __init__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
@@ -55,6 +58,15 @@ class Call:
         """Who answers and why: of the latest attempt, for whatever answers this call after it."""
         self.is_started = False
         self.is_answered = False
+        self.dialect: Dialect | None = None
+        """Of the endpoint, where it is not chat completions' own."""
+        self.translation: Translation | None = None
+        """Once the request was read: from then on replies come in as chat completions and go out as the client's."""
+
+    @property
+    def authorization(self) -> bytes | None:
+        given = self.headers.get(b"authorization")
+        return given if self.dialect is None else self.dialect.authorization(self.headers)
 
     def require_small_headers(self) -> None:
         """431 for headers that are together larger than any honest request's."""
@@ -89,8 +101,12 @@ class Call:
 
     async def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """The whole reply at once."""
+        if self.dialect is not None and status >= 400:
+            body = self.dialect.error(status, body)
+        elif self.translation is not None:
+            body = await self.translation.whole(body)
         await self.start(status, (*headers, (b"content-length", str(len(body)).encode())))
-        await self.finish(body)
+        await self._send_last(body)
 
     async def start(self, status: int, headers: Headers) -> None:
         self.is_started = True
@@ -98,9 +114,16 @@ class Call:
         await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
 
     async def send(self, chunk: bytes) -> None:
+        if self.translation is not None:
+            chunk = await self.translation.events(chunk)
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def finish(self, chunk: bytes = b"") -> None:
+        if self.translation is not None:
+            chunk = await self.translation.events(chunk) + await self.translation.end()
+        await self._send_last(chunk)
+
+    async def _send_last(self, chunk: bytes) -> None:
         self.is_answered = True
         await self._send({"type": "http.response.body", "body": chunk, "more_body": False})
 

@@ -17,10 +17,15 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     """Its streams tell their usage in a last chunk, if `stream_options.include_usage` asks for it."""
 
 
+CHAT: Final = "/v1/chat/completions"
+MESSAGES: Final = "/v1/messages"
+RESPONSES: Final = "/v1/responses"
+
 _ALL: Final = (
-    Endpoint(path="/v1/chat/completions", prompt_fields=("messages", "tools"), generates=True, has_usage_chunk=True),
+    Endpoint(path=CHAT, prompt_fields=("messages", "tools"), generates=True, has_usage_chunk=True),
     Endpoint(path="/v1/completions", prompt_fields=("prompt",), generates=True, has_usage_chunk=True),
-    Endpoint(path="/v1/responses", prompt_fields=("input", "instructions", "tools"), generates=True),
+    Endpoint(path=MESSAGES, prompt_fields=("system", "messages", "tools"), generates=True),
+    Endpoint(path=RESPONSES, prompt_fields=("input", "instructions", "tools"), generates=True),
     Endpoint(path="/v1/embeddings", prompt_fields=("input",)),
     Endpoint(path="/v1/rerank", prompt_fields=("query", "documents")),
     Endpoint(path="/rerank", prompt_fields=("query", "documents")),
@@ -48,7 +53,7 @@ REFUSED_FAMILIES: Final[Mapping[str, str]] = MappingProxyType(
         "/v1/conversations": "stored conversations",
         "/v1/containers": "containers",
         "/v1/evals": "evals",
-        "/v1/messages": "Anthropic's own API",
+        "/v1/messages": "a part of Anthropic's API other than messages themselves",
     }
 )
 """Parts of other APIs that clients know and that are not served here, by name."""

@@ -3,21 +3,24 @@
 `relay` asks `route` for the backends, and again where one fails that a fallback is configured for.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from descant_gateway.admit import Admission, admit
 from descant_gateway.admitted_call import AdmittedCall
-from descant_gateway.authenticate import authenticate, permitted_endpoint, permitted_model
+from descant_gateway.authenticate import Caller, authenticate, permitted_endpoint, permitted_model
 from descant_gateway.backends import Backends
 from descant_gateway.call import Call
 from descant_gateway.catalogue import Catalogue
+from descant_gateway.dialects import Dialect
+from descant_gateway.endpoints import CHAT
 from descant_gateway.fair_share import FairShare
 from descant_gateway.internal_channel import InternalChannel
 from descant_gateway.limiter import Limiter
 from descant_gateway.metrics import Metrics
 from descant_gateway.relay import Upstreams, relay
-from descant_gateway.request import read_request
+from descant_gateway.request import InferenceRequest, read_request
 from descant_gateway.settle import Settlement, UsageSink
 
 
@@ -43,6 +46,8 @@ class Gateway:
     channel: InternalChannel
     pepper: str
     max_body_bytes: int
+    dialects: Mapping[str, Dialect]
+    """By the endpoint whose clients speak it; the others' requests go to backends as they are."""
 
     @property
     def backends(self) -> Backends:
@@ -54,16 +59,21 @@ class Gateway:
 
 
 async def serve(call: Call, gateway: Gateway) -> None:
-    """Answers the call. Raises ApiError for a refusal that is still to be written, ClientLeft if nobody waits for it.
+    """Answers the call. Raises ApiError for a refusal that is still to be written, ClientLeft if nobody waits for it."""
+    catalogue = gateway.feed.current
+    caller = authenticate(call.authorization, call.client_address, catalogue, gateway.pepper)
+    permitted_endpoint(caller, call.endpoint)
+    await serve_caller(call, caller, catalogue, gateway)
+
+
+async def serve_caller(call: Call, caller: Caller, catalogue: Catalogue, gateway: Gateway) -> None:
+    """The four verbs after authentication. Raises as `serve` does.
 
     One snapshot of the catalogue serves the whole request. Once there is a ticket, leaving the `with` blocks, for
     whatever reason, settles it, ends the turn at the backends and books the request, exactly once. While backends are
     saturated the turn is waited for; a request that never gets it is refunded and not booked.
     """
-    catalogue = gateway.feed.current
-    caller = authenticate(call.headers.get(b"authorization"), call.client_address, catalogue, gateway.pepper)
-    permitted_endpoint(caller, call.endpoint)
-    request = read_request(call.endpoint, await call.read_body(gateway.max_body_bytes))
+    request = await _read(call, caller, gateway.max_body_bytes)
     model = permitted_model(caller, request.model, catalogue)
     with await admit(caller, request, model, catalogue, gateway.admission) as ticket:
         call.add_reply_headers(ticket.headers)
@@ -78,3 +88,12 @@ async def serve(call: Call, gateway: Gateway) -> None:
             )
             with Settlement(admitted, gateway.ledger, gateway.metrics, gateway.admission.outputs):
                 await relay(admitted, catalogue, gateway.upstreams)
+
+
+async def _read(call: Call, caller: Caller, max_body_bytes: int) -> InferenceRequest:
+    """The request; of another dialect, the chat completion that says the same."""
+    body = await call.read_body(max_body_bytes)
+    if call.dialect is None:
+        return read_request(call.endpoint, body)
+    call.translation = await call.dialect.translate(body, caller)
+    return read_request(CHAT, call.translation.body)

@@ -72,7 +72,7 @@ class Settlement:
             parent=model.parent,
             served_model=served_name(admitted),
             backend=meter.backend,
-            endpoint=admitted.request.endpoint,
+            endpoint=admitted.call.endpoint,
             stream=admitted.request.stream,
             outcome=outcome,
             status=status_of(exc, meter),

@@ -25,6 +25,7 @@ async def inference(scope: Scope, receive: Receive, send: Send) -> None:
     call = Call(scope, receive, send)
     state = scope["litestar_app"].state
     gateway: Gateway = state.gateway
+    call.dialect = gateway.dialects.get(call.endpoint)
     call.client_address = state.proxies.client_address(scope)
     try:
         if call.method != "POST":

@@ -1,0 +1,38 @@
+"""What clients speak besides chat completions: a dialect says a request as a chat completion and its reply back.
+
+The mirror image of `providers`. In between, admission, routing, relaying and settling know chat completions alone.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol as Interface
+
+from descant_gateway.authenticate import Caller
+
+
+class Translation(Interface):
+    """One request, and what becomes of its reply."""
+
+    body: bytes
+    """The same as a chat completion. Where it streams, it asks for the usage chunk."""
+
+    async def whole(self, body: bytes) -> bytes:
+        """The chat completion as the client's endpoint answers. ValueError for what is none."""
+
+    async def events(self, chunk: bytes) -> bytes:
+        """Any whole events of the chat completion in, the endpoint's own out; empty where there is nothing to say."""
+
+    async def end(self) -> bytes:
+        """The last events, after the last of the chat completion's."""
+
+
+class Dialect(Interface):
+    """How clients of one endpoint speak."""
+
+    def authorization(self, headers: Mapping[bytes, bytes]) -> bytes | None:
+        """The Authorization header, or what stands for it."""
+
+    def error(self, status: int, body: bytes) -> bytes:
+        """An error in OpenAI's shape, as the endpoint tells it."""
+
+    async def translate(self, body: bytes, caller: Caller) -> Translation:
+        """Raises ApiError for what is not a request, or can't be said as a chat completion."""

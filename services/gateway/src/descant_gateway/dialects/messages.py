@@ -1,0 +1,76 @@
+"""Anthropic's Messages API: its clients are served by any model here. Reference: https://docs.anthropic.com/en/api"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from descant_gateway.authenticate import Caller
+from descant_gateway.dialects.message_reply import MessageReply
+from descant_gateway.dialects.message_request import chat_request
+from descant_wire.anthropic import MessagesRequest
+from descant_wire.decoding import decode_request
+from descant_wire.errors import ErrorBody, ErrorDetail
+
+KEY_HEADER: Final = b"x-api-key"
+_ERROR_TYPES: Final[Mapping[int, str]] = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+_unreadable: Final = ErrorBody(error=ErrorDetail(message="The request failed.", type="api_error"))
+
+
+class Fault(Struct, frozen=True, kw_only=True):
+    """An error, or the event of one, in Anthropic's shape."""
+
+    type: str = "error"
+    error: dict[str, str]
+
+
+class MessagesDialect:
+    def authorization(self, headers: Mapping[bytes, bytes]) -> bytes | None:
+        key = headers.get(KEY_HEADER)
+        return headers.get(b"authorization") if key is None else b"Bearer " + key
+
+    def error(self, status: int, body: bytes) -> bytes:
+        try:
+            detail = msgspec.json.decode(body, type=ErrorBody).error
+        except msgspec.MsgspecError:
+            detail = _unreadable.error
+        return fault(status, detail)
+
+    async def translate(self, body: bytes, caller: Caller) -> "MessagesTranslation":
+        return MessagesTranslation(decode_request(body, MessagesRequest))
+
+
+class MessagesTranslation:
+    def __init__(self, request: MessagesRequest) -> None:
+        self.body = msgspec.json.encode(chat_request(request))
+        self._reply = MessageReply(request.model)
+
+    async def whole(self, body: bytes) -> bytes:
+        return self._reply.whole(body)
+
+    async def events(self, chunk: bytes) -> bytes:
+        return self._reply.feed(chunk)
+
+    async def end(self) -> bytes:
+        return self._reply.end()
+
+
+def fault(status: int, detail: ErrorDetail) -> bytes:
+    """The field at fault is named in the message, as Anthropic has no place for it."""
+    message = detail.message
+    if detail.param and detail.param not in message:
+        message = f"{detail.param}: {message}"
+    kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return msgspec.json.encode(Fault(error={"type": kind, "message": message}))
