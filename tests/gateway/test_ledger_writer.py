@@ -58,7 +58,7 @@ def charge_ids(records: Sequence[UsageRecord]) -> set[UUID]:
 
 
 def segments(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_file())
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.suffix == ".jsonl")
 
 
 def records_in(folder: Path) -> list[UsageRecord]:

@@ -1,5 +1,6 @@
 """May this request run now? Every limit on its path is reserved at once; the ticket gives back what is not used."""
 
+import time
 import uuid
 from dataclasses import dataclass
 from types import TracebackType
@@ -56,7 +57,16 @@ class Ticket:
     Closing only hands the settlement over and never waits, so that no cancellation can come in between.
     """
 
-    __slots__ = ("_admission", "_reservation", "headers", "is_closed", "is_local", "price", "used_tokens")
+    __slots__ = (
+        "_admission",
+        "_reservation",
+        "admitted_at",
+        "headers",
+        "is_closed",
+        "is_local",
+        "price",
+        "used_tokens",
+    )
 
     def __init__(
         self,
@@ -66,9 +76,12 @@ class Ticket:
         *,
         price: Price = FREE,
         is_local: bool = False,
+        admitted_at: float | None = None,
     ) -> None:
         self.headers = headers
         """What the reply tells of the limits."""
+        self.admitted_at = time.time() if admitted_at is None else admitted_at
+        """Seconds since 1970, by the clock that its limits' periods go by: it counts in the periods of this moment."""
         self.price = price
         self.is_local = is_local
         """Admitted while Valkey was away, from this process's share."""
@@ -122,7 +135,7 @@ async def admit(
     429 with an exact Retry-After. While Valkey is away, what the configuration says of each class: this process's
     share, or 503. A caller without limits needs no Valkey.
     """
-    path, price = admission.paths.of(catalogue, caller, model), catalogue.price_of(model)
+    path, price = admission.paths.of(catalogue, caller, model), catalogue.price_of(model, time.time())
     amounts = estimated_amounts(caller, request, model, price, admission.outputs)
     hopeless = path.too_small(amounts)
     if hopeless is not None:
@@ -142,7 +155,7 @@ async def admit(
         raise exceeded(decision.standings, amounts)
     if path.num_shadows or path.num_warnings:
         _watch(path, decision.standings, admission.watcher)
-    return Ticket(reservation, decision.headers, admission, price=price)
+    return Ticket(reservation, decision.headers, admission, price=price, admitted_at=decision.now)
 
 
 def estimated_amounts(

@@ -9,6 +9,7 @@ from descant_gateway.catalogue import ModelRoute
 from descant_gateway.internal_channel import TeamIdentity
 from descant_gateway.meter import Meter
 from descant_gateway.request import InferenceRequest
+from descant_gateway.tags import Tags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,7 @@ class AdmittedCall:
     model: ModelRoute
     ticket: Ticket
     identity: TeamIdentity
+    tags: Tags | None = None
     meter: Meter = field(default_factory=Meter)
 
     @property

@@ -38,12 +38,18 @@ class LimitRule(Struct, frozen=True, kw_only=True):
 
 
 class Price(Struct, frozen=True):
-    """Micro-dollars per million tokens."""
+    """Micro-dollars per million tokens: one version of a model's price."""
 
     input: int
     cached: int
     """Of the input, what the prefix cache had."""
     output: int
+    version: int | None = None
+    """What a charge names; None for no price at all."""
+    valid_from: float = 0.0
+    """Seconds since 1970."""
+    is_withdrawn: bool = False
+    """From then on the model has no price of its own."""
 
     def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
         """Micro-dollars, rounded up. `cached_tokens` are part of `prompt_tokens`."""
@@ -187,11 +193,17 @@ class Catalogue(Struct, frozen=True, kw_only=True):
     backends: Mapping[str, Backend] = field(default_factory=dict)
     limits: Mapping[UUID, tuple[LimitRule, ...]] = field(default_factory=dict)
     """By the id of the organization, team, project or key whose they are."""
-    prices: Mapping[str, Price] = field(default_factory=dict)
-    """By model name; `price_of` knows which one holds."""
+    prices: Mapping[str, tuple[Price, ...]] = field(default_factory=dict)
+    """By model name, the latest version first, those to come too; `price_of` knows which one holds."""
     webhooks: Mapping[UUID, Webhook] = field(default_factory=dict)
     """By organization."""
 
-    def price_of(self, model: ModelRoute) -> Price:
-        """The model's own, else its base model's; without any it is free."""
-        return self.prices.get(model.target or model.name) or self.prices.get(model.parent or "") or FREE
+    def price_of(self, model: ModelRoute, now: float) -> Price:
+        """At `now` (seconds since 1970): the model's own, else its base model's; without any it is free."""
+        return self._own_price(model.target or model.name, now) or self._own_price(model.parent or "", now) or FREE
+
+    def _own_price(self, name: str, now: float) -> Price | None:
+        for price in self.prices.get(name, ()):
+            if price.valid_from <= now:
+                return None if price.is_withdrawn else price
+        return None

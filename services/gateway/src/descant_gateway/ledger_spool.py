@@ -9,11 +9,9 @@ from uuid import uuid4
 
 import msgspec
 
-from descant_gateway.ledger import UsageRecord
+from descant_gateway.ledger import decode_line
 
 SEGMENT: Final = ".jsonl"
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(UsageRecord)
 
 
 class LedgerSpool:
@@ -21,25 +19,28 @@ class LedgerSpool:
 
     A segment appears under its name only when it is complete and on the disk, and never changes afterwards. So a crash
     leaves no half line, and several gateways may share the folder: replaying a segment twice writes its charges once.
+    What a failing disk makes of a segment costs only the lines that it hit.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def write(self, records: Sequence[UsageRecord]) -> None:
+    def write(self, lines: Sequence[bytes]) -> None:
         """Returns when the records are on the disk. Raises OSError."""
-        self._write_segment(self._folder, records)
+        self._write_segment(self._folder, lines)
 
     def segments(self) -> list[Path]:
         """Oldest first."""
         return sorted(self._folder.glob(f"*{SEGMENT}"))
 
-    def read(self, segment: Path) -> list[UsageRecord]:
-        """Empty if another gateway has replayed the segment meanwhile. Raises msgspec.DecodeError, OSError."""
+    def read(self, segment: Path) -> tuple[list[bytes], int]:
+        """Its records' lines, and how many can't be read. Empty if another gateway has replayed it. Raises OSError."""
         try:
-            return _decoder.decode_lines(segment.read_bytes())
+            lines = segment.read_bytes().splitlines()
         except FileNotFoundError:
-            return []
+            return [], 0
+        whole = [line for line in lines if _is_record(line)]
+        return whole, len(lines) - len(whole)
 
     def remove(self, segment: Path) -> None:
         segment.unlink(missing_ok=True)
@@ -48,22 +49,22 @@ class LedgerSpool:
         """Out of the way of the others, kept for a person to look at."""
         segment.rename(self._rejected_folder() / segment.name)
 
-    def reject(self, record: UsageRecord) -> None:
+    def reject(self, line: bytes) -> None:
         """Keeps a record that PostgreSQL refuses for what it holds."""
-        self._write_segment(self._rejected_folder(), [record])
+        self._write_segment(self._rejected_folder(), [line])
 
     def _rejected_folder(self) -> Path:
         folder = self._folder / "rejected"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _write_segment(self, folder: Path, records: Sequence[UsageRecord]) -> None:
+    def _write_segment(self, folder: Path, lines: Sequence[bytes]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid4().hex}{SEGMENT}"
         unfinished = path.with_suffix(".part")
         try:
             with unfinished.open("xb") as file:
-                file.write(_encoder.encode_lines(records))
+                file.write(b"\n".join(lines) + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.rename(path)
@@ -71,6 +72,14 @@ class LedgerSpool:
             unfinished.unlink(missing_ok=True)
             raise
         _sync_folder(folder)
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        decode_line(line)
+    except msgspec.DecodeError:
+        return False
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

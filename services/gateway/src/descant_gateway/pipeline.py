@@ -22,6 +22,7 @@ from descant_gateway.metrics import Metrics
 from descant_gateway.relay import Upstreams, relay
 from descant_gateway.request import InferenceRequest, read_request
 from descant_gateway.settle import Settlement, UsageSink
+from descant_gateway.tags import read_tags
 
 
 class CatalogueSource(Protocol):
@@ -75,6 +76,7 @@ async def serve_caller(call: Call, caller: Caller, catalogue: Catalogue, gateway
     """
     request = await _read(call, caller, gateway.max_body_bytes)
     model = permitted_model(caller, request.model, catalogue)
+    tags = read_tags(call.headers, request.members)
     with await admit(caller, request, model, catalogue, gateway.admission) as ticket:
         call.add_reply_headers(ticket.headers)
         async with gateway.fair_share.turn(call, caller.team, model, ticket):
@@ -85,6 +87,7 @@ async def serve_caller(call: Call, caller: Caller, catalogue: Catalogue, gateway
                 model=model,
                 ticket=ticket,
                 identity=gateway.channel.identity_of(caller.team),
+                tags=tags,
             )
             with Settlement(admitted, gateway.ledger, gateway.metrics, gateway.admission.outputs):
                 await relay(admitted, catalogue, gateway.upstreams)

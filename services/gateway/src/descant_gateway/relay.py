@@ -159,7 +159,8 @@ class _Passage:
         body = provider.body(admitted.request, model.upstream_name)
         admitted.call.route_headers = ((BACKEND_HEADER, backend.name.encode()), (REASON_HEADER, reason.encode()))
         admitted.meter.model = model
-        admitted.meter.price = None if model is admitted.model else self._catalogue.price_of(model)
+        at = admitted.ticket.admitted_at
+        admitted.meter.price = None if model is admitted.model else self._catalogue.price_of(model, at)
         self._backend = backend
         exchange = Exchange(admitted, Attempt(backend, provider, body, self._timeouts), self._backends.session)
         with self._backends.in_flight(backend):

@@ -6,8 +6,10 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 import structlog
+from msgspec.structs import replace
 
 from descant_gateway.admitted_call import AdmittedCall
+from descant_gateway.catalogue import Price
 from descant_gateway.errors import ClientLeft
 from descant_gateway.ledger import Outcome, UsageRecord
 from descant_gateway.limits import NOTHING, Amounts
@@ -23,6 +25,9 @@ _log = structlog.get_logger("descant_gateway.request")
 
 
 class UsageSink(Protocol):
+    def begin(self, record: UsageRecord) -> None:
+        """What is to be booked if this process dies before it appends the charge's record. Never raises."""
+
     def append(self, record: UsageRecord) -> None:
         """Takes the record at once; writes it later. Never raises."""
 
@@ -30,15 +35,17 @@ class UsageSink(Protocol):
 class Settlement:
     """`with` it around all that follows admission. Nothing in it waits, so no cancellation can cut it short."""
 
-    __slots__ = ("_admitted", "_ledger", "_metrics", "_outputs")
+    __slots__ = ("_admitted", "_begun", "_ledger", "_metrics", "_outputs")
 
     def __init__(self, admitted: AdmittedCall, ledger: UsageSink, metrics: Metrics, outputs: OutputEstimates) -> None:
         self._admitted = admitted
+        self._begun = begun_record(admitted)
         self._ledger = ledger
         self._metrics = metrics
         self._outputs = outputs
 
     def __enter__(self) -> Self:
+        self._ledger.begin(self._begun)
         self._metrics.admitted()
         return self
 
@@ -51,29 +58,21 @@ class Settlement:
         price = admitted.meter.price or admitted.ticket.price
         cost = price.cost(charge.prompt_tokens, charge.cached_tokens, charge.completion_tokens)
         admitted.ticket.settle(amounts_of(outcome, charge, cost))
-        record = self._record(outcome, charge, cost, exc)
+        record = self._record(outcome, charge, cost, price, exc)
         self._ledger.append(record)
         if outcome is Outcome.COMPLETED and admitted.request.max_tokens is None:
             self._outputs.learn(record.key_id, record.model, charge.completion_tokens // admitted.request.max_choices)
         self._metrics.settled(record)
         _log_request(record, admitted.meter)
 
-    def _record(self, outcome: Outcome, charge: Charge, cost: int, exc: BaseException | None) -> UsageRecord:
-        admitted = self._admitted
-        team, meter, model = admitted.caller.team, admitted.meter, admitted.model
-        return UsageRecord(
-            charge_id=admitted.ticket.charge_id,
-            created_at=datetime.now(UTC),
-            organization_id=team.organization_id,
-            team_id=team.id,
-            key_id=admitted.caller.key.id,
-            request_id=admitted.call.request_id,
-            model=model.name,
-            parent=model.parent,
+    def _record(
+        self, outcome: Outcome, charge: Charge, cost: int, price: Price, exc: BaseException | None
+    ) -> UsageRecord:
+        admitted, meter = self._admitted, self._admitted.meter
+        return replace(
+            self._begun,
             served_model=served_name(admitted),
             backend=meter.backend,
-            endpoint=admitted.call.endpoint,
-            stream=admitted.request.stream,
             outcome=outcome,
             status=status_of(exc, meter),
             prompt_tokens=charge.prompt_tokens,
@@ -81,9 +80,39 @@ class Settlement:
             completion_tokens=charge.completion_tokens,
             estimated=charge.is_estimated,
             cost_microdollars=cost,
+            price_version=price.version,
             ttft_ms=None if meter.first_byte_at is None else _ms(meter.first_byte_at - admitted.call.started_at),
             duration_ms=_ms(time.perf_counter() - admitted.call.started_at),
         )
+
+
+def begun_record(admitted: AdmittedCall) -> UsageRecord:
+    """All that is known of a charge before anything is served."""
+    caller, model = admitted.caller, admitted.model
+    return UsageRecord(
+        charge_id=admitted.ticket.charge_id,
+        created_at=datetime.fromtimestamp(admitted.ticket.admitted_at, UTC),
+        organization_id=caller.team.organization_id,
+        team_id=caller.team.id,
+        key_id=caller.key.id,
+        project_id=caller.key.project_id,
+        request_id=admitted.call.request_id,
+        model=model.name,
+        parent=model.parent,
+        alias_of=model.target,
+        backend="",
+        endpoint=admitted.call.endpoint,
+        stream=admitted.request.stream,
+        tags=admitted.tags,
+        outcome=Outcome.INTERRUPTED,
+        status=0,
+        prompt_tokens=0,
+        cached_tokens=0,
+        completion_tokens=0,
+        estimated=True,
+        ttft_ms=None,
+        duration_ms=0,
+    )
 
 
 def served_name(admitted: AdmittedCall) -> str | None:

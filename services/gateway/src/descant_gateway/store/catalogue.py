@@ -25,7 +25,7 @@ from descant_gateway.catalogue import (
 )
 from descant_gateway.sealing import Sealer
 from descant_gateway.sharded import ShardedMap
-from descant_gateway.store import catalogue_changes, tables, upstreams, webhooks
+from descant_gateway.store import catalogue_changes, charged_prices, tables, upstreams, webhooks
 from descant_gateway.store.catalogue_changes import Changes
 
 IN_CHUNKS: Final = {"yield_per": 500}
@@ -198,9 +198,8 @@ def _limit_rule(row: Row[Any]) -> LimitRule:
     )
 
 
-async def _prices(connection: AsyncConnection) -> dict[str, Price]:
-    rows = await connection.execute(select(tables.prices))
-    return {row.model: Price(row.input, row.cached, row.output) for row in rows}
+async def _prices(connection: AsyncConnection) -> dict[str, tuple[Price, ...]]:
+    return await charged_prices.by_model(connection)
 
 
 def _key(row: Row[Any], secrets: tuple[EndingSecret | bytes, ...]) -> Key:

@@ -1,39 +1,96 @@
-"""What models and adapters cost: one price each, which holds from the moment it is stored."""
+"""The price list: append-only, one version after another for each model and adapter, some of them still to come."""
+
+from datetime import UTC, datetime
+from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import delete, select
-from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy import Row, delete, func, insert, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.store import models, tables
-from descant_gateway.store.errors import NotFound
+from descant_gateway.store import models
+from descant_gateway.store.errors import Invalid, NotFound
+from descant_gateway.store.usage_tables import price_versions
 
 
-class PriceRow(Struct, frozen=True, kw_only=True):
+class Amounts(Struct, frozen=True):
     """Micro-dollars per million tokens."""
 
-    model: str
     input: int
     cached: int
     output: int
 
 
-async def put(connection: AsyncConnection, price: PriceRow) -> PriceRow:
-    """Raises Invalid (model)."""
-    await models.require_known(connection, [price.model], field="model")
-    amounts = {"input": price.input, "cached": price.cached, "output": price.output}
-    statement = upsert(tables.prices).values(model=price.model, **amounts)
-    await connection.execute(statement.on_conflict_do_update(index_elements=["model"], set_=amounts))
-    return price
+class PriceRow(Struct, frozen=True, kw_only=True):
+    """Micro-dollars per million tokens; null: from then on the model has no price of its own."""
+
+    version: int
+    model: str
+    valid_from: datetime
+    input: int | None
+    cached: int | None
+    output: int | None
+
+
+async def put(
+    connection: AsyncConnection, model: str, amounts: Amounts, valid_from: datetime | None = None
+) -> PriceRow:
+    """Adds a version, from now on or from a moment to come: what was charged stays explained. Raises Invalid."""
+    await models.require_known(connection, [model], field="model")
+    return await _add(connection, model, amounts, valid_from)
+
+
+async def withdraw(connection: AsyncConnection, model: str) -> None:
+    """The model has no price of its own from now on. Raises NotFound."""
+    held = next((row for row in await list_all(connection) if row.model == model), None)
+    if held is None:
+        raise NotFound("price", model)
+    await _add(connection, model, None, None)
+
+
+async def cancel(connection: AsyncConnection, version: int) -> None:
+    """Takes back a version that has not begun. Raises NotFound."""
+    columns = price_versions.c
+    begun_never = delete(price_versions).where(columns.version == version, columns.valid_from > func.now())
+    if (await connection.execute(begun_never)).rowcount == 0:
+        raise NotFound("price to come", str(version))
 
 
 async def list_all(connection: AsyncConnection) -> list[PriceRow]:
-    rows = await connection.execute(select(tables.prices).order_by(tables.prices.c.model))
-    return [PriceRow(model=row.model, input=row.input, cached=row.cached, output=row.output) for row in rows]
+    """The price that each model has now."""
+    columns = price_versions.c
+    latest = (
+        select(price_versions)
+        .where(columns.valid_from <= func.now())
+        .distinct(columns.model)
+        .order_by(columns.model, columns.valid_from.desc())
+    )
+    rows = map(_price_row, await connection.execute(latest))
+    return [row for row in rows if row.input is not None]
 
 
-async def remove(connection: AsyncConnection, model: str) -> None:
-    """The model is free from now on. Raises NotFound."""
-    removed = await connection.execute(delete(tables.prices).where(tables.prices.c.model == model))
-    if removed.rowcount == 0:
-        raise NotFound("price", model)
+async def history(connection: AsyncConnection, model: str | None = None) -> list[PriceRow]:
+    """Every version, by model, oldest first; those to come too."""
+    query = select(price_versions).order_by(price_versions.c.model, price_versions.c.valid_from)
+    if model is not None:
+        query = query.where(price_versions.c.model == model)
+    return [_price_row(row) for row in await connection.execute(query)]
+
+
+async def _add(
+    connection: AsyncConnection, model: str, amounts: Amounts | None, valid_from: datetime | None
+) -> PriceRow:
+    # Not the transaction's time: two versions within one second must differ.
+    moment = func.clock_timestamp() if valid_from is None else valid_from
+    if valid_from is not None and valid_from <= datetime.now(UTC):
+        raise Invalid("A price can't begin in the past: what was charged then stays as it is.", field="valid_from")
+    fields = {name: None if amounts is None else getattr(amounts, name) for name in Amounts.__struct_fields__}
+    statement = insert(price_versions).values(model=model, valid_from=moment, **fields).returning(price_versions)
+    try:
+        return _price_row((await connection.execute(statement)).one())
+    except IntegrityError:
+        raise Invalid(f"{model!r} has a price from that moment already.", field="valid_from") from None
+
+
+def _price_row(row: Row[Any]) -> PriceRow:
+    return PriceRow(**{name: getattr(row, name) for name in PriceRow.__struct_fields__})

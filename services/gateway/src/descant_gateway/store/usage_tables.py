@@ -25,7 +25,8 @@ from descant_gateway.store.identity_tables import metadata
 __all__ = ["COUNTS", "DIMENSIONS", "metadata", "price_versions", "usage_hourly", "usage_retention", "usage_unrolled"]
 
 DIMENSIONS: Final = (
-    "organization_id", "team_id", "key_id", "project_id", "model", "parent", "alias_of", "outcome", "price_version", "tags"
+    "organization_id", "team_id", "key_id", "project_id", "model", "parent", "alias_of", "outcome", "price_version",
+    "tags",
 )  # fmt: skip
 COUNTS: Final = (
     "requests", "estimated_requests", "prompt_tokens", "cached_tokens", "completion_tokens", "cost_microdollars"

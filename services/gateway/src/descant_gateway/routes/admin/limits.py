@@ -1,4 +1,4 @@
-"""/admin/v1/limits, prices, webhooks, fair-shares: what organizations, teams, projects and keys may use, and for what.
+"""/admin/v1/limits, webhooks, fair-shares: what organizations, teams, projects and keys may use, and for what.
 
 Whoever sets a limit stands above its owner: nobody raises their own.
 """
@@ -22,14 +22,12 @@ from descant_gateway.routes.admin.administration import require
 from descant_gateway.routes.admin.backends import checked_base_url
 from descant_gateway.routes.admin.fields import Listing, Name
 from descant_gateway.sealing import Sealer
-from descant_gateway.store import fair_shares, prices, teams, webhooks
+from descant_gateway.store import fair_shares, teams, webhooks
 from descant_gateway.store import limits as store
 from descant_gateway.store.limits import LimitRow, NewLimit
-from descant_gateway.store.prices import PriceRow
 from descant_wire.errors import permission_denied
 
 Capacity = Annotated[int, Meta(ge=0, le=10**15)]
-MicrodollarsPerMillion = Annotated[int, Meta(ge=0, le=10**12)]
 Percent = Annotated[int, Meta(ge=1, le=100)]
 
 
@@ -54,17 +52,6 @@ class LimitSetting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Counts and reports, never refuses."""
     warn_at: Annotated[list[Percent], Meta(max_length=10)] = []
     """Percent used at which the organization's webhook is told, once each period."""
-
-
-class PriceSetting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Micro-dollars per million tokens: 3 dollars are 3000000."""
-
-    model: Name
-    """An adapter without a price of its own has its base model's."""
-    input: MicrodollarsPerMillion
-    cached: MicrodollarsPerMillion | None = None
-    """Of the input, what the prefix cache had; null: as `input`."""
-    output: MicrodollarsPerMillion
 
 
 class WebhookSetting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,27 +123,6 @@ async def delete_limit(
         await store.remove(connection, limit_id)
 
 
-@put("/prices", opt=needs(Role.ADMIN, Level.INSTALLATION))
-async def put_price(data: JSONBody[PriceSetting], engine: NamedDependency[AsyncEngine]) -> PriceRow:
-    """Holds for what is admitted from now on."""
-    cached = data.input if data.cached is None else data.cached
-    async with engine.begin() as connection:
-        row = PriceRow(model=data.model, input=data.input, cached=cached, output=data.output)
-        return await prices.put(connection, row)
-
-
-@get("/prices", opt=needs(Role.VIEWER))
-async def list_prices(engine: NamedDependency[AsyncEngine]) -> Listing[PriceRow]:
-    async with engine.begin() as connection:
-        return Listing(await prices.list_all(connection))
-
-
-@delete("/prices/{model:path}", opt=needs(Role.ADMIN, Level.INSTALLATION))
-async def delete_price(model: FromPath[str], engine: NamedDependency[AsyncEngine]) -> None:
-    async with engine.begin() as connection:
-        await prices.remove(connection, model.removeprefix("/"))
-
-
 @put("/webhooks/{organization_id:uuid}", opt=needs(Role.ADMIN, Level.ORGANIZATION))
 async def put_webhook(
     organization_id: FromPath[UUID],
@@ -221,9 +187,6 @@ ROUTES = (
     put_limit,
     list_limits,
     delete_limit,
-    put_price,
-    list_prices,
-    delete_price,
     put_webhook,
     delete_webhook,
     put_fair_share,
