@@ -119,21 +119,27 @@ async def test_a_limit_needs_its_owner(client: httpx.AsyncClient, team: Json) ->
         assert level in error["message"]
 
 
+async def signed_in(client: httpx.AsyncClient, team: Json, role: str) -> dict[str, str]:
+    """The headers of a person with this role in the team."""
+    password = "correct horse battery"
+    person = {"email": f"{role}@example.com", "name": role, "password": password}
+    place = {"team_id": team["id"], "role": role}
+    await sent(client, "POST", f"/people/{(await sent(client, 'POST', '/people', person))['id']}/memberships", place)
+    session = await sent(client, "POST", "/sign-in/password", {"email": person["email"], "password": password})
+    return {"Authorization": f"Bearer {session['token']}"}
+
+
 async def test_nobody_raises_their_own_limit(client: httpx.AsyncClient, team: Json) -> None:
-    """An admin of the team sets those of its keys, and not the team's own; one of its members sets none."""
-    accounts: dict[str, Json] = {}
-    for role in ("admin", "member"):
-        body = {"team_id": team["id"], "name": role, "role": role, "scopes": ["admin"]}
-        issued = await client.post("/keys", json=body)
-        assert issued.is_success, issued.text
-        accounts[role] = issued.json()
-    key = accounts["admin"]["id"]
-    by_admin = {"Authorization": f"Bearer {accounts['admin']['api_key']}"}
-    by_member = {"Authorization": f"Bearer {accounts['member']['api_key']}"}
-    own = limit_of(team, level="key", owner_id=key)
+    """An admin of the team sets those of its keys, and not the team's own; a member sets none, a key none of keys."""
+    by_admin, by_member = [await signed_in(client, team, role) for role in ("admin", "member")]
+    made = {"team_id": team["id"], "name": "account", "role": "admin", "scopes": ["admin"]}
+    account = await sent(client, "POST", "/keys", made)
+    own = limit_of(team, level="key", owner_id=account["id"])
     assert (await client.put("/limits", json=own, headers=by_admin)).status_code == 200
     assert (await refused(client, "PUT", "/limits", limit_of(team), by_admin))["status"] == 403
     assert (await refused(client, "PUT", "/limits", own, by_member))["status"] == 403
+    by_account = {"Authorization": f"Bearer {account['api_key']}"}
+    assert (await refused(client, "PUT", "/limits", own, by_account))["status"] == 403
 
 
 async def test_prices_hold_for_adapters_and_aliases_of_their_model(
