@@ -245,9 +245,13 @@ async def test_alive_is_not_ready(world: World, gateway: Running) -> None:
     assert (await gateway.client.get("/health")).json() == {"status": "ok"}
     reply = await gateway.client.get("/ready")
     assert reply.status_code == 200
-    assert reply.json() == {"ready": True, "catalogue_version": 1, "valkey": True, "database": True}
+    assert reply.json() == {"ready": True, "reasons": [], "catalogue_version": 1, "valkey": True, "database": True}
     world.age_s = 60.0
-    assert (await gateway.client.get("/ready")).json()["database"] is False
+    reply = await gateway.client.get("/ready")
+    assert (reply.status_code, reply.json()["database"]) == (200, False)
+    assert reply.json()["reasons"] == [
+        "PostgreSQL is away: the catalogue is 60 s old, usage goes to the spool",
+    ]
 
 
 async def test_metrics_count_what_happened_under_bounded_labels(world: World, gateway: Running) -> None:

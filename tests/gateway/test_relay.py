@@ -158,7 +158,7 @@ async def test_the_client_s_key_and_hop_headers_stay_here(upstream: Upstream, va
     }
     async with running_gateway(world, valkey_url, internal_key=Secret("i" * 32)) as gateway:
         reply = await ask(world, gateway, headers=bearer(key) | given)
-        (team,) = world.teams.values()
+        team = world.teams[world.records[0].team_id]
         tenant = gateway.gateway.channel.identity_of(team).tenant
     received = upstream.received[0].headers
     assert received["authorization"] == "Bearer backend-key"

@@ -21,6 +21,7 @@ from descant_gateway.deadlines import Timeouts
 from descant_gateway.dialects import Dialect
 from descant_gateway.dialects.messages import MessagesDialect
 from descant_gateway.endpoints import MESSAGES
+from descant_gateway.drain import Drain
 from descant_gateway.errors import from_framework
 from descant_gateway.fair_share import FairShare, QueueBounds
 from descant_gateway.internal_channel import InternalChannel
@@ -44,6 +45,8 @@ from descant_gateway.shadow import Shadows
 from descant_gateway.store.migrate import check_schema
 from descant_gateway.store.session import create_engine
 from descant_gateway.throttle import Throttle
+from descant_gateway.worker_metrics import MetricsPage
+from descant_gateway.workers import SOLE, WorkerPlace
 from descant_wire.errors import ApiError, server_error
 
 _log = structlog.get_logger("descant_gateway.app")
@@ -67,6 +70,8 @@ def build_app(
     routes: Sequence[ControllerRouterHandler] = DATA_ROUTES,
     *,
     proxies: TrustedProxies = NO_PROXIES,
+    drain: Drain | None = None,
+    metrics_page: MetricsPage | None = None,
 ) -> Litestar:
     """The application around a gateway that is open; whoever opened it closes it after the server has drained.
 
@@ -75,7 +80,15 @@ def build_app(
     app = Litestar(
         route_handlers=list(routes),
         guards=[deny_by_default],
-        state=State({"gateway": gateway, "proxies": proxies, "throttle": Throttle()}),
+        state=State(
+            {
+                "gateway": gateway,
+                "proxies": proxies,
+                "throttle": Throttle(),
+                "drain": drain or Drain(),
+                "metrics_page": metrics_page or MetricsPage(gateway.metrics, SOLE),
+            }
+        ),
         exception_handlers={ApiError: _refuse, HTTPException: _refuse_by_framework, Exception: _fail},
         openapi_config=admin_description(),
         logging_config=None,
@@ -85,7 +98,9 @@ def build_app(
 
 
 @asynccontextmanager
-async def open_app(config: GatewayConfig) -> AsyncIterator[Litestar]:
+async def open_app(
+    config: GatewayConfig, place: WorkerPlace = SOLE, drain: Drain | None = None
+) -> AsyncIterator[Litestar]:
     """The whole gateway. Opened in the order of need and closed in the reverse one: the ledger is flushed near the end.
 
     Raises what the database raises, or SchemaMismatch, if there is no first catalogue to serve from; and what
@@ -102,7 +117,7 @@ async def open_app(config: GatewayConfig) -> AsyncIterator[Litestar]:
         stack.push_async_callback(messages.close)
         signals: list[ChangeSignal] = [messages, *([PostgresSignal(feed_engine)] if config.database_listen else [])]
         sealer = Sealer(config.key_pepper)
-        if config.catalogue_file is not None:
+        if config.catalogue_file is not None and place.is_first:
             watch = CatalogueWatch(engine, config.catalogue_file)
             await watch.start()
             stack.push_async_callback(watch.close)
@@ -114,7 +129,11 @@ async def open_app(config: GatewayConfig) -> AsyncIterator[Litestar]:
         stack.push_async_callback(ledger.close)
         gateway = await stack.enter_async_context(open_data_side(config, feed, ledger))
         admin = admin_router(config, engine, on_change=messages.publish)
-        yield build_app(gateway, (*DATA_ROUTES, admin), proxies=TrustedProxies(config.trusted_proxies))
+        page = MetricsPage(gateway.metrics, place)
+        await page.start()
+        stack.push_async_callback(page.close)
+        proxies = TrustedProxies(config.trusted_proxies)
+        yield build_app(gateway, (*DATA_ROUTES, admin), proxies=proxies, drain=drain, metrics_page=page)
 
 
 @asynccontextmanager

@@ -61,7 +61,7 @@ class OidcConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayConfig:
-    """Each field is the environment variable DESCANT_<FIELD>, but for host and port: DESCANT_GATEWAY_HOST and _PORT.
+    """Each field is the environment variable DESCANT_<FIELD>, but for DESCANT_GATEWAY_HOST, _PORT and _WORKERS.
 
     The four secrets may instead be in files, named by DESCANT_<FIELD>_FILE.
     """
@@ -122,6 +122,8 @@ class GatewayConfig:
     """Usage records go here while PostgreSQL is away. One folder per gateway process."""
     shutdown_grace_s: float = 30.0
     """How long running streams may take to end after SIGTERM."""
+    workers: int = 1
+    """Processes on the one port."""
     drain_delay_s: float = 0.0
     """After SIGTERM /ready says no for so long before nothing new is accepted: longer than a balancer's probes."""
     log_level: str = "info"
@@ -167,6 +169,7 @@ class GatewayConfig:
             catalogue_file=read.value("DESCANT_CATALOGUE_FILE", cls.catalogue_file, Path),
             ledger_spool_dir=read.value("DESCANT_LEDGER_SPOOL_DIR", cls.ledger_spool_dir, Path),
             shutdown_grace_s=read.value("DESCANT_SHUTDOWN_GRACE_S", cls.shutdown_grace_s, _seconds),
+            workers=read.value("DESCANT_GATEWAY_WORKERS", cls.workers, _positive_int),
             drain_delay_s=read.value("DESCANT_DRAIN_DELAY_S", cls.drain_delay_s, _seconds_or_none),
             log_level=read.value("DESCANT_LOG_LEVEL", cls.log_level, _log_level),
         )

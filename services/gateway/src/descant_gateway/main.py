@@ -1,10 +1,11 @@
-"""`descant gateway`: one gateway process on uvicorn."""
+"""`descant gateway`: one process on uvicorn, or several on one port."""
 
 import asyncio
 import errno
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
@@ -21,8 +22,10 @@ from descant_gateway.catalogue_feed import FAILURES
 from descant_gateway.catalogue_file import CatalogueFileError
 from descant_gateway.check_command import check
 from descant_gateway.config import ConfigError, GatewayConfig
+from descant_gateway.drain import Drain
 from descant_gateway.store.errors import InUse
 from descant_gateway.store.migrate import SchemaMismatch
+from descant_gateway.workers import CANNOT_START, SOLE, WorkerPlace, Workers, WorkersFailed
 
 _log = structlog.get_logger("descant_gateway.main")
 
@@ -37,21 +40,47 @@ def serve(config: GatewayConfig) -> None:
     Raises StartFailed if it can't listen or has no catalogue to serve from.
     """
     logs.configure(config.log_level)
-    with _listen(config) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, listener))
+    if config.workers == 1:
+        with _listen(config) as listener:
+            _run(config, listener, SOLE)
+        return
+    with _reserve(config) as reserved:
+        try:
+            Workers(config, reserved, _run_worker).run()
+        except WorkersFailed as error:
+            raise StartFailed(str(error)) from error
 
 
-async def _serve(config: GatewayConfig, listener: socket.socket) -> None:
+def _run(config: GatewayConfig, listener: socket.socket, place: WorkerPlace, parent: int | None = None) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config, listener, place, parent))
+
+
+def _run_worker(config: GatewayConfig, reserved: socket.socket, place: WorkerPlace, parent: int) -> None:
+    """`reserved` holds the port while workers come and go; it never listens."""
+    host, port = reserved.getsockname()[:2]
+    try:
+        with _listen(replace(config, host=host, port=port)) as listener:
+            _run(config, listener, place, parent)
+    except StartFailed as error:
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+        sys.exit(CANNOT_START)
+
+
+async def _serve(config: GatewayConfig, listener: socket.socket, place: WorkerPlace, parent: int | None) -> None:
+    drain = Drain(config.drain_delay_s)
     async with AsyncExitStack() as stack:
         try:
-            app = await stack.enter_async_context(open_app(config))
+            app = await stack.enter_async_context(open_app(config, place, drain))
         except SchemaMismatch as error:
             raise StartFailed(str(error)) from error
         except (CatalogueFileError, UnicodeDecodeError, InUse) as error:
             raise StartFailed(f"the catalogue file {config.catalogue_file} cannot be served from: {error}") from error
         except FAILURES as error:
             raise StartFailed(f"the database cannot be read: {type(error).__name__}: {error}") from error
-        server = _Server(_uvicorn_config(config, app))
+        server = _Server(_uvicorn_config(config, app), drain)
+        if parent is not None:  # which ends this pipe by its own end, however it comes
+            asyncio.get_running_loop().add_reader(parent, server.parent_is_gone, parent)
         _log.info("gateway is listening", host=config.host, port=listener.getsockname()[1])
         await server.serve(sockets=[listener])
         await _settle_cancelled(server)
@@ -60,11 +89,33 @@ async def _serve(config: GatewayConfig, listener: socket.socket) -> None:
 def _listen(config: GatewayConfig) -> socket.socket:
     """Bound before anything is opened: a taken port is the commonest mistake and should be told first."""
     try:
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+        return socket.create_server(
+            (config.host, config.port), family=_family(config), backlog=2048, reuse_port=config.workers > 1
+        )
     except OSError as error:
-        reason = "the port is taken." if error.errno == errno.EADDRINUSE else str(error)
-        raise StartFailed(f"cannot listen on {config.host}:{config.port}: {reason}") from error
+        raise _cannot_listen(config, error) from error
+
+
+def _reserve(config: GatewayConfig) -> socket.socket:
+    """Bound for workers to share, and not listening."""
+    reserved = socket.socket(_family(config), socket.SOCK_STREAM)
+    try:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind((config.host, config.port))
+    except OSError as error:
+        reserved.close()
+        raise _cannot_listen(config, error) from error
+    return reserved
+
+
+def _family(config: GatewayConfig) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in config.host else socket.AF_INET
+
+
+def _cannot_listen(config: GatewayConfig, error: OSError) -> StartFailed:
+    reason = "the port is taken." if error.errno == errno.EADDRINUSE else str(error)
+    return StartFailed(f"cannot listen on {config.host}:{config.port}: {reason}")
 
 
 def _uvicorn_config(config: GatewayConfig, app: Litestar) -> uvicorn.Config:
@@ -91,21 +142,32 @@ async def _settle_cancelled(server: uvicorn.Server) -> None:
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    def parent_is_gone(self, pipe: int) -> None:
+        asyncio.get_running_loop().remove_reader(pipe)
+        self._drain.begin(self)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """uvicorn's own would let a SIGTERM kill the process once it has drained, before the ledger is flushed."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
+            loop.add_signal_handler(number, self._drain.begin, self)
         yield
 
 
 @click.group(invoke_without_command=True, context_settings={"show_default": True})
 @click.option("--host", help="Address to listen on.  [env: DESCANT_GATEWAY_HOST]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port; 0 takes a free one.  [env: DESCANT_GATEWAY_PORT]")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes.  [env: DESCANT_GATEWAY_WORKERS]")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[env: DESCANT_LOG_LEVEL]")
 @click.pass_context
-def gateway(context: click.Context, host: str | None, port: int | None, log_level: str | None) -> None:
+def gateway(
+    context: click.Context, host: str | None, port: int | None, workers: int | None, log_level: str | None
+) -> None:
     """Run the gateway in front of engines.
 
     Everything else is read from DESCANT_* variables; DESCANT_DATABASE_URL, DESCANT_VALKEY_URL, DESCANT_KEY_PEPPER and
@@ -120,6 +182,7 @@ def gateway(context: click.Context, host: str | None, port: int | None, log_leve
                 config,
                 host=config.host if host is None else host,
                 port=config.port if port is None else port,
+                workers=config.workers if workers is None else workers,
                 log_level=config.log_level if log_level is None else log_level,
             )
         )
