@@ -134,6 +134,18 @@ async def test_a_bucket_refills_evenly(limiter: Limiter) -> None:
     assert level == pytest.approx(100 * (time.monotonic() - before), abs=5)
 
 
+async def test_a_bucket_goes_on_from_now_after_the_clock_was_set_back(limiter: Limiter, valkey_url: str) -> None:
+    """As if Valkey's clock had been an hour ahead until now: an empty bucket must not stay empty for an hour."""
+    emptied = reservation_of(6000, tokens=6000)
+    assert (await limiter.reserve(emptied)).is_granted
+    (counter,) = emptied.path.counters
+    async with redis.asyncio.Redis.from_url(valkey_url) as valkey:
+        await valkey.hset(counter, "at", str(time.time() + 3600))
+    assert not (await limiter.reserve(reservation_of(6000, tokens=50))).is_granted
+    await asyncio.sleep(0.6)
+    assert (await limiter.reserve(reservation_of(6000, tokens=50))).is_granted
+
+
 async def test_settling_gives_back_what_was_not_used(limiter: Limiter) -> None:
     reservation = reservation_of(1000, tokens=900)
     await limiter.reserve(reservation)
@@ -293,6 +305,31 @@ async def test_a_hanging_valkey_costs_its_timeout_once() -> None:
             with pytest.raises(ValkeyAway):
                 await limiter.reserve(reservation_of(10))
         assert time.monotonic() - started < 0.45
+        server.close()
+
+
+async def test_one_call_finds_out_that_valkey_still_hangs_and_the_others_do_not_wait() -> None:
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async def waited(limiter: Limiter) -> float:
+        started = time.monotonic()
+        with pytest.raises(ValkeyAway):
+            await limiter.reserve(reservation_of(10))
+        return time.monotonic() - started
+
+    server = await asyncio.start_server(never_answer, "127.0.0.1", 0)
+    url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    async with server, open_limiter(url, timeout_s=0.4) as limiter:
+        first = asyncio.create_task(waited(limiter))
+        await asyncio.sleep(0.2)
+        assert await waited(limiter) < 0.35, "a call that came during the first one's wait waited a timeout of its own"
+        assert await first < 0.7
+        await asyncio.sleep(0.6)
+        trial = asyncio.create_task(waited(limiter))
+        await asyncio.sleep(0.05)
+        assert await waited(limiter) < 0.05
+        assert await trial > 0.3
         server.close()
 
 

@@ -58,11 +58,16 @@ local function first_day(period)
   return today
 end
 
+-- Were the clock set back, a bucket filled ahead of it would stay as it is until then: it goes on from now.
 local function load_bucket(counter)
   local stored = redis.call('HMGET', counter.key, 'level', 'at')
   counter.left = counter.capacity
   if stored[1] then
-    local elapsed = math.max(0, now - tonumber(stored[2]))
+    local elapsed = now - tonumber(stored[2])
+    if elapsed < 0 then
+      elapsed = 0
+      redis.call('HSET', counter.key, 'at', string.format('%.6f', now))
+    end
     counter.left = math.min(counter.capacity, tonumber(stored[1]) + elapsed * counter.capacity / 60)
   end
 end

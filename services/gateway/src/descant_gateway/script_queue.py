@@ -66,19 +66,27 @@ class ScriptQueue:
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
-        self._fail(self._waiting, ValkeyAway("the gateway is shutting down"))
+        self._fail(self._take_waiting(), CallNotSent("the gateway is shutting down"))
         await self._connection.disconnect()
         await self._valkey.aclose()
 
     def submit(self, keys: Sequence[str], args: Sequence[Argument]) -> asyncio.Future[Reply]:
         """The script's reply, or `ValkeyAway` within the timeout."""
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        if not self.is_available and time.monotonic() < self._retry_at:
+        if not self.is_available and not self._may_try_again():
             reply.set_exception(CallNotSent("Valkey was away a moment ago"))
         else:
             self._waiting.append(_ScriptCall(keys, args, reply))
             self._wake.set()
         return reply
+
+    def _may_try_again(self) -> bool:
+        """True for one call: while it waits for its answer, the others are refused at once."""
+        now = time.monotonic()
+        if now < self._retry_at:
+            return False
+        self._retry_at = now + self._timeout_s + _RETRY_AFTER_S
+        return True
 
     async def probe(self) -> bool:
         """Asks Valkey now, for readiness."""
@@ -103,6 +111,7 @@ class ScriptQueue:
         except (RedisError, OSError, TimeoutError) as error:
             self._mark(False, repr(error))
             self._fail(batch, ValkeyAway(repr(error)))
+            self._fail(self._take_waiting(), CallNotSent(repr(error)))
         except BaseException:
             self._fail(batch, ValkeyAway("the gateway is shutting down"))
             raise
@@ -156,6 +165,12 @@ class ScriptQueue:
                 self._log.info("valkey is back")
             else:
                 self._log.error("valkey is away: keys with limits are refused with 503 until it is back", reason=reason)
+
+    def _take_waiting(self) -> list[_ScriptCall]:
+        """What was not sent. Each would only find out for itself, a timeout later."""
+        waiting, self._waiting = self._waiting, []
+        self._wake.clear()
+        return waiting
 
     @staticmethod
     def _fail(calls: list[_ScriptCall], error: ValkeyAway) -> None:
