@@ -45,6 +45,11 @@ async def run(outage_s: float, num_clients: int, names: list[str]) -> list[Repor
     return reports
 
 
+def commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--outage", type=float, default=60.0, help="seconds that each fault lasts")
@@ -55,9 +60,7 @@ def main() -> int:
     reports = asyncio.run(run(options.outage, options.clients, options.fault))
     result = {
         "command": f"python -m tests.system.faults --outage {options.outage:g} --clients {options.clients}",
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
+        "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cores": os.cpu_count(),
         "faults": [asdict(report) for report in reports],

@@ -143,10 +143,8 @@ def _begun(plant: Plant) -> set[str]:
 async def _look_at_counters(plant: Plant, load: Load, report: Report) -> None:
     """Nothing is held any more, and what was settled is what the ledger holds."""
     tenant = load.tenants["budget"]
-    rows = [
-        row for row in await plant.rows("team_id, prompt_tokens, completion_tokens") if row["team_id"] == tenant.team_id
-    ]
-    expected = sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows)
+    rows = await plant.rows("team_id, prompt_tokens + completion_tokens AS tokens")
+    expected = sum(row["tokens"] for row in rows if row["team_id"] == tenant.team_id)
     async with redis.asyncio.Redis.from_url(plant.valkey.url) as valkey:
         deadline = time.monotonic() + 3 * LEASE_S
         while True:

@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import httpx
-from tests.system.faults.load import BROKEN, CUT, INFERENCE, LOST, REFUSED
+import psutil
+from tests.system.faults.load import BROKEN, CUT, INFERENCE, LOST, REFUSED, TIMED_OUT
 from tests.system.faults.plant import Plant
 
 LIMITS_AWAY = "503 limits_unavailable"
@@ -74,6 +75,25 @@ class PostgresStopped(Fault):
 
     async def heal(self, plant: Plant) -> None:
         await asyncio.to_thread(plant.postgres.ensure_postgres_running)
+
+
+class PostgresHung(Fault):
+    """Its connections stay open, and nobody answers."""
+
+    name = "PostgreSQL hung"
+    may_see: ClassVar[MaySee] = {kind: {DATABASE_AWAY, TIMED_OUT} for kind in ("admin read", "admin write")}
+
+    async def strike(self, plant: Plant) -> None:
+        self._signal(plant, signal.SIGSTOP)
+
+    async def heal(self, plant: Plant) -> None:
+        self._signal(plant, signal.SIGCONT)
+
+    @staticmethod
+    def _signal(plant: Plant, number: int) -> None:
+        postmaster = psutil.Process(plant.postgres.get_pid())
+        for process in (postmaster, *postmaster.children(recursive=True)):
+            process.send_signal(number)
 
 
 class GatewayKilled(Fault):
@@ -171,6 +191,7 @@ FAULTS: tuple[Fault, ...] = (
     ValkeyPaused(),
     ValkeyEmptied(),
     PostgresStopped(),
+    PostgresHung(),
     SpoolFull(),
     EngineKilled(),
     EngineHung(),

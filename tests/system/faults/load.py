@@ -122,17 +122,10 @@ class Load:
             return "GET", "/admin/v1/teams", ADMIN_KEY, None
         if kind == "admin write":
             return "POST", "/admin/v1/teams", ADMIN_KEY, {"name": f"made by {request_id}"}
-        body: Json = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": stream}
-        body |= {
-            "max_tokens": self._chance.randint(1, 20),
-            "stream_options": {"include_usage": True} if stream else None,
-        }
-        return (
-            "POST",
-            CHAT,
-            self.tenants[kind].api_key,
-            {name: value for name, value in body.items() if value is not None},
-        )
+        body: Json = {"model": MODEL, "messages": [], "max_tokens": self._chance.randint(1, 20), "stream": stream}
+        if stream:
+            body["stream_options"] = {"include_usage": True}
+        return "POST", CHAT, self.tenants[kind].api_key, body
 
 
 async def _read_stream(content: Any) -> tuple[str, int | None]:

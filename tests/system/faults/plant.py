@@ -1,4 +1,4 @@
-"""What faults strike: gateways and engines as processes, a PostgreSQL and a Valkey, all of them to pause, kill and start."""
+"""What faults strike: gateways, engines, a PostgreSQL and a Valkey, all of them processes to pause, kill and start."""
 
 import asyncio
 import contextlib
