@@ -126,7 +126,7 @@ def engine_under_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engi
     argv += ["--dtype", "float32", "--max-model-len", str(MAX_MODEL_LEN), "--served-model-name", DEMO_MODEL_NAME]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*argv, "--enable-lora", "--lora-modules", *adapters],
+            [*argv, "--allow-runtime-lora", "--lora-modules", *adapters],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

@@ -12,7 +12,7 @@ from torch import Tensor
 from descant_kernels.lora_segments import LoraSegments
 from descant_kernels.lora_tables import LoraTables, ProjectionGroup, alignment, check_tables, tile_rows
 from descant_kernels.partial_sums import load_sum
-from descant_kernels.tuning import ACTIVATION_BLOCK_OUT, ACTIVATION_CHUNK, ACTIVATION_WARPS, LORA_BLOCK_RANK
+from descant_kernels.tuning import ACTIVATION_BLOCK_OUT, ACTIVATION_CHUNK, LORA_BLOCK_RANK, activation_warps
 
 
 def lora_expand_silu_mul(
@@ -63,7 +63,7 @@ def lora_expand_silu_mul(
         BLOCK_RANK=LORA_BLOCK_RANK,
         BLOCK_OUT=ACTIVATION_BLOCK_OUT,
         BLOCKS=blocks,
-        num_warps=ACTIVATION_WARPS,
+        num_warps=activation_warps(segments.segment_size),
         num_stages=2,
     )
     return out

@@ -20,7 +20,6 @@ EXPAND_BLOCK_OUT = 128
 """Output features at once."""
 ACTIVATION_BLOCK_OUT, ACTIVATION_CHUNK = 64, 1024
 """Output features at once and of one program, where LoRA's second half and the activation are one."""
-ACTIVATION_WARPS = 8
 DECODE_SPLIT_IN, PREFILL_SPLIT_IN = 512, 4096
 """Input features of one split. They depend on nothing in the batch, so neither do a token's sums."""
 
@@ -95,3 +94,8 @@ def expand_chunk(segment_size: int, max_segments: int) -> int:
 
 def lora_warps(segment_size: int) -> int:
     return 8 if segment_size == 128 else 4
+
+
+def activation_warps(segment_size: int) -> int:
+    """As many as move 16 bytes a thread: with more, loads and stores would be narrower."""
+    return min(8, segment_size * ACTIVATION_BLOCK_OUT // (8 * 32))
