@@ -4,7 +4,7 @@
 -- KEYS[1]   the reservation of one request: it exists from reserve to settle
 -- KEYS[2]   the organization's leases: a sorted set of reservations by the time they lapse
 -- KEYS[3..] the counters, one for each limit (renew: reservations)
--- ARGV[1]   "reserve", "settle", "book", "peek" or "renew"
+-- ARGV[1]   "reserve", "settle", "book", "peek", "renew" or "correct"
 -- ARGV[2]   seconds that a lease lasts
 -- ARGV[3]   msgpack: for each counter {period, capacity, which amount, is it only counted (shadow)}
 -- ARGV[4..] requests, tokens, micro-dollars: to reserve, or truly used
@@ -18,6 +18,7 @@
 -- book:    takes what was used by a request that was never reserved here, once for each KEYS[1].
 -- peek:    changes nothing.
 -- renew:   lengthens the leases of reservations.
+-- correct: adds to what was settled, as ARGV[7] says, msgpack: for each counter {its period's first day, the difference}.
 --
 -- A lease that lapses gives back what its reservation holds: its gateway has died. The reservation stays as a dead one, so that
 -- a gateway that was only cut off can still settle it, or renew it and have it back.
@@ -247,6 +248,17 @@ local function renew()
   return reply(1, {})
 end
 
+local function correct()
+  local counters = load_all()
+  for i, correction in ipairs(cmsgpack.unpack(ARGV[7])) do
+    if counters[i].first == correction[1] then
+      counters[i].settled = math.max(0, counters[i].settled + correction[2])
+      save(counters[i])
+    end
+  end
+  return reply(1, counters)
+end
+
 if operation == 'reserve' then
   return reserve()
 elseif operation == 'settle' then
@@ -255,6 +267,8 @@ elseif operation == 'book' then
   return book()
 elseif operation == 'renew' then
   return renew()
+elseif operation == 'correct' then
+  return correct()
 end
 reap(KEYS[2])
 return reply(1, load_all())

@@ -166,6 +166,16 @@ class Amounts(Struct, frozen=True):
 NOTHING: Final = Amounts(0, 0)
 
 
+def period_begin(period: Period, now: float) -> float:
+    """When the calendar's day, week or month that holds `now` began; both in seconds since 1970."""
+    midnight = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if period is Period.WEEK:
+        midnight -= timedelta(days=midnight.weekday())
+    elif period is Period.MONTH:
+        midnight = midnight.replace(day=1)
+    return midnight.timestamp()
+
+
 def period_end(period: Period, now: float) -> float:
     """When the calendar's day, week or month that holds `now` ends; both in seconds since 1970."""
     midnight = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
