@@ -24,6 +24,8 @@ def test_another_name_pepper_or_byte_opens_nothing() -> None:
         (Sealer(Secret("q" * 32)), sealed, "engine"),
         (SEALER, flipped, "engine"),
         (SEALER, sealed[:20], "engine"),
+        (SEALER, sealed[:4], "engine"),
+        (SEALER, b"", "engine"),
     ):
         with pytest.raises(UnsealError, match="DESCANT_KEY_PEPPER"):
             sealer.unseal(data, name=name)

@@ -32,7 +32,7 @@ class Sealer:
         """Raises UnsealError."""
         try:
             return self._cipher.decrypt(sealed[:NONCE_LENGTH], sealed[NONCE_LENGTH:], name.encode()).decode()
-        except InvalidTag:
+        except (InvalidTag, ValueError):  # the latter for bytes that are too few
             raise UnsealError(
                 f"The stored API key of backend {name!r} doesn't open: has DESCANT_KEY_PEPPER changed?"
             ) from None

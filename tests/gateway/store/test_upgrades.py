@@ -1,0 +1,232 @@
+"""From every earlier revision, with what an installation had by then, to the newest: nothing is lost, all of it works.
+
+`DATA` holds for each revision what became possible with it: whoever adds a migration says here what an installation
+would have by then.
+"""
+
+import hashlib
+import time
+from collections.abc import Collection
+from datetime import date
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from descant_gateway import keys
+from descant_gateway.authenticate import authenticate
+from descant_gateway.config import Secret
+from descant_gateway.sealing import Sealer
+from descant_gateway.store import catalogue, ledger, migrate
+from descant_gateway.store.session import create_engine
+
+PEPPER = Secret("p" * 32)
+KEY = keys.generate()
+SECRET_HMAC = keys.hmac_secret(PEPPER.reveal(), KEY.secret).hex()
+
+CHARGE = """
+    INSERT INTO usage_ledger (charge_id, day, created_at, organization_id, team_id, key_id, request_id, model, parent,
+        backend, endpoint, stream, outcome, status, prompt_tokens, cached_tokens, completion_tokens, estimated, ttft_ms,
+        duration_ms{columns})
+    SELECT md5('charge {n} {about} ' || hour)::uuid, (at AT TIME ZONE 'UTC')::date, at,
+        (SELECT id FROM organizations WHERE name = 'default'), md5('team {n}')::uuid, md5('key {n}')::uuid,
+        'req-' || hour, 'tickets-{n}', 'base-{n}', 'engine-{n}', '/v1/chat/completions', hour % 2 = 0, 'completed', 200,
+        100 + hour, 10, 20, false, 35, 400{values}
+    FROM generate_series(0, 49) AS hour, LATERAL (SELECT '2026-10-30T12:30Z'::timestamptz + hour * interval '1 hour')
+        AS moment(at)
+"""
+
+
+def charges(about: str, **columns: str) -> str:
+    """Fifty, over three days and the end of a month."""
+    text = CHARGE.replace("{about}", about).replace("{columns}", "".join(f", {name}" for name in columns))
+    return text.replace("{values}", "".join(f", {value}" for value in columns.values()))
+
+
+DATA: dict[str, list[str]] = {
+    "0001": [
+        """INSERT INTO teams (id, organization_id, name, requests_per_minute, tokens_per_minute, allowed_models)
+           SELECT md5('team {n}')::uuid, id, 'payments {n}', 600, 90000, ARRAY['base-{n}', 'tickets-{n}']
+           FROM organizations WHERE name = 'default'""",
+        """INSERT INTO keys (id, public_id, team_id, name, ip_ranges, revoked_at)
+           VALUES (md5('key {n}')::uuid, '{public_id}', md5('team {n}')::uuid, 'service {n}', '{{10.0.0.0/8}}', NULL),
+                  (md5('old key {n}')::uuid, 'revoked{n}', md5('team {n}')::uuid, 'old {n}', '{{}}', now())""",
+        """INSERT INTO key_secrets (key_id, secret_hmac, not_after)
+           VALUES (md5('key {n}')::uuid, '\\x{secret}', NULL), (md5('key {n}')::uuid, '\\xabcd0{n}', now())""",
+        """INSERT INTO backends (name, base_url, sealed_api_key)
+           VALUES ('engine-{n}', 'http://engine-{n}:8000', '\\x{sealed}')""",
+        """INSERT INTO models (name, upstream_name, parent, alias_of, max_output_tokens)
+           VALUES ('base-{n}', 'org/base', NULL, NULL, 4096), ('tickets-{n}', 'tickets', 'base-{n}', NULL, 512),
+                  ('gpt-{n}', NULL, NULL, 'base-{n}', NULL)""",
+        "INSERT INTO model_backends (model, backend, position) VALUES ('base-{n}', 'engine-{n}', 0)",
+        charges("at 0001"),
+    ],
+    "0002": [
+        """INSERT INTO limits (level, owner_id, kind, model, capacity, is_shadow, warn_at)
+           VALUES ('team', md5('team {n}')::uuid, 'tokens_per_day', NULL, 5000000, false, '{{50,90}}'),
+                  ('key', md5('key {n}')::uuid, 'money_per_month', 'tickets-{n}', 9000000, true, '{{}}')""",
+        "UPDATE teams SET priority = 3, weight = 7 WHERE id = md5('team {n}')::uuid",
+        "UPDATE backends SET max_in_flight = 64 WHERE name = 'engine-{n}'",
+        charges("at 0002", cost_microdollars="4200"),
+    ],
+    "0003": [
+        """INSERT INTO projects (id, team_id, name, allowed_models)
+           VALUES (md5('project {n}')::uuid, md5('team {n}')::uuid, 'refunds {n}', ARRAY['tickets-{n}'])""",
+        """INSERT INTO people (id, email, name, password_hash)
+           VALUES (md5('person {n}')::uuid, 'ada-{n}@example.com', 'Ada', '$argon2id$v=19$m=19456,t=2,p=1$c2$aG')""",
+        """INSERT INTO memberships (person_id, organization_id, team_id, role)
+           SELECT md5('person {n}')::uuid, id, md5('team {n}')::uuid, 'admin' FROM organizations
+           WHERE name = 'default'""",
+        """INSERT INTO sessions (person_id, token_hash, expires_at)
+           VALUES (md5('person {n}')::uuid, decode(md5('session {n}'), 'hex'), now() + interval '1 hour')""",
+        """INSERT INTO service_accounts (id, organization_id, team_id, name, role)
+           SELECT md5('robot {n}')::uuid, id, md5('team {n}')::uuid, 'deploys {n}', 'member' FROM organizations
+           WHERE name = 'default'""",
+        """UPDATE keys SET project_id = md5('project {n}')::uuid, scopes = '{{chat,models}}', created_by = 'person:x'
+           WHERE id = md5('key {n}')::uuid""",
+    ],
+    "0004": [
+        "UPDATE teams SET allows_external = true WHERE id = md5('team {n}')::uuid",
+        "UPDATE model_backends SET weight = 3 WHERE model = 'base-{n}'",
+        """INSERT INTO backends (name, base_url, protocol, is_external, api_key_env)
+           VALUES ('cloud-{n}', 'https://cloud.example.com', 'anthropic', true, 'CLOUD_KEY_{n}')""",
+        charges("at 0004", cost_microdollars="4200", served_model="'base-{n}'"),
+    ],
+}
+ONCE = {
+    "0002": [
+        "INSERT INTO prices (model, input, cached, output) VALUES ('base-{n}', 3000000, 300000, 15000000)",
+        "INSERT INTO organizations (id, name) VALUES (md5('hooked')::uuid, 'hooked')",
+        """INSERT INTO webhooks (organization_id, url, sealed_secret)
+           VALUES (md5('hooked')::uuid, 'https://hooks.example.com', '\\x{hook}')""",
+    ]
+}
+"""What an installation has at this revision that a second set of rows can't have again."""
+BOOKKEEPING = {"alembic_version", "catalogue_version", "catalogue_changes", "audit_log"}
+
+
+def revisions() -> list[str]:
+    config = Config()
+    config.set_main_option("script_location", str(migrate.scripts_folder()))
+    return [each.revision for each in reversed(list(ScriptDirectory.from_config(config).walk_revisions()))]
+
+
+async def upgrade_to(url: str, revision: str) -> None:
+    def run(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(migrate.scripts_folder()))
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+    engine = create_engine(Secret(url), pool_size=1)
+    async with engine.connect() as connection:
+        await connection.run_sync(run)
+        await connection.commit()
+    await engine.dispose()
+
+
+async def insert(url: str, statements: list[str], number: int, public_id: str, secret: str) -> None:
+    connection = await asyncpg.connect(url)
+    sealed = Sealer(PEPPER).seal("the backend's own key", name=f"engine-{number}").hex()
+    hook = Sealer(PEPPER).seal("signs", name=f"webhook of {hashlib.md5(b'hooked').hexdigest()}").hex()
+    values = {"n": str(number), "public_id": public_id, "secret": secret, "sealed": sealed, "hook": hook}
+    for statement in statements:
+        text = statement.replace("{{", "\0").replace("}}", "\1")
+        for name, value in values.items():
+            text = text.replace(f"{{{name}}}", value)
+        await connection.execute(text.replace("\0", "{").replace("\1", "}"))
+    await connection.close()
+
+
+async def rows_of(url: str) -> dict[str, list[dict[str, Any]]]:
+    """Every row of every table, as PostgreSQL shows it."""
+    connection = await asyncpg.connect(url)
+    tables = await connection.fetch(
+        "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = 'public' AND c.relkind IN ('r', 'p') AND NOT c.relispartition"
+    )
+    found = {
+        name: [msgspec.json.decode(row[0]) for row in await connection.fetch(f"SELECT to_jsonb(t) FROM {name} t")]
+        for (name,) in tables
+        if name not in BOOKKEEPING
+    }
+    await connection.close()
+    return found
+
+
+def lost(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that no row has with the same values any more; new columns do not matter."""
+    if not before:
+        return []
+    columns = before[0].keys()
+    kept = {_encoded(row, columns) for row in after if columns <= row.keys()}
+    return [row for row in before if _encoded(row, columns) not in kept]
+
+
+def _encoded(row: dict[str, Any], columns: Collection[str]) -> bytes:
+    return msgspec.json.encode([row[name] for name in columns])
+
+
+@pytest.mark.parametrize("revision", revisions()[:-1])
+async def test_an_installation_of_any_revision_goes_on_with_all_it_had(empty_postgres_url: str, revision: str) -> None:
+    url = empty_postgres_url
+    await upgrade_to(url, revision)
+    had = [text for each in DATA if each <= revision for text in DATA[each] + ONCE.get(each, [])]
+    await insert(url, had, 1, KEY.public_id, SECRET_HMAC)
+    before = await rows_of(url)
+    assert len(before["usage_ledger"]) >= 50
+    assert set(DATA) <= set(revisions())
+    await migrate.upgrade_database(Secret(url))
+    after = await rows_of(url)
+    for table, rows in before.items():
+        assert (len(after[table]), lost(rows, after[table])) == (len(rows), []), table
+    await serves_what_it_served(url, revision)
+    await old_replicas_go_on(url, revision)
+
+
+async def serves_what_it_served(url: str, revision: str) -> None:
+    engine = create_engine(Secret(url))
+    await migrate.check_schema(engine)
+    current = await catalogue.load(engine, Sealer(PEPPER))
+    caller = authenticate(f"Bearer {KEY.text}".encode(), "10.1.2.3", current, PEPPER.reveal())
+    assert (caller.team.name, caller.team.limits.requests_per_minute) == ("payments 1", 600)
+    assert current.models["tickets-1"].parent == "base-1"
+    assert current.models["base-1"].backends == ("engine-1",)
+    assert current.backends["engine-1"].api_key == "the backend's own key"
+    if revision >= "0002":
+        assert current.price_of(current.models["tickets-1"], time.time()).output == 15_000_000
+        assert {rule.kind for rule in current.limits[caller.team.id]} >= {"tokens_per_day"}
+        assert (caller.team.priority, caller.team.weight) == (3, 7)
+        assert [webhook.secret for webhook in current.webhooks.values()] == ["signs"]
+    await usage_goes_on(engine, url)
+    await engine.dispose()
+
+
+async def usage_goes_on(engine: AsyncEngine, url: str) -> None:
+    """Days that the default partition holds get their own, and the sums stay what they were."""
+    connection = await asyncpg.connect(url)
+    counted = "SELECT count(*), sum(prompt_tokens), sum(completion_tokens) FROM usage_ledger"
+    before = await connection.fetchrow(counted)
+    async with engine.begin() as session:
+        await ledger.ensure_partitions(session, date(2026, 10, 30), days=3)
+    assert await connection.fetchrow(counted) == before
+    assert await connection.fetchval("SELECT count(*) FROM usage_ledger_default") == 0
+    await connection.close()
+
+
+async def old_replicas_go_on(url: str, revision: str) -> None:
+    """While a new release is rolled out, replicas of the old one write to the new schema as they always did."""
+    other = keys.generate()
+    hmac = keys.hmac_secret(PEPPER.reveal(), other.secret).hex()
+    statements = [text for each in DATA if each <= revision for text in DATA[each]]
+    await insert(url, statements, 2, other.public_id, hmac)
+    engine = create_engine(Secret(url))
+    current = await catalogue.load(engine, Sealer(PEPPER))
+    await engine.dispose()
+    assert authenticate(f"Bearer {other.text}".encode(), "10.1.2.3", current, PEPPER.reveal()).team.name == "payments 2"
