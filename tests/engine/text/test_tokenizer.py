@@ -82,9 +82,9 @@ def test_truncation_of_the_training_run_is_ignored() -> None:
 
 def test_a_decoder_without_token_bytes_is_refused_by_name(tmp_path: Path) -> None:
     backend = Backend(models.BPE(vocab={"a": 0}, merges=[]))
-    backend.decoder = decoders.WordPiece()
+    backend.decoder = decoders.BPEDecoder()
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path)
-    with pytest.raises(TokenizerError, match="WordPiece"):
+    with pytest.raises(TokenizerError, match="BPEDecoder"):
         Tokenizer.load(str(tmp_path))
 
 
@@ -135,3 +135,24 @@ def test_a_gguf_file_gives_the_tokenizer_that_transformers_reads_from_it(smollm2
     assert ours.decode(theirs(text).input_ids) == text
     assert ours.pretrained.chat_template == theirs.chat_template
     assert ours.pretrained.all_special_ids == theirs.all_special_ids
+
+
+def test_word_pieces_are_cut_inside_their_special_tokens(minilm_path: Path) -> None:
+    tokenizer = Tokenizer.load(str(minilm_path))
+    assert not tokenizer.can_write
+    whole = tokenizer.encode("one two three", add_special_tokens=True)
+    assert tokenizer.encode_start("one two three", 4, add_special_tokens=True) == [*whole[:3], whole[-1]]
+    assert tokenizer.encode_start("one two three", 9, add_special_tokens=True) == whole
+    assert tokenizer.encode_start("one two three", 2, add_special_tokens=False) == whole[1:3]
+    assert tokenizer.decode(whole, skip_special_tokens=True) == "one two three"
+    # However long, a word may be one unknown token.
+    assert tokenizer.encode("a" * 100_000, add_special_tokens=True, max_tokens=3)[1:-1] == [100]
+
+
+def test_pairs_are_cut_at_the_end_of_their_second_text(minilm_path: Path) -> None:
+    tokenizer = Tokenizer.load(str(minilm_path))
+    expected = tokenizer.pretrained("one two", "three four")
+    token_ids, num_first_tokens = tokenizer.encode_pair("one two", "three four")
+    assert token_ids == expected["input_ids"]
+    assert num_first_tokens == expected["token_type_ids"].count(0) == 4
+    assert tokenizer.encode_pair("one two", "three four", keep_first=6) == ([*token_ids[:5], token_ids[-1]], 4)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from descant_engine.outputs import OutputText
+from descant_engine.outputs import OutputReader
 from descant_engine.request import TokenDelta
 from descant_engine.request_stream import OutputBuffer, RequestStream
 
 
 class _Active(NamedTuple):
-    text: OutputText
+    text: OutputReader
     buffer: OutputBuffer
 
 
@@ -35,7 +35,7 @@ class ActiveRequests:
     def __len__(self) -> int:
         return len(self._active)
 
-    def add(self, engine_id: str, text: OutputText) -> RequestStream:
+    def add(self, engine_id: str, text: OutputReader) -> RequestStream:
         """`engine_id` is the request's id in the engine, never used before."""
         buffer = OutputBuffer(text.num_prompt_tokens)
         self._active[engine_id] = _Active(text, buffer)

@@ -41,6 +41,9 @@ from descant_engine.messages import (
     UseVocabulary,
 )
 from descant_engine.offered_adapters import OfferedAdapters
+from descant_engine.outputs import PooledOutput
+from descant_engine.pooling import Task
+from descant_engine.pooling_inputs import EncodedInput, Pair, PoolingInput, PoolingInputs
 from descant_engine.request import EngineRequest, samples_of
 from descant_engine.request_stream import RequestFailed, RequestStream
 from descant_engine.sampling_params import SamplingParams
@@ -87,6 +90,7 @@ class AsyncEngine:
         """Size of the engine's pool."""
         self._client = client
         self._frontend = frontend
+        self._pooling_inputs = PoolingInputs(frontend.config, frontend.tokenizer)
         self._stats = ready.stats
         self._loop = asyncio.get_running_loop()
         self._encoders = ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="encode")
@@ -141,14 +145,13 @@ class AsyncEngine:
         and logs; it need not be unique.
 
         Raises:
-            PromptTooLong, InvalidPrompt, InvalidParams, ChatTemplateError, TextNotUnicode, UnknownModel: the request is
-                at fault. All are ValueErrors.
+            PromptTooLong, InvalidPrompt, InvalidParams, ChatTemplateError, TextNotUnicode, UnknownModel,
+                UnsupportedTask: the request is at fault. All are ValueErrors.
             AdapterRefused: an offered adapter that cannot be served; the message says why.
             EngineDraining, EngineDead: nothing can be served (any more).
         """
-        if adapter is not None:
-            await self._offered.ensure_loaded(adapter)
-            self._frontend.adapter(adapter)
+        self._frontend.require(Task.GENERATE)
+        await self._ensure_loaded(adapter)
         arrival_time = time.time()
         prompt_token_ids = await self.encode(prompt, params.truncate_prompt_tokens)
         self._check_open()
@@ -163,6 +166,57 @@ class AsyncEngine:
             arrival_time=arrival_time,
         )
         return self._send(request, prompt)
+
+    async def submit_pooling(
+        self,
+        given: PoolingInput,
+        *,
+        dimensions: int | None = None,
+        keep_first: int | None = None,
+        adapter: str | None = None,
+        request_id: str | None = None,
+        tenant: str = "",
+        tenant_salt: str = "",
+        priority: int = 0,
+    ) -> RequestStream:
+        """Hands in a text for its vector, or a pair for its score: the stream's one output has it as `pooled`.
+
+        `dimensions`: only so many of the vector's components. `keep_first`: only so many tokens of the text.
+
+        Raises:
+            InputTooLong, InvalidPrompt, InvalidDimensions, TextNotUnicode, UnknownModel, UnsupportedTask: the request
+                is at fault. All are ValueErrors.
+            AdapterRefused, EngineDraining, EngineDead: as `submit_samples`.
+        """
+        self._frontend.require(Task.SCORE if isinstance(given, Pair) else Task.EMBED)
+        await self._ensure_loaded(adapter)
+        arrival_time = time.time()
+        encoded = await self._encode_pooling(given, keep_first)
+        self._check_open()
+        request = self._pooling_inputs.request(
+            encoded,
+            request_id=request_id or uuid.uuid4().hex,
+            dimensions=dimensions,
+            adapter_digest=None if adapter is None else self._frontend.adapter(adapter).digest,
+            tenant=tenant,
+            tenant_salt=tenant_salt,
+            priority=priority,
+            arrival_time=arrival_time,
+        )
+        engine_id = f"{request.request_id}/{next(self._serial_numbers)}"
+        self._client.send(Submit(replace(request, request_id=engine_id)))
+        return self._active.add(engine_id, PooledOutput(request))
+
+    async def _encode_pooling(self, given: PoolingInput, keep_first: int | None) -> EncodedInput:
+        encode = self._pooling_inputs.encode
+        if all(_is_quickly_encoded(part) for part in (given if isinstance(given, Pair) else (given,))):
+            return encode(given, keep_first)
+        return await self._loop.run_in_executor(self._encoders, encode, given, keep_first)
+
+    async def _ensure_loaded(self, adapter: str | None) -> None:
+        if adapter is not None:
+            await self._offered.ensure_loaded(adapter)
+            self._frontend.adapter(adapter)
 
     async def encode(self, prompt: Prompt, keep_last: int | None = None) -> tuple[int, ...]:
         """The prompt's token ids, the last `keep_last` of them unless that is None, with `submit`'s errors."""

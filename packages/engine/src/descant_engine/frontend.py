@@ -13,10 +13,11 @@ from descant_engine.adapter import AdapterManifest
 from descant_engine.adapter_files import read_adapter
 from descant_engine.config import ResolvedConfig
 from descant_engine.outputs import OutputText
+from descant_engine.pooling import Task, UnsupportedTask
 from descant_engine.request import EngineRequest
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.text.chat_template import ChatMessage, num_characters, render_chat
-from descant_engine.text.tokenizer import TextTooLong, Tokenizer
+from descant_engine.text.tokenizer import TextTooLong, Tokenizer, TokenizerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +86,18 @@ class Frontend:
         """`tokenizer` where it has been loaded already; the config's own otherwise (takes seconds).
 
         Raises:
-            TokenizerError: it cannot be loaded.
+            TokenizerError: it cannot be loaded, or cannot write what the model generates.
         """
         self.config = config
         self.tokenizer = tokenizer or Tokenizer.load(config.user.tokenizer or config.user.model)
+        if Task.GENERATE in config.tasks and not self.tokenizer.can_write:
+            raise TokenizerError("WordPiece tokens do not keep a text's spaces: this tokenizer is for encoders only")
         self._adapters: dict[str, AdapterManifest] = {}
+
+    def require(self, task: Task) -> None:
+        """Raises UnsupportedTask."""
+        if task not in self.config.tasks:
+            raise UnsupportedTask(task, self.config.tasks)
 
     # Prompts
 

@@ -11,13 +11,17 @@ from itertools import count
 from pathlib import Path
 from typing import Unpack
 
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from descant_engine.config import EngineConfig, EngineOptions
 from descant_engine.engine import Engine
 from descant_engine.frontend import Chat, Frontend, Prompt
 from descant_engine.model_config import resolve
-from descant_engine.outputs import OutputText, RequestOutput, chosen_samples
+from descant_engine.outputs import OutputReader, PooledOutput, RequestOutput, chosen_samples
+from descant_engine.pooling import Task
+from descant_engine.pooling_inputs import Pair, PoolingInput, PoolingInputs
 from descant_engine.request import samples_of
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.scheduler.stats import SchedulerStats
@@ -27,6 +31,7 @@ UNLIMITED = sys.maxsize
 """A script's list of prompts is a queue of any length; a limit is for servers."""
 
 Conversation = Sequence[ChatMessage]
+FloatArray = npt.NDArray[np.float32]
 
 
 class LLM:
@@ -44,6 +49,7 @@ class LLM:
         options.setdefault("max_num_queued_requests", UNLIMITED)
         config = resolve(EngineConfig(model=str(model), **options))
         self._frontend = Frontend(config)
+        self._pooling_inputs = PoolingInputs(config, self._frontend.tokenizer)
         self._engine = Engine(config)
         self._request_numbers = count()
 
@@ -64,6 +70,7 @@ class LLM:
             ValueError: a prompt, its params or its adapter is at fault; nothing has been generated then. A grammar
                 that turns out to be impossible ends all.
         """
+        self._frontend.require(Task.GENERATE)
         batch = [prompts] if isinstance(prompts, str) else list(prompts)
         all_params = [params or SamplingParams()] * len(batch) if isinstance(params, SamplingParams | None) else params
         adapters: Sequence[str | None] = [adapter] * len(batch) if isinstance(adapter, str | None) else adapter
@@ -94,6 +101,50 @@ class LLM:
         chats = [Chat(conversation) for conversation in conversations]  # type: ignore[arg-type]
         return self.generate(chats, params, adapter=adapter, use_tqdm=use_tqdm)
 
+    def embed(
+        self,
+        prompts: str | Sequence[PoolingInput],
+        *,
+        dimensions: int | None = None,
+        adapter: str | None = None,
+        use_tqdm: bool = True,
+    ) -> FloatArray:
+        """[number of prompts, dimensions] float32: a vector for each text, or list of token ids.
+
+        Raises:
+            ValueError: the model makes no vectors, or none of so many `dimensions`, or a prompt is too long.
+        """
+        self._frontend.require(Task.EMBED)
+        batch = [prompts] if isinstance(prompts, str) else list(prompts)
+        return self._pooled(batch, dimensions, adapter, use_tqdm)
+
+    def score(self, query: str, documents: Sequence[str], *, use_tqdm: bool = True) -> FloatArray:
+        """[number of documents] float32: a cross-encoder's score of the query with each; errors as `embed`."""
+        self._frontend.require(Task.SCORE)
+        return self._pooled([Pair(query, document) for document in documents], None, None, use_tqdm)[:, 0]
+
+    def _pooled(
+        self, batch: Sequence[PoolingInput], dimensions: int | None, adapter: str | None, use_tqdm: bool
+    ) -> FloatArray:
+        digest = None if adapter is None else self._frontend.adapter(adapter).digest
+        outputs: dict[str, OutputReader] = {}
+        try:
+            for given in batch:
+                encoded = self._pooling_inputs.encode(given)
+                request_id = str(next(self._request_numbers))
+                request = self._pooling_inputs.request(
+                    encoded, request_id=request_id, dimensions=dimensions, adapter_digest=digest
+                )
+                self._engine.submit(request)
+                outputs[request_id] = PooledOutput(request)
+        except ValueError:
+            for request_id in outputs:
+                self._engine.abort(request_id)
+            raise
+        done = self._run(outputs, use_tqdm)
+        vectors = [_vector(done[request_id]) for request_id in outputs]
+        return np.stack(vectors) if vectors else np.empty((0, dimensions or 0), dtype=np.float32)
+
     def load_adapter(self, name: str, folder: str | Path) -> None:
         """Serves the PEFT adapter in `folder` as `name` from now on. Raises ValueError if that is impossible."""
         manifest = self._frontend.read_adapter(folder)
@@ -115,10 +166,10 @@ class LLM:
 
     def _submit_all(
         self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], adapters: Sequence[str | None]
-    ) -> tuple[list[list[str]], dict[str, OutputText]]:
+    ) -> tuple[list[list[str]], dict[str, OutputReader]]:
         """All prompts or none: the ids of each prompt's samples, and where each becomes text."""
         samples: list[list[str]] = []
-        texts: dict[str, OutputText] = {}
+        texts: dict[str, OutputReader] = {}
         try:
             for prompt, one, adapter in zip(prompts, params, adapters, strict=True):
                 request_id = str(next(self._request_numbers))
@@ -137,7 +188,7 @@ class LLM:
             raise
         return samples, texts
 
-    def _run(self, texts: dict[str, OutputText], use_tqdm: bool) -> dict[str, RequestOutput]:
+    def _run(self, texts: dict[str, OutputReader], use_tqdm: bool) -> dict[str, RequestOutput]:
         outputs: dict[str, RequestOutput] = {}
         with tqdm(total=len(texts), desc="Requests", unit="req", disable=not use_tqdm) as bar:
             try:
@@ -149,7 +200,7 @@ class LLM:
         return outputs
 
     def _step_until_done(
-        self, texts: dict[str, OutputText], outputs: dict[str, RequestOutput], count_finished: Callable[[int], object]
+        self, texts: dict[str, OutputReader], outputs: dict[str, RequestOutput], count_finished: Callable[[int], object]
     ) -> None:
         while self._engine.has_work:
             deltas = self._engine.step()
@@ -167,3 +218,9 @@ class LLM:
                     count_finished(1)
                     # A stop string is found here, before the engine knows of it; after any other end this is a no-op.
                     self._engine.abort(delta.request_id)
+
+
+def _vector(output: RequestOutput) -> FloatArray:
+    if output.pooled is None:
+        raise RuntimeError(output.error or "the request was ended")
+    return np.frombuffer(output.pooled, dtype=np.float32)

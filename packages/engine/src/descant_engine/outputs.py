@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from descant_engine.request import EngineRequest, FinishReason, RequestTimes, TokenDelta, TokenLogprobs
 from descant_engine.sampling_params import SamplingParams
@@ -50,6 +50,8 @@ class RequestOutput:
     """If they were asked for: with the first output, of each prompt token but the first."""
     times: RequestTimes | None = None
     """The latest that is known; with the first output and with the last."""
+    pooled: bytes | None = None
+    """The vector that was asked for instead of tokens: float32, in this machine's order."""
 
     def followed_by(self, later: "RequestOutput") -> "RequestOutput":
         """Both in one, for a reader who takes them late."""
@@ -68,6 +70,40 @@ class RequestOutput:
         if not self.logprobs:
             return float("-inf")
         return sum(token.logprobs.logprob for token in self.logprobs) / len(self.logprobs)
+
+
+class OutputReader(Protocol):
+    """Turns one request's deltas into outputs."""
+
+    @property
+    def request_id(self) -> str: ...
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """To be counted for this request."""
+
+    def apply(self, delta: TokenDelta) -> RequestOutput | None:
+        """None if the output had ended before this delta."""
+
+
+class PooledOutput:
+    """For a request that gets a vector: one delta, one output."""
+
+    def __init__(self, request: EngineRequest) -> None:
+        self.request_id = request.request_id
+        self.num_prompt_tokens = len(request.prompt_token_ids)
+
+    def apply(self, delta: TokenDelta) -> RequestOutput | None:
+        return RequestOutput(
+            request_id=self.request_id,
+            text="",
+            token_ids=(),
+            usage=Usage(self.num_prompt_tokens, completion_tokens=0, cached_tokens=delta.num_cached_tokens),
+            finish_reason=delta.finish_reason,
+            error=delta.error,
+            times=delta.times,
+            pooled=delta.pooled,
+        )
 
 
 def chosen_samples(outputs: Sequence[RequestOutput], params: SamplingParams) -> list[RequestOutput]:

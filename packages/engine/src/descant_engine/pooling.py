@@ -24,6 +24,10 @@ def _could_embed(task: Task, tasks: tuple[Task, ...]) -> bool:
     return task is Task.EMBED and tasks == (Task.GENERATE,)
 
 
+class InvalidDimensions(ValueError):
+    """Vectors of a length that the model was not trained for; the message says what is possible."""
+
+
 class PoolingType(StrEnum):
     """Which of a text's last hidden states make its vector."""
 
@@ -47,19 +51,19 @@ class PoolingConfig:
     empty: of any length."""
 
     def check_dimensions(self, wanted: int | None, hidden_size: int) -> None:
-        """Raises ValueError, with what is possible, for vectors that the model was not trained for."""
+        """Raises InvalidDimensions for vectors that the model was not trained for."""
         if wanted is None:
             return
         if self.dimensions is None:
-            raise ValueError(
+            raise InvalidDimensions(
                 f"dimensions: {wanted} was asked for, but this model's vectors have {hidden_size} and it was not"
                 " trained for shorter ones (Matryoshka)"
             )
         if not 1 <= wanted <= hidden_size:
-            raise ValueError(f"dimensions must be in [1, {hidden_size}]; got {wanted}")
+            raise InvalidDimensions(f"dimensions must be in [1, {hidden_size}]; got {wanted}")
         if self.dimensions and wanted not in self.dimensions:
             possible = ", ".join(map(str, self.dimensions))
-            raise ValueError(f"dimensions: {wanted} is none of those that this model was trained for: {possible}")
+            raise InvalidDimensions(f"dimensions: {wanted} is none that this model was trained for: {possible}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
+from descant_engine.pooling import PoolingParams
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.seeds import sample_seed
 from descant_engine.share import Share
@@ -46,6 +47,8 @@ class EngineRequest:
     priority: int = 0
     """Smaller is served earlier, whoever asks and whatever he has had; fairness rules within one priority."""
     arrival_time: float = 0.0
+    pooling: PoolingParams | None = None
+    """Asks for a vector instead of tokens; `params` means nothing then."""
 
 
 class RequestTimes(NamedTuple):
@@ -192,3 +195,5 @@ class TokenDelta(NamedTuple):
     logprobs: SampleLogprobs = NO_LOGPROBS
     times: RequestTimes | None = None
     """With the first token and with the end."""
+    pooled: bytes | None = None
+    """The vector that was asked for, float32, with which the request ends."""

@@ -6,14 +6,13 @@ from typing import Any, ClassVar, Literal
 from msgspec import Struct
 
 from descant_wire.errors import invalid_request
+from descant_wire.inputs import Input, inputs_of
 from descant_wire.logprobs import CompletionLogprobs, PromptLogprobs
 from descant_wire.sampling import FinishReason, SamplingFields, TokenId
 from descant_wire.usage import Usage
 
 DEFAULT_MAX_TOKENS = 16
 MAX_PROMPTS = 256
-Prompt = str | list[int]
-"""Text, or token ids."""
 
 
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,24 +44,13 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_unknow
         """An echo without any output, for the prompt's log-probabilities."""
         return bool(self.echo) and self.max_tokens == 0
 
-    def prompts(self) -> list[Prompt]:
+    def prompts(self) -> list[Input]:
         """Each gives `n` choices of the answer.
 
         Raises:
             ApiError: 400, for an empty list, a list of several kinds of thing, or more than MAX_PROMPTS prompts.
         """
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        token_ids = [item for item in self.prompt if isinstance(item, int)]
-        if token_ids and len(token_ids) == len(self.prompt):
-            return [token_ids]
-        prompts = [item for item in self.prompt if not isinstance(item, int)]
-        if not prompts or token_ids or len({type(prompt) for prompt in prompts}) > 1:
-            raise invalid_request(
-                "`prompt` must be a string, a list of strings, a list of token ids or a list of token-id lists; not"
-                " empty, and not a mixture.",
-                param="prompt",
-            )
+        prompts = inputs_of(self.prompt, "prompt")
         if len(prompts) > MAX_PROMPTS:
             raise invalid_request(f"`prompt` has {len(prompts)} entries; at most {MAX_PROMPTS} fit.", param="prompt")
         return prompts

@@ -12,13 +12,16 @@ from descant_server.errors import (
     answer_framework_error,
     answer_unforeseen,
 )
-from descant_server.routes import adapters, chat, completions, health, internal, models, tokenize
+from descant_server.routes import adapters, chat, completions, embeddings, health, internal, models, scores, tokenize
 from descant_server.service import Service
 from descant_wire.errors import ApiError
 
 ROUTES = (
     chat.create_chat_completion,
     completions.create_completion,
+    embeddings.create_embeddings,
+    scores.rerank,
+    scores.score,
     models.list_models,
     models.show_model,
     adapters.load_adapter,

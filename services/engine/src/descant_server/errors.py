@@ -10,6 +10,8 @@ from descant_engine.adapter_files import AdapterRefused
 from descant_engine.async_engine import EngineDraining
 from descant_engine.engine_client import EngineDead
 from descant_engine.frontend import InvalidParams, InvalidPrompt, PromptTooLong, UnknownModel
+from descant_engine.pooling import InvalidDimensions, UnsupportedTask
+from descant_engine.pooling_inputs import InputTooLong
 from descant_engine.request_stream import RequestFailed
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
 from descant_engine.text.chat_template import ChatTemplateError
@@ -30,6 +32,7 @@ from descant_wire.errors import (
 
 ENGINE_ERRORS = (
     *(PromptTooLong, InvalidPrompt, ChatTemplateError, TextNotUnicode, InvalidParams, UnknownModel),
+    *(InputTooLong, InvalidDimensions, UnsupportedTask),
     AdapterRefused,
     *(QueueFull, RequestRefused, RequestFailed, EngineDraining, EngineDead),
 )
@@ -51,7 +54,11 @@ def from_engine(error: Exception, prompt_field: str) -> ApiError:
             return model_not_found(error.name)
         case AdapterRefused():
             return invalid_request(_sentence(error), param="model", code="adapter_refused")
-        case PromptTooLong() | RequestRefused():
+        case UnsupportedTask():
+            return invalid_request(_sentence(error), param="model", code="unsupported_task")
+        case InvalidDimensions():
+            return invalid_request(_sentence(error), param="dimensions", code="invalid_value")
+        case PromptTooLong() | InputTooLong() | RequestRefused():
             return context_length_exceeded(_sentence(error), param=prompt_field)
         case QueueFull():
             return rate_limit_exceeded(_sentence(error), retry_after_s=RETRY_FULL_QUEUE_S)

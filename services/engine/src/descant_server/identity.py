@@ -1,15 +1,19 @@
 """Whose a request is: a gateway's signed word, never a client's."""
 
 from dataclasses import replace
+from typing import TypeVar
 
 from descant_server.bodies import HttpRequest
 from descant_server.config import ServerConfig
+from descant_server.pooling import PoolingCall
 from descant_server.translate import EngineCall
 from descant_wire.errors import permission_denied, unsupported_field
 from descant_wire.internal import Identity, NotSigned, read_identity
 
+CallT = TypeVar("CallT", EngineCall, PoolingCall)
 
-def identified(call: EngineCall, request: HttpRequest, config: ServerConfig) -> EngineCall:
+
+def identified(call: CallT, request: HttpRequest, config: ServerConfig) -> CallT:
     """The call as its tenant's, with the gateway's priority.
 
     Raises:

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from descant_engine.adapter import AdapterManifest
+from descant_engine.pooling import PoolingParams
 from descant_engine.request import SampleLogprobs
 from descant_engine.sampling_params import SamplingParams
 
@@ -29,6 +30,8 @@ class AdmittedRequest(NamedTuple):
     """Every token that would end the request: eos (unless ignored) and the client's own; masked until min_tokens."""
     adapter_slot: int
     """-1 for the base model; fixed while the request is admitted."""
+    pooling: PoolingParams | None = None
+    """What the request wants instead of tokens."""
 
 
 class ScheduledRequest(NamedTuple):
@@ -100,3 +103,5 @@ class StepResult:
     """Moves finished since the last result, of this plan or an earlier one."""
     logprobs: Mapping[str, SampleLogprobs] = field(default_factory=dict)
     """By request id, for those among the sampled that asked."""
+    pooled: Mapping[str, bytes] = field(default_factory=dict)
+    """By request id: the float32 vectors of those whose prompt the step completed and that asked for one."""

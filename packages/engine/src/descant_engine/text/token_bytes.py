@@ -4,12 +4,16 @@ Two families cover the models we serve. Byte-level BPE (GPT-2, Llama 3, Qwen, Sm
 printable characters. SentencePiece BPE (Llama 2, Mistral) writes text as it is with U+2581 for a space, and a byte
 outside its vocabulary as the token <0xNN>. In both a text is its tokens' bytes in a row, so it can be decoded as it
 arrives, with no look back.
+
+WordPiece (BERT) is for encoders, which write no text: its tokens' bytes are for people to read.
 """
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import tokenizers
@@ -25,15 +29,19 @@ class TokenBytes:
     """The same, with special tokens empty."""
     special_token_ids: frozenset[int]
     max_characters: int
-    """The length of the longest token: a text of n times as many characters has at least n tokens."""
+    """The length of the longest token: a text of n times as many characters has at least n tokens. There is no such
+    length in WordPiece, where any word may be one unknown token."""
     strips_leading_spaces: int
+    are_exact: bool
+    """False for WordPiece, which does not keep a text's spaces."""
 
     @classmethod
     def of(cls, backend: tokenizers.Tokenizer) -> "TokenBytes":
         """Raises ValueError, naming the decoder, if its tokens are not bytes in a row."""
         vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
         special = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
-        decode, strips = _decoder(list(_decoder_steps(json.loads(backend.to_str())["decoder"])))
+        steps = list(_decoder_steps(json.loads(backend.to_str())["decoder"]))
+        decode, strips = _decoder(steps)
         of_token = [b""] * (max(vocabulary.values(), default=-1) + 1)
         for token, token_id in vocabulary.items():
             of_token[token_id] = decode(token)
@@ -41,8 +49,9 @@ class TokenBytes:
             of_token=tuple(of_token),
             of_visible_token=tuple(b"" if i in special else data for i, data in enumerate(of_token)),
             special_token_ids=special,
-            max_characters=max(map(len, vocabulary), default=1),
+            max_characters=sys.maxsize if _is_word_piece(steps) else max(map(len, vocabulary), default=1),
             strips_leading_spaces=strips,
+            are_exact=not _is_word_piece(steps),
         )
 
 
@@ -60,6 +69,8 @@ def _decoder(steps: list[Mapping[str, Any]]) -> tuple[Callable[[str], bytes], in
     """(token -> bytes, spaces stripped at a text's start)."""
     if [step["type"] for step in steps] == ["ByteLevel"]:
         return _byte_level, 0
+    if _is_word_piece(steps):
+        return partial(_word_piece, steps[0]["prefix"]), 1
     replacements: list[tuple[str, str]] = []
     strips = 0
     for step in steps:
@@ -81,6 +92,16 @@ def _decoder(steps: list[Mapping[str, Any]]) -> tuple[Callable[[str], bytes], in
         return token.encode("utf-8", errors="replace")
 
     return decode, strips
+
+
+def _is_word_piece(steps: list[Mapping[str, Any]]) -> bool:
+    return [step["type"] for step in steps] == ["WordPiece"]
+
+
+def _word_piece(prefix: str, token: str) -> bytes:
+    """`prefix` marks what goes on with a word."""
+    text = token.removeprefix(prefix) if token.startswith(prefix) else f" {token}"
+    return text.encode("utf-8", errors="replace")
 
 
 def _byte_of_symbol() -> dict[str, int]:

@@ -74,6 +74,11 @@ class Tokenizer:
         return len(self._bytes.of_token)
 
     @property
+    def can_write(self) -> bool:
+        """Whether tokens in a row are a text, to the byte."""
+        return self._bytes.are_exact
+
+    @property
     def strips_leading_spaces(self) -> int:
         """How many spaces at the start of a text are the tokenizer's own and not the text's."""
         return self._bytes.strips_leading_spaces
@@ -93,6 +98,32 @@ class Tokenizer:
             raise TextNotUnicode("the text holds half of a surrogate pair, which is no Unicode character") from error
         ids: list[int] = encoding.ids
         return ids
+
+    def encode_start(self, text: str, num_tokens: int, *, add_special_tokens: bool) -> list[int]:
+        """The first `num_tokens` token ids; special tokens around a text stay, whatever is cut. Raises as `encode`."""
+        encoding = self._parts(text)[0]
+        num_special = self._backend.num_special_tokens_to_add(False) if add_special_tokens else 0
+        encoding.truncate(max(num_tokens - num_special, 0))
+        if add_special_tokens:
+            encoding = self._backend.post_process(encoding)
+        ids: list[int] = encoding.ids
+        return ids
+
+    def encode_pair(self, first: str, second: str, *, keep_first: int | None = None) -> tuple[list[int], int]:
+        """Both texts with special tokens around them, and how many tokens are the first's. The second is cut where
+        both together have more than `keep_first`. Raises as `encode`."""
+        own, other = self._parts(first, second)
+        if keep_first is not None:
+            room = keep_first - self._backend.num_special_tokens_to_add(True) - len(own)
+            other.truncate(max(room, 0))
+        encoding = self._backend.post_process(own, other)
+        return encoding.ids, encoding.type_ids.count(0)
+
+    def _parts(self, *texts: str) -> list[Any]:
+        try:
+            return list(self._backend.encode_batch(list(texts), add_special_tokens=False))
+        except TypeError as error:
+            raise TextNotUnicode("the text holds half of a surrogate pair, which is no Unicode character") from error
 
     def check_length(self, num_characters: int, max_tokens: int) -> None:
         """Raises TextTooLong if so many characters are certain to be more than `max_tokens` tokens."""
