@@ -168,13 +168,14 @@ def test_preemption_does_not_change_the_output(tiny_llama, tiny_adapters, worklo
     assert llm.stats().num_preemptions > 0
 
 
-def test_adapters_take_turns_when_they_do_not_fit(tiny_llama, random_adapter, prompts, device, tmp_path):
+@pytest.mark.parametrize("room", [{"num_blocks": 60}, {"num_blocks": 400, "max_loras": 2}])  # an adapter: 23 blocks
+def test_adapters_take_turns_when_they_do_not_fit(room, tiny_llama, random_adapter, prompts, device, tmp_path):
     adapters = {f"a{i}": random_adapter(tmp_path / f"a{i}", tiny_llama, seed=20 + i, rank=16) for i in range(6)}
     alone = [
         token_ids(make(tiny_llama, device, {name: path}).generate(prompts[:4], GREEDY, adapter=name))
         for name, path in adapters.items()
     ]
-    llm = make(tiny_llama, device, adapters, num_blocks=60)  # an adapter takes 23 blocks
+    llm = make(tiny_llama, device, adapters, **room)
     names = [name for name in adapters for _ in range(4)]
     outputs = token_ids(llm.generate(prompts[:4] * 6, GREEDY, adapter=names))
     assert [outputs[i * 4 : i * 4 + 4] for i in range(6)] == alone

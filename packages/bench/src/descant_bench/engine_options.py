@@ -20,6 +20,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--gpu-memory-utilization", type=float, default=0.85)
     group.add_argument("--num-blocks", type=int, help="size of the block pool; default: what fits")
     group.add_argument("--max-lora-rank", type=int, default=64)
+    group.add_argument("--max-loras", type=int, help="most adapters on the device; default: what fits")
     group.add_argument("--adapter-host-bytes", type=int, default=4 << 30)
     group.add_argument("--enable-lora", action="store_true", help="implied by adapters; alone: LoRA enabled, unused")
     group.add_argument("--no-enable-prefix-caching", dest="prefix_caching", action="store_false")
@@ -49,6 +50,7 @@ def _user_config(args: argparse.Namespace, with_adapters: bool) -> EngineConfig:
         enable_prefix_caching=args.prefix_caching,
         enable_lora=args.enable_lora or with_adapters,
         max_lora_rank=args.max_lora_rank,
+        max_loras=args.max_loras,
         adapter_host_bytes=args.adapter_host_bytes,
         max_num_queued_requests=UNLIMITED_QUEUE,
     )

@@ -17,6 +17,7 @@ MEASUREMENTS: Final[Mapping[str, str]] = MappingProxyType(
         "startup": "From the start of a process to the first token.",
         "profile-steps": "Time per step by part, beside what bytes and operations allow.",
         "residents": "Writes cases with 1 to 1,000 adapters, and the adapters.",
+        "neighbours": "Writes cases with more adapters than fit, and with one that floods the others.",
         "curve": "Throughput by the number of adapters in use, from those cases.",
         "compare": "Our figures beside a peer's on the same cases: table, JSON, plot.",
         "regression": "What moved since a run that was kept; fails if something got slower.",

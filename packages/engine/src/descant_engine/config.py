@@ -42,6 +42,8 @@ class EngineConfig:
     """auto is xgrammar where it keeps to a grammar exactly and in time, llguidance otherwise."""
     enable_lora: bool = False
     max_lora_rank: int = 64
+    max_loras: int | None = None
+    """Most adapters on the device at once; by default as many as the pool has room for."""
     adapter_host_bytes: int = 4 << 30
     """Host memory for adapters that are not in the pool."""
     runner: Runner = "auto"
@@ -73,6 +75,7 @@ class EngineOptions(TypedDict, total=False):
     structured_output_backend: StructuredOutputBackend
     enable_lora: bool
     max_lora_rank: int
+    max_loras: int | None
     adapter_host_bytes: int
     runner: Runner
     pooling_type: PoolingType | None

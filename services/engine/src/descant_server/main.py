@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
+import msgspec
 import uvloop
 
-from descant_engine.config import Dtype, EngineConfig, StructuredOutputBackend
+from descant_engine.config import Dtype, EngineConfig, Runner, StructuredOutputBackend
+from descant_engine.pooling import PoolingType
 from descant_engine.text.reasoning import FORMS as REASONING_FORMS
 from descant_engine.text.tool_calls.parsers import FORMS as TOOL_CALL_FORMS
 from descant_server.adapter_paths import RuntimePaths
@@ -24,6 +26,12 @@ MEMORY = "Memory and batching"
 OUTPUT = "Structured output, tools, reasoning"
 ADAPTERS = "Adapters"
 SERVER = "Server"
+
+RUNNER_OF_TASK: dict[str, Runner] = {
+    "auto": "auto",
+    "generate": "generate",
+    **dict.fromkeys(("embed", "embedding", "score"), "pooling"),
+}
 
 
 def _option(group: str, *names: str, **attributes: Any) -> Callable[[Command], Command]:
@@ -74,6 +82,35 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[Command], C
     metavar="TOKENS",
     help="Longest prompt and completion together; the model's own limit by default. Longer allows bigger requests,"
     " each of which may take more of the pool.",
+)
+@_option(
+    MODEL,
+    "--runner",
+    type=click.Choice(["auto", "generate", "pooling"]),
+    default="auto",
+    show_default=True,
+    help="What the model is to do. auto: encoders make vectors or scores; decoders generate and, where their folder or"
+    " --pooling-type says how, make vectors too. pooling: nothing but vectors.",
+)
+@_option(
+    MODEL,
+    "--task",
+    type=click.Choice(sorted(RUNNER_OF_TASK)),
+    help="vLLM's older name for --runner.",
+)
+@_option(
+    MODEL,
+    "--pooling-type",
+    type=click.Choice(list(PoolingType), case_sensitive=False),
+    help="Which hidden states make a text's vector, instead of what the model's folder says.",
+)
+@_option(
+    MODEL,
+    "--hf-overrides",
+    metavar="JSON",
+    default="{}",
+    help='In place of the model\'s config: {"is_matryoshka": true} or {"matryoshka_dimensions": [64, 128]} let'
+    " requests cut vectors (`dimensions`). Nothing else can be overridden.",
 )
 @_option(MODEL, "--seed", type=int, default=0, show_default=True, help="Of dummy weights and of requests without one.")
 @_option(
@@ -176,6 +213,14 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[Command], C
 )
 @_option(
     ADAPTERS,
+    "--max-loras",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Most adapters on the device at once; by default as many as fit. Nothing is reserved for them, so a bound only"
+    " makes room for KV.",
+)
+@_option(
+    ADAPTERS,
     "--lora-modules",
     "lora_modules",
     multiple=True,
@@ -266,6 +311,10 @@ def serve(
     device: Literal["auto", "cpu", "cuda"],
     load_format: Literal["auto", "dummy"],
     max_model_len: int | None,
+    runner: Runner,
+    task: str | None,
+    pooling_type: str | None,
+    hf_overrides: str,
     seed: int,
     gpu_memory_utilization: float,
     block_size: int,
@@ -280,6 +329,7 @@ def serve(
     enable_auto_tool_choice: bool,
     enable_lora: bool,
     max_lora_rank: int,
+    max_loras: int | None,
     lora_modules: tuple[str, ...],
     lora_dir: Path | None,
     lora_root: Path | None,
@@ -313,6 +363,7 @@ def serve(
         structured_output_backend=structured_output_backend,
         enable_lora=enable_lora or bool(lora_modules) or lora_dir is not None,
         max_lora_rank=max_lora_rank,
+        max_loras=max_loras,
     )
     config = ServerConfig(
         engine=engine,
@@ -349,6 +400,19 @@ async def _serve(config: ServerConfig) -> None:
     stop = StopSignals()
     stop.listen()
     await serve_forever(config, stop)
+
+
+class _Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    is_matryoshka: bool = False
+    matryoshka_dimensions: tuple[int, ...] | None = None
+
+
+def _matryoshka_dimensions(hf_overrides: str) -> tuple[int, ...] | None:
+    try:
+        given = msgspec.json.decode(hf_overrides, type=_Overrides)
+    except msgspec.MsgspecError as error:
+        raise click.BadParameter(str(error), param_hint="--hf-overrides") from None
+    return () if given.is_matryoshka and given.matryoshka_dimensions is None else given.matryoshka_dimensions
 
 
 def _adapter_sources(lora_modules: Sequence[str], base_names: Sequence[str]) -> tuple[AdapterSource, ...]:

@@ -82,7 +82,7 @@ class ModelRunner:
         if config.user.enable_lora:
             attach_lora(self._model)
         self.num_blocks = profile_num_blocks(self._model, config, self._device)
-        self.num_adapter_slots = min(self.num_blocks, MAX_ADAPTER_SLOTS)
+        self.num_adapter_slots = min(self.num_blocks, config.user.max_loras or MAX_ADAPTER_SLOTS)
         dtype = next(self._model.parameters()).dtype
         pool = allocate_pool(config, self.num_blocks, dtype, self._device)
         self._kv_caches = kv_caches(pool, config.shape, config.user.block_size)
