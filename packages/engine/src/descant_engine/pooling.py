@@ -74,3 +74,5 @@ class PoolingParams:
     """Only so many of the vector's first components; None is all."""
     num_first_tokens: int | None = None
     """Of a pair, where its second text begins; None is one text."""
+    needs_every_token: bool = True
+    """False where the last hidden state is all that counts."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from descant_engine.config import ResolvedConfig
 from descant_engine.frontend import InvalidPrompt, Text
-from descant_engine.pooling import PoolingParams
+from descant_engine.pooling import PoolingParams, PoolingType
 from descant_engine.request import EngineRequest
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.text.tokenizer import TextTooLong, Tokenizer
@@ -112,7 +112,11 @@ class PoolingInputs:
             request_id=request_id,
             prompt_token_ids=encoded.token_ids,
             params=NO_TOKENS,
-            pooling=PoolingParams(dimensions=dimensions, num_first_tokens=encoded.num_first_tokens),
+            pooling=PoolingParams(
+                dimensions=dimensions,
+                num_first_tokens=encoded.num_first_tokens,
+                needs_every_token=self._config.pooling.type is not PoolingType.LAST,
+            ),
             adapter_digest=adapter_digest,
             tenant=tenant,
             tenant_salt=tenant_salt,

@@ -125,7 +125,9 @@ class Request:
 
     @property
     def wants_whole_prompt(self) -> bool:
-        """Every token's logits are asked for, so none of the prompt may come from the prefix cache."""
+        """Every token's logits or hidden state is asked for, so none of the prompt may come from the prefix cache."""
+        if self.spec.pooling is not None:
+            return self.spec.pooling.needs_every_token
         return self.spec.params.prompt_logprobs is not None and not self.output_token_ids
 
     def times(self, finished: float | None = None) -> RequestTimes:

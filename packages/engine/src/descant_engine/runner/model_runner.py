@@ -18,6 +18,7 @@ from descant_engine.runner.grammar_mask import apply_bitmask
 from descant_engine.runner.input_batch import StepRows, gather
 from descant_engine.runner.logprobs import NO_LOGPROBS, Logprobs, PendingLogprobs
 from descant_engine.runner.memory import allocate_pool, kv_caches, profile_num_blocks
+from descant_engine.runner.pooler import NO_VECTORS, PendingVectors, Pooler
 from descant_engine.runner.request_states import RequestStates
 from descant_engine.runner.sampler import LogitsMask, Sampler
 from descant_engine.runner.sampling_states import SampleRows
@@ -38,12 +39,13 @@ class PendingStep:
     logprobs: PendingLogprobs
     arrived: torch.cuda.Event | None
     adapter_events: tuple[AdapterEvent, ...]
+    pooled: PendingVectors = NO_VECTORS
 
     def result(self) -> StepResult:
         if self.arrived is not None:
             self.arrived.synchronize()
         sampled = tuple(zip(self.request_ids, self.token_ids.tolist(), strict=True))
-        return StepResult(self.step_id, sampled, self.adapter_events, self.logprobs.result())
+        return StepResult(self.step_id, sampled, self.adapter_events, self.logprobs.result(), self.pooled.result())
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,13 @@ class LaunchedForward:
     """[num_samples] int64: the rows that sample"""
     positions: Tensor | None = None
     """[num_samples] int64: of the tokens to come"""
+    pooled: PendingVectors = NO_VECTORS
+
+    def without_samples(self) -> PendingStep:
+        """The step, if there is nothing to sample."""
+        arrived = _recorded_event() if self.pooled.comes_from_cuda else None
+        nothing = torch.empty(0, dtype=torch.int64)
+        return PendingStep(self.step_id, (), nothing, NO_LOGPROBS, arrived, self.adapter_events, self.pooled)
 
 
 class ModelRunner:
@@ -89,6 +98,7 @@ class ModelRunner:
         self._states = RequestStates(config.max_num_seqs, config.max_model_len, config.user.block_size, self._device)
         self._sampler = Sampler(self._device)
         self._logprobs = Logprobs(config.shape.vocab_size)
+        self._pooler = Pooler(config.pooling)
         self._adapters = AdapterMemory(config, pool, self.num_adapter_slots) if config.user.enable_lora else None
         self._graphs = self._decode_graphs() if config.device == "cuda" else None
 
@@ -105,27 +115,32 @@ class ModelRunner:
             row = self._states.row(admitted.request_id)
             self._sampler.add(row, admitted)
             self._logprobs.add(row, admitted)
+            self._pooler.add(row, admitted)
         if not plan.scheduled:
             return LaunchedForward(plan.step_id, events)
         step = StepRows.of(plan.scheduled, self._states)
-        logits, rows, positions = (
-            self._decode(step, self._graphs) if self._graphs and step.is_decode else self._forward(step)
-        )
-        return LaunchedForward(plan.step_id, events, step, logits, rows, positions)
+        if self._graphs and step.is_decode:
+            return LaunchedForward(plan.step_id, events, step, *self._decode(step, self._graphs))
+        return LaunchedForward(plan.step_id, events, step, *self._forward(step))
 
     @torch.inference_mode()
     def sample(self, forward: LaunchedForward, bitmask: GrammarBitmask | None = None) -> PendingStep:
         """Launches the rest. `bitmask`: the tokens that grammars allow in this step."""
         step, logits = forward.step, forward.logits
         if step is None or logits is None or forward.rows is None or forward.positions is None:
-            nothing = torch.empty(0, dtype=torch.int64)
-            return PendingStep(forward.step_id, (), nothing, NO_LOGPROBS, None, forward.adapter_events)
+            return forward.without_samples()
         mask = None if bitmask is None else partial(apply_bitmask, bitmask)
         sampled = self._sample(logits, step, forward.rows, forward.positions, mask)
         host_ids = to_host(sampled.token_ids)
         arrived = _recorded_event() if sampled.token_ids.is_cuda else None
         return PendingStep(
-            forward.step_id, step.sampled_request_ids, host_ids, sampled.logprobs, arrived, forward.adapter_events
+            forward.step_id,
+            step.sampled_request_ids,
+            host_ids,
+            sampled.logprobs,
+            arrived,
+            forward.adapter_events,
+            forward.pooled,
         )
 
     def wait_for_adapters(self, timeout: float) -> None:
@@ -147,7 +162,7 @@ class ModelRunner:
         logits = graphs.replay(rows, positions, self._adapted_modules(step))
         return logits, rows, positions + 1
 
-    def _forward(self, step: StepRows) -> tuple[Tensor | None, Tensor, Tensor]:
+    def _forward(self, step: StepRows) -> tuple[Tensor | None, Tensor, Tensor, PendingVectors]:
         batch = gather(step, self._states, self._config.user.block_size)
         lora = None
         if self._adapters is not None and step.slots_in_batch:
@@ -156,10 +171,11 @@ class ModelRunner:
         with step_context(StepContext(self._kv_caches, batch.attention, lora)):
             hidden = self._model(batch.input_ids, batch.positions)
         self._logprobs.score_prompts(hidden, step, self._states, self._model.compute_logits)
+        pooled = self._pooler.pool(hidden, step)
         if not step.samples.any():
-            return None, batch.sample_rows, batch.sample_positions
+            return None, batch.sample_rows, batch.sample_positions, pooled
         logits = self._model.compute_logits(hidden[batch.logits_indices])
-        return logits, batch.sample_rows, batch.sample_positions
+        return logits, batch.sample_rows, batch.sample_positions, pooled
 
     def _adapted_modules(self, step: StepRows) -> frozenset[TargetModule]:
         return NO_MODULES if self._adapters is None else self._adapters.modules_of(step.slots_in_batch)
