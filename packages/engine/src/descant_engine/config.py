@@ -172,6 +172,11 @@ class ResolvedConfig:
     """None if it only generates."""
 
     @property
+    def caches_prefixes(self) -> bool:
+        """An encoder's tokens see what comes after them: equal beginnings are not computed equal."""
+        return self.user.enable_prefix_caching and self.shape.encoder is None
+
+    @property
     def block_elements(self) -> int:
         """Elements of one block: K and V of `block_size` tokens, all layers."""
         return self.user.block_size * self.shape.kv_elements_per_token

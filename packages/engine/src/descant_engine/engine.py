@@ -9,6 +9,7 @@ from descant_engine.config import ResolvedConfig
 from descant_engine.grammar.bitmask import GrammarBitmask
 from descant_engine.grammar.build import BackendName
 from descant_engine.request import EngineRequest, TokenDelta
+from descant_engine.runner.encoder_runner import EncoderRunner
 from descant_engine.runner.model_runner import ModelRunner, PendingStep
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
 from descant_engine.scheduler.plan import StepPlan
@@ -39,7 +40,7 @@ class Engine:
 
     def __init__(self, config: ResolvedConfig) -> None:
         self.config = config
-        self._runner = ModelRunner(config)
+        self._runner = ModelRunner(config) if config.shape.encoder is None else EncoderRunner(config)
         self._scheduler = Scheduler(config, self._runner.num_blocks, self._runner.num_adapter_slots)
         self._steps_ahead = 1 if config.device == "cuda" else 0
         self._launched: deque[tuple[StepPlan, PendingStep]] = deque()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from random import Random
 
 from descant_engine.config import ResolvedConfig
+from descant_engine.pooling import Task
 from descant_engine.request import EngineRequest, Request
 
 
@@ -27,7 +28,7 @@ def accept(
     """
     return Request(
         spec=spec,
-        max_tokens=_resolve_max_tokens(spec, config.max_model_len, pool_tokens),
+        max_tokens=_max_tokens(spec, config, pool_tokens),
         seed=seeds.getrandbits(63) if spec.params.seed is None else spec.params.seed,
         arrival_number=arrival_number,
         stop_token_ids=_stop_token_ids(spec, config.eos_token_ids),
@@ -44,6 +45,30 @@ def first_sample_of(spec: EngineRequest, requests: Mapping[str, Request]) -> Req
 
 def _block_content(spec: EngineRequest) -> tuple[tuple[int, ...], str | None, str]:
     return spec.prompt_token_ids, spec.adapter_digest, spec.tenant_salt
+
+
+def _max_tokens(spec: EngineRequest, config: ResolvedConfig, pool_tokens: int) -> int:
+    if spec.pooling is not None:
+        _check_pooling(spec, config, pool_tokens)
+        return 1  # nothing is sampled; the vector takes the token's place
+    if Task.GENERATE not in config.tasks:
+        raise RequestRefused("this model makes vectors or scores; it cannot generate")
+    return _resolve_max_tokens(spec, config.max_model_len, pool_tokens)
+
+
+def _check_pooling(spec: EngineRequest, config: ResolvedConfig, pool_tokens: int) -> None:
+    num_tokens, budget = len(spec.prompt_token_ids), config.max_num_batched_tokens
+    if config.pooling is None:
+        raise RequestRefused("this model was not started to make vectors")
+    if not 1 <= num_tokens <= config.max_model_len:
+        raise RequestRefused(f"the input has {num_tokens} tokens, but this model takes 1 to {config.max_model_len}")
+    if config.shape.encoder is not None and num_tokens > budget:
+        raise RequestRefused(
+            f"the input has {num_tokens} tokens, which an encoder computes in one step, but a step has"
+            f" max_num_batched_tokens={budget}"
+        )
+    if num_tokens > pool_tokens:
+        raise RequestRefused(f"the input has {num_tokens} tokens, but the engine's memory holds {pool_tokens}")
 
 
 def _resolve_max_tokens(spec: EngineRequest, max_model_len: int, pool_tokens: int) -> int:

@@ -65,7 +65,7 @@ class Scheduler:
             self._pool,
             config.user.block_size,
             config.user.model,
-            enable_prefix_caching=config.user.enable_prefix_caching,
+            enable_prefix_caching=config.caches_prefixes,
         )
         self._adapters = AdapterCache(config, self._pool, num_adapter_slots if config.user.enable_lora else 0)
         self._seeds = Random(config.user.seed)
@@ -157,6 +157,9 @@ class Scheduler:
             request.num_inflight_samples -= 1
             if not request.is_finished:
                 deltas.append(self._append(request, token_id, result.logprobs.get(request_id, NO_LOGPROBS)))
+        for request_id, vector in result.pooled.items():
+            if not (request := sampling[request_id]).is_finished:
+                deltas.append(self._finish_pooled(request, vector))
         for event in result.adapter_events:
             deltas += self._apply_adapter_event(event)
         return deltas
@@ -318,6 +321,8 @@ class Scheduler:
         """Admits a request with blocks for all its known tokens, or leaves it as it was."""
         if request.num_inflight_samples > 0:
             return False  # preempted a moment ago: its newest tokens are not known yet
+        if self._config.shape.encoder is not None and request.num_tokens > step.num_tokens_left:
+            return False  # to be computed whole
         digest = request.spec.adapter_digest
         if digest is not None:
             request.adapter_content = self._adapters.content_digest(digest)
@@ -328,6 +333,8 @@ class Scheduler:
             self._kv.free(request)
             return False
         num_tokens = self._room.num_prompt_tokens(request.share, step)
+        if self._config.shape.encoder is not None:
+            num_tokens = request.num_tokens  # whole, in a step that has room for it
         self._enter_batch(request)
         self._kv.grow(request, request.num_known_tokens)
         step.admit(request)
@@ -378,6 +385,20 @@ class Scheduler:
             num_cached_tokens=request.num_cached_tokens,
             logprobs=logprobs,
             times=self._times(request) if is_first or request.is_finished else None,
+        )
+
+    def _finish_pooled(self, request: Request, vector: bytes) -> TokenDelta:
+        request.num_inflight_samples -= 1
+        request.first_token = self._now
+        self._finish(request, FinishReason.STOP)
+        return TokenDelta(
+            request_id=request.request_id,
+            token_ids=(),
+            finish_reason=request.finish_reason,
+            stop_token_id=None,
+            num_cached_tokens=request.num_cached_tokens,
+            times=self._times(request),
+            pooled=vector,
         )
 
     def _apply_adapter_event(self, event: AdapterEvent) -> list[TokenDelta]:

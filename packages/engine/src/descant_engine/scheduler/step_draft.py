@@ -25,7 +25,7 @@ class StepDraft:
     has_prompt_within_part: bool = False
     """Whether some of them belong to a share that runs no more than its part."""
     sampling: dict[str, Request] = field(default_factory=dict)
-    """Those whose next token this step samples."""
+    """Those whose next token this step samples, or whose vector it gives."""
 
     def num_tokens_for(self, request: Request) -> int:
         """How many of the request's tokens the step has room for."""
@@ -53,6 +53,7 @@ class StepDraft:
                 seed=request.seed,
                 stop_token_ids=request.stop_token_ids,
                 adapter_slot=request.adapter_slot,
+                pooling=request.spec.pooling,
             )
         )
 
@@ -60,7 +61,8 @@ class StepDraft:
         """Puts the next `num_tokens` of the request into the step, and counts them as computed from now on."""
         first = request.num_computed_tokens
         samples = first + num_tokens == request.num_tokens
-        self.scheduled.append(ScheduledRequest(request.request_id, first, num_tokens, new_block_ids, samples))
+        gives_token = samples and request.spec.pooling is None
+        self.scheduled.append(ScheduledRequest(request.request_id, first, num_tokens, new_block_ids, gives_token))
         self.requests.append(request)
         self.num_tokens_left -= num_tokens
         request.num_computed_tokens += num_tokens
