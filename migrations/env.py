@@ -10,8 +10,8 @@ from alembic import context
 from sqlalchemy import Connection, text
 
 from descant_gateway.config import Secret
+from descant_gateway.store.prompt_tables import metadata
 from descant_gateway.store.session import create_engine
-from descant_gateway.store.usage_tables import metadata
 
 MIGRATION_LOCK = 0x6465_7363_616E_7401
 """Any number that nobody else locks in this database."""

@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from descant_gateway.config import Secret
 from descant_gateway.store import migrate
+from descant_gateway.store.prompt_tables import metadata
 from descant_gateway.store.session import create_engine
-from descant_gateway.store.usage_tables import metadata
 
 
 def differences(connection: Connection) -> list[object]:
@@ -48,7 +48,14 @@ async def test_check_schema_says_what_to_do(empty_postgres_url: str) -> None:
     await migrate.check_schema(engine)
     async with engine.begin() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    await migrate.check_schema(engine)  # newer, and it took nothing away
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE schema_compatibility SET oldest_gateway = '9999'"))
     with pytest.raises(migrate.SchemaMismatch, match="at schema revision 9999, this gateway needs"):
+        await migrate.check_schema(engine)
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    with pytest.raises(migrate.SchemaMismatch, match="at schema revision 0001, this gateway needs"):
         await migrate.check_schema(engine)
     await engine.dispose()
 

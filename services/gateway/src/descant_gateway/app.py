@@ -32,9 +32,11 @@ from descant_gateway.limiter import Limiter, limits_script
 from descant_gateway.local_shares import LocalShares, OutagePolicy
 from descant_gateway.metrics import Metrics
 from descant_gateway.output_estimate import OutputEstimates
-from descant_gateway.pipeline import CatalogueSource, Gateway
+from descant_gateway.pipeline import CatalogueSource, Gateway, PromptSink
+from descant_gateway.prompt_log import NO_PROMPT_LOG, PromptLog
 from descant_gateway.proxies import TrustedProxies
 from descant_gateway.relay import Upstreams
+from descant_gateway.response_cache import ResponseCache
 from descant_gateway.routes import health, inference, limits, models
 from descant_gateway.routes.admin import admin_router
 from descant_gateway.routes.admin.description import admin_description
@@ -86,7 +88,7 @@ def build_app(
                 "proxies": proxies,
                 "throttle": Throttle(),
                 "drain": drain or Drain(),
-                "metrics_page": metrics_page or MetricsPage(gateway.metrics, SOLE),
+                "metrics_page": metrics_page or MetricsPage(lambda: gateway.metrics, SOLE),
             }
         ),
         exception_handlers={ApiError: _refuse, HTTPException: _refuse_by_framework, Exception: _fail},
@@ -127,9 +129,12 @@ async def open_app(
         ledger = LedgerWriter(engine, config.ledger_spool_dir)
         await ledger.start()
         stack.push_async_callback(ledger.close)
-        gateway = await stack.enter_async_context(open_data_side(config, feed, ledger))
+        prompt_log = PromptLog(engine, sealer)
+        prompt_log.start()
+        stack.push_async_callback(prompt_log.close)
+        gateway = await stack.enter_async_context(open_data_side(config, feed, ledger, prompt_log=prompt_log))
         admin = admin_router(config, engine, on_change=messages.publish)
-        page = MetricsPage(gateway.metrics, place)
+        page = MetricsPage(lambda: gateway.metrics, place)
         await page.start()
         stack.push_async_callback(page.close)
         proxies = TrustedProxies(config.trusted_proxies)
@@ -142,6 +147,7 @@ async def open_data_side(
     feed: CatalogueSource,
     ledger: UsageSink,
     dialects: Mapping[str, Dialect] = STATELESS_DIALECTS,
+    prompt_log: PromptSink = NO_PROMPT_LOG,
 ) -> AsyncIterator[Gateway]:
     """Valkey and the backends, around a catalogue and a ledger that are open already."""
     async with AsyncExitStack() as stack:
@@ -163,6 +169,8 @@ async def open_data_side(
         stack.push_async_callback(backends.close)
         await backends.start()
         fair_share = FairShare(queue_bounds(config), lambda: feed.current, lambda: backends.states, metrics)
+        cache = ResponseCache(config.valkey_url, config.key_pepper, config.valkey_timeout_s)
+        stack.push_async_callback(cache.close)
         shadows = Shadows(backends)
         stack.push_async_callback(shadows.close)
         yield Gateway(
@@ -178,6 +186,8 @@ async def open_data_side(
             upstreams=Upstreams(backends, shadows, timeouts_of(config)),
             ledger=ledger,
             metrics=metrics,
+            prompt_log=prompt_log,
+            response_cache=cache,
             channel=InternalChannel(config.key_pepper, config.internal_key),
             pepper=config.key_pepper.reveal(),
             max_body_bytes=config.max_body_bytes,

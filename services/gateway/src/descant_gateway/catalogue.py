@@ -112,6 +112,10 @@ class Team(Struct, frozen=True, kw_only=True):
     """Among teams of one priority, each gets tokens in proportion to its weight."""
     allows_external: bool = False
     """Its prompts may be sent to backends outside the house."""
+    prompt_log_days: int | None = None
+    """How long its prompts are kept; None: they are never logged."""
+    response_cache_s: int | None = None
+    """How long whole replies are used again; None: never."""
 
 
 class EndingSecret(Struct, frozen=True):

@@ -130,6 +130,8 @@ class Exchange:
         self._meter.mark_first_byte()
         self._meter.usage = usage_of_reply(body)
         self._meter.status = response.status
+        if self._meter.keeps_reply and response.status == 200 and response.content_type == "application/json":
+            self._meter.whole_reply = body
         await self._call.answer(response.status, reply_headers(response), body)
 
     async def _relay_stream(self, response: aiohttp.ClientResponse) -> None:

@@ -44,11 +44,13 @@ class Meter:
         "failure",
         "first_byte_at",
         "is_generating",
+        "keeps_reply",
         "model",
         "num_chunks",
         "price",
         "status",
         "usage",
+        "whole_reply",
     )
 
     def __init__(self) -> None:
@@ -68,6 +70,9 @@ class Meter:
         self.num_chunks = 0
         """Events with content that were sent on, about one a token."""
         self.usage: Usage | None = None
+        self.keeps_reply = False
+        """Somebody wants to have the whole reply, if it is good."""
+        self.whole_reply: bytes | None = None
 
     def mark_first_byte(self) -> None:
         if self.first_byte_at is None:

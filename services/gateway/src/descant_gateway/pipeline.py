@@ -21,6 +21,7 @@ from descant_gateway.limiter import Limiter
 from descant_gateway.metrics import Metrics
 from descant_gateway.relay import Upstreams, relay
 from descant_gateway.request import InferenceRequest, read_request
+from descant_gateway.response_cache import ResponseCache
 from descant_gateway.settle import Settlement, UsageSink
 from descant_gateway.tags import read_tags
 
@@ -34,6 +35,11 @@ class CatalogueSource(Protocol):
         """Seconds since it was last seen to be the database's."""
 
 
+class PromptSink(Protocol):
+    def record(self, caller: Caller, request: InferenceRequest, request_id: str) -> None:
+        """Takes the prompt of a team that wants it logged. Never waits and never raises."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
     """What the path needs, made once in `app`."""
@@ -45,6 +51,8 @@ class Gateway:
     ledger: UsageSink
     metrics: Metrics
     channel: InternalChannel
+    prompt_log: PromptSink
+    response_cache: ResponseCache
     pepper: str
     max_body_bytes: int
     dialects: Mapping[str, Dialect]
@@ -90,7 +98,14 @@ async def serve_caller(call: Call, caller: Caller, catalogue: Catalogue, gateway
                 tags=tags,
             )
             with Settlement(admitted, gateway.ledger, gateway.metrics, gateway.admission.outputs):
-                await relay(admitted, catalogue, gateway.upstreams)
+                if caller.team.prompt_log_days is not None:
+                    gateway.prompt_log.record(caller, request, call.request_id)
+                if caller.team.response_cache_s is None:
+                    await relay(admitted, catalogue, gateway.upstreams)
+                else:
+                    await gateway.response_cache.answer(
+                        admitted, lambda: relay(admitted, catalogue, gateway.upstreams)
+                    )
 
 
 async def _read(call: Call, caller: Caller, max_body_bytes: int) -> InferenceRequest:

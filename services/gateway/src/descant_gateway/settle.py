@@ -60,7 +60,8 @@ class Settlement:
         admitted.ticket.settle(amounts_of(outcome, charge, cost))
         record = self._record(outcome, charge, cost, price, exc)
         self._ledger.append(record)
-        if outcome is Outcome.COMPLETED and admitted.request.max_tokens is None:
+        is_new = outcome is Outcome.COMPLETED and admitted.meter.is_generating  # and not out of the cache
+        if is_new and admitted.request.max_tokens is None:
             self._outputs.learn(record.key_id, record.model, charge.completion_tokens // admitted.request.max_choices)
         self._metrics.settled(record)
         _log_request(record, admitted.meter)

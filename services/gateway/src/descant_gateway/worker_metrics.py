@@ -5,6 +5,7 @@ and Prometheus would take what is left for an increase. Nothing is written for i
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from descant_gateway.metrics import Metrics
@@ -17,7 +18,7 @@ _FAILURES: Final = (OSError, TimeoutError, asyncio.IncompleteReadError)
 class MetricsPage:
     """Owns this worker's socket, where the others ask for its metrics."""
 
-    def __init__(self, metrics: Metrics, place: WorkerPlace) -> None:
+    def __init__(self, metrics: Callable[[], Metrics], place: WorkerPlace) -> None:
         self._metrics = metrics
         self._place = place
         self._server: asyncio.Server | None = None
@@ -35,13 +36,13 @@ class MetricsPage:
     async def render(self) -> bytes:
         """Prometheus' text format. A worker that does not answer in time is missing."""
         if self._place.folder is None:
-            return self._metrics.render()
+            return self._metrics().render()
         pages = await asyncio.gather(*(self._page_of(index) for index in range(self._place.count)))
         return merge({str(index): page.decode() for index, page in enumerate(pages) if page}).encode()
 
     async def _page_of(self, index: int) -> bytes:
         if index == self._place.index or self._place.folder is None:
-            return self._metrics.render()
+            return self._metrics().render()
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 reader, writer = await asyncio.open_unix_connection(self._place.folder / str(index))
@@ -52,7 +53,7 @@ class MetricsPage:
             return b""
 
     async def _tell(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(self._metrics.render())
+        writer.write(self._metrics().render())
         writer.close()
 
 

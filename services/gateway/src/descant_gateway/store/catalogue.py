@@ -145,6 +145,8 @@ async def _teams(connection: AsyncConnection, ids: Ids = None) -> dict[UUID, Tea
             priority=row.priority,
             weight=row.weight,
             allows_external=row.allows_external,
+            prompt_log_days=row.prompt_log_days,
+            response_cache_s=row.response_cache_s,
         )
         for row in rows
     }

@@ -13,10 +13,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Connection, inspect, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from descant_gateway.config import ConfigError, Secret, database_url
+from descant_gateway.store.prompt_tables import schema_compatibility
 from descant_gateway.store.session import create_engine, is_outage
 
 COMMAND: Final = "python -m descant_gateway.store.migrate"
@@ -43,18 +44,42 @@ async def upgrade_database(url: Secret) -> None:
 
 
 async def check_schema(engine: AsyncEngine) -> None:
-    """Raises SchemaMismatch with one line that says what to do."""
-    needed = ScriptDirectory.from_config(_config()).get_current_head()
+    """Raises SchemaMismatch with one line that says what to do.
+
+    A newer schema is accepted while it has all that this gateway knows, so that replicas of two releases can serve side
+    by side. The schema itself says so: a migration that takes something away raises `schema_compatibility`.
+    """
+    needed = needed_revision()
     async with engine.connect() as connection:
-        found = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
-    if found == needed:
-        return
+        found = await found_revision(connection)
+        if found == needed or (found is not None and await _still_serves(connection, needed, found)):
+            return
     if found is None:
         raise SchemaMismatch(f"The database has no Descant schema yet: run `{COMMAND}` first.")
     raise SchemaMismatch(
         f"The database is at schema revision {found}, this gateway needs {needed}: "
         f"run `{COMMAND}` of the newer of the two releases, and use that release's gateway."
     )
+
+
+def needed_revision() -> str:
+    """The revision that this gateway was written for."""
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    assert head is not None
+    return head
+
+
+async def found_revision(connection: AsyncConnection) -> str | None:
+    """The database's; None for one without a schema."""
+    return await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
+
+
+async def _still_serves(connection: AsyncConnection, needed: str, found: str) -> bool:
+    """Revisions are numbered: their order is that of their names."""
+    if found <= needed or not await connection.run_sync(lambda sync: inspect(sync).has_table("schema_compatibility")):
+        return False
+    oldest: str = (await connection.execute(select(schema_compatibility.c.oldest_gateway))).scalar_one()
+    return oldest <= needed
 
 
 def scripts_folder() -> Path:

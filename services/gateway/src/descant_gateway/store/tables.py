@@ -86,6 +86,18 @@ teams = Table(
         server_default=false(),
         comment="its prompts may be sent to backends outside the house",
     ),
+    Column(
+        "prompt_log_days",
+        SmallInteger,
+        CheckConstraint("prompt_log_days > 0", name="prompt_log_days"),
+        comment="how long its prompts are kept; null: never logged",
+    ),
+    Column(
+        "response_cache_s",
+        Integer,
+        CheckConstraint("response_cache_s > 0", name="response_cache_s"),
+        comment="how long replies are reused; null: never cached",
+    ),
     _created_at(),
     UniqueConstraint("organization_id", "name"),
 )

@@ -29,6 +29,10 @@ class TeamRow(Struct, frozen=True, kw_only=True):
     allowed_adapters: list[str] | None
     allows_external: bool
     """Its prompts may be sent to backends outside the house."""
+    prompt_log_days: int | None
+    """How long its prompts are kept, encrypted; None: they are never logged."""
+    response_cache_s: int | None
+    """How long whole replies are used again; None: never."""
     created_at: datetime
 
 
@@ -51,6 +55,8 @@ class TeamChange(Struct, frozen=True, kw_only=True):
     allowed_models: list[str] | UnsetType | None = UNSET
     allowed_adapters: list[str] | UnsetType | None = UNSET
     allows_external: bool | UnsetType = UNSET
+    prompt_log_days: int | UnsetType | None = UNSET
+    response_cache_s: int | UnsetType | None = UNSET
 
 
 async def create(connection: AsyncConnection, team: NewTeam) -> TeamRow:
@@ -122,5 +128,7 @@ def _team_row(row: Row[Any]) -> TeamRow:
         allowed_models=row.allowed_models,
         allowed_adapters=row.allowed_adapters,
         allows_external=row.allows_external,
+        prompt_log_days=row.prompt_log_days,
+        response_cache_s=row.response_cache_s,
         created_at=row.created_at,
     )

@@ -26,7 +26,7 @@ async def show_audit(
     """Newest first: of what the principal administers. `kind` is a table, `subject` the id or name of what changed."""
     size = page_of(limit, None).size
     wanted = AuditFilter(
-        reach=principal.reach(Role.ADMIN), kind=kind, subject=subject, actor_id=actor_id, before_id=_before(after)
+        reach=principal.reach(Role.ADMIN), kind=kind, subject=subject, actor_id=actor_id, before_id=before_id(after)
     )
     async with engine.begin() as connection:
         entries = await store.find(connection, wanted, size)
@@ -34,7 +34,8 @@ async def show_audit(
     return Listing(entries[:size], str(entries[size - 1].id) if has_more else None)
 
 
-def _before(after: str | None) -> int | None:
+def before_id(after: str | None) -> int | None:
+    """Where a listing by falling ids goes on."""
     if after is None:
         return None
     if not (after.isascii() and after.isdigit() and len(after) < 19):

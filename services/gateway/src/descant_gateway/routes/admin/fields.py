@@ -21,6 +21,8 @@ Name = Annotated[
 ]
 Limit = Annotated[int, Meta(ge=1, le=10**12)]
 """Per minute."""
+Days = Annotated[int, Meta(ge=1, le=3650)]
+Seconds = Annotated[int, Meta(ge=1, le=30 * 86_400)]
 Names = Annotated[list[Name], Meta(max_length=10_000)]
 
 RowT = TypeVar("RowT")

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from descant_gateway.access import needs
 from descant_gateway.roles import Level, Principal, Role
 from descant_gateway.routes.admin.administration import require, require_seen
-from descant_gateway.routes.admin.fields import Limit, Listing, Name, Names, listing, page_of
+from descant_gateway.routes.admin.fields import Days, Limit, Listing, Name, Names, Seconds, listing, page_of
 from descant_gateway.store import organizations
 from descant_gateway.store import teams as store
 from descant_gateway.store.pages import Cursor
@@ -38,6 +38,10 @@ class TeamPatch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     allowed_adapters: Names | UnsetType | None = UNSET
     allows_external: bool | UnsetType = UNSET
     """Its prompts may be sent to backends outside the house; a new team's may not."""
+    prompt_log_days: Days | UnsetType | None = UNSET
+    """Log its prompts, encrypted, for so long; null: never, and what was logged is deleted. A new team's are not."""
+    response_cache_s: Seconds | UnsetType | None = UNSET
+    """Use whole replies again for so long, where they would be the same; null: never. A new team's are not."""
 
 
 @post("/teams", opt=needs(Role.ADMIN, Level.ORGANIZATION))
@@ -94,6 +98,8 @@ async def change_team(
         allowed_models=data.allowed_models,
         allowed_adapters=data.allowed_adapters,
         allows_external=data.allows_external,
+        prompt_log_days=data.prompt_log_days,
+        response_cache_s=data.response_cache_s,
     )
     async with engine.begin() as connection:
         team = await seen_team(connection, principal, team_id)
