@@ -12,6 +12,7 @@ import structlog
 
 from descant_gateway.backend_state import UNKNOWN, BackendState
 from descant_gateway.catalogue import Backend, Catalogue, ModelRoute
+from descant_gateway.egress import guarded_connector
 from descant_gateway.load_feed import LoadFeed
 from descant_gateway.retry_budget import RetryBudget
 from descant_gateway.route import Look
@@ -49,8 +50,7 @@ class Backends:
 
     async def start(self) -> None:
         self._session = aiohttp.ClientSession(
-            # No limit: admission decides how much is in flight, a hidden queue here would only add delay.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30, ttl_dns_cache=30),
+            connector=guarded_connector(keepalive_s=30),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,

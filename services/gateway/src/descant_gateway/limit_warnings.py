@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 from uuid import UUID
 
-import httpx
+import aiohttp
 import msgspec
 import structlog
 from msgspec import Struct
@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from descant_gateway.catalogue import Webhook
+from descant_gateway.egress import guarded_connector
 from descant_gateway.limit_paths import LimitPath, tag_of
 from descant_gateway.limits import Limit, Standing, period_end
 from descant_gateway.metrics import Metrics
@@ -60,18 +61,25 @@ class LimitWarnings:
         self._metrics = metrics
         self._warned: dict[str, tuple[float, int]] = {}
         self._waiting: asyncio.Queue[LimitWarning] = asyncio.Queue(_MAX_WAITING)
-        self._client = httpx.AsyncClient(timeout=_SEND_TIMEOUT_S, follow_redirects=False, trust_env=False)
+        self._session: aiohttp.ClientSession | None = None
         self._sender: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("descant_gateway.limit_warnings")
 
     def start(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=guarded_connector(keepalive_s=5),
+            timeout=aiohttp.ClientTimeout(total=_SEND_TIMEOUT_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+        )
         self._sender = asyncio.get_running_loop().create_task(self._keep_sending(), name="limit-warnings")
 
     async def close(self) -> None:
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.gather(self._sender, return_exceptions=True)
-        await self._client.aclose()
+        if self._session is not None:
+            await self._session.close()
         await self._valkey.aclose()
 
     def shadow_refused(self, limit: Limit) -> None:
@@ -142,11 +150,12 @@ class LimitWarnings:
     async def _try_to_deliver(self, webhook: Webhook, body: bytes) -> str:
         """Why not; empty if it was taken."""
         headers = {"content-type": "application/json", SIGNATURE_HEADER: sign(webhook.secret, body, int(time.time()))}
+        assert self._session is not None
         try:
-            reply = await self._client.post(webhook.url, content=body, headers=headers)
-        except httpx.HTTPError as error:
+            async with self._session.post(webhook.url, data=body, headers=headers, allow_redirects=False) as reply:
+                return "" if 200 <= reply.status < 300 else f"status {reply.status}"
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             return repr(error)
-        return "" if reply.is_success else f"status {reply.status_code}"
 
 
 def sign(secret: str, body: bytes, seconds: int) -> str:

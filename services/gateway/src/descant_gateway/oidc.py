@@ -7,6 +7,7 @@ import hmac
 import secrets
 import time
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpx
 from authlib.common.errors import AuthlibBaseError
@@ -17,6 +18,7 @@ from joserfc.jwk import KeySet
 from msgspec import Struct
 
 from descant_gateway.config import OidcConfig
+from descant_gateway.upstream_address import keeps_credentials
 from descant_wire.errors import ApiError, ErrorDetail, service_unavailable
 
 SCOPES: Final = "openid email profile"
@@ -153,15 +155,24 @@ class OidcClient:
                 metadata = described.raise_for_status().json()
                 if metadata["issuer"].rstrip("/") != self._config.issuer:
                     raise ValueError("the provider describes itself as another issuer")
-                keys = (await client.get(metadata["jwks_uri"])).raise_for_status().json()
+                keys = (await client.get(self._safe(metadata["jwks_uri"]))).raise_for_status().json()
             return _Provider(
-                metadata["authorization_endpoint"],
-                metadata["token_endpoint"],
+                self._safe(metadata["authorization_endpoint"]),
+                self._safe(metadata["token_endpoint"]),
                 KeySet.import_key_set(keys),
                 time.monotonic(),
             )
         except (httpx.HTTPError, JoseError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise _away(error) from None
+
+    def _safe(self, url: str) -> str:
+        """What the provider names is asked as safely as the provider itself. Raises ValueError."""
+        parts = urlsplit(url)
+        if parts.scheme != urlsplit(self._config.issuer).scheme or not parts.hostname:
+            raise ValueError("the provider names an address of another scheme than its own")
+        if keeps_credentials(parts.hostname):
+            raise ValueError("the provider names an address where clouds keep their credentials")
+        return url
 
     def _client(self) -> AsyncOAuth2Client:
         secret = self._config.client_secret

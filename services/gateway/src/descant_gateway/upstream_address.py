@@ -1,13 +1,18 @@
 """What may be the address of a backend: a plain http URL, and not where clouds keep their credentials."""
 
 import re
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from socket import inet_aton
 from typing import Final
 from urllib.parse import urlsplit
 
 _LABEL: Final = re.compile(r"[0-9A-Za-z_]([0-9A-Za-z_-]{0,61}[0-9A-Za-z_])?")
 """Between the dots of a name. Names in other scripts are given as they are looked up: xn--..."""
+
+_METADATA_SERVERS: Final = frozenset({"fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"})
+"""Of clouds that do not keep to link-local addresses: Amazon's by IPv6, Alibaba's, Azure's, Oracle's."""
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+_COMPATIBLE: Final = IPv6Network("::/96")
 
 
 def normal_base_url(text: str) -> str:
@@ -23,8 +28,8 @@ def normal_base_url(text: str) -> str:
         raise ValueError("must hold no user, query, fragment or blank; give a credential as its API key")
     if not _is_host(host):
         raise ValueError(f"has {host[:80]!r} for a host, which no name server can look up")
-    if _is_link_local(host):
-        raise ValueError("is a link-local address, where clouds keep their credentials")
+    if keeps_credentials(host):
+        raise ValueError("is a link-local address or another one where clouds keep their credentials")
     return text.rstrip("/").removesuffix("/v1")
 
 
@@ -35,12 +40,21 @@ def _is_host(host: str) -> bool:
     return all(_LABEL.fullmatch(label) for label in labels)
 
 
-def _is_link_local(host: str) -> bool:
+def keeps_credentials(host: str) -> bool:
     """In any form that a resolver takes for an address: 169.254.1.1 is 0xa9fe0101 and ::ffff:169.254.1.1 as well."""
     try:
-        address = ip_address(inet_aton(host)) if ":" not in host else ip_address(host)
+        address = ip_address(inet_aton(host.removesuffix("."))) if ":" not in host else ip_address(host)
     except (ValueError, OSError):
         return False
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped.is_link_local
-    return address.is_link_local
+    if isinstance(address, IPv6Address):
+        address = _embedded(address) or address
+    return address.is_link_local or str(address) in _METADATA_SERVERS
+
+
+def _embedded(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address that an IPv6 address stands for: mapped, compatible, 6to4, or through a NAT64 gateway."""
+    if address.ipv4_mapped is not None or address.sixtofour is not None:
+        return address.ipv4_mapped or address.sixtofour
+    if address in _NAT64 or address in _COMPATIBLE:
+        return IPv4Address(int(address) & 0xFFFF_FFFF)
+    return None
