@@ -13,6 +13,7 @@ from litestar.types import ControllerRouterHandler
 from descant_gateway.access import deny_by_default, require_declarations
 from descant_gateway.admit import Admission
 from descant_gateway.backends import Backends
+from descant_gateway.books import open_books, show_books
 from descant_gateway.catalogue_feed import CatalogueFeed
 from descant_gateway.catalogue_watch import CatalogueWatch
 from descant_gateway.change_signals import ChangeSignal, PostgresSignal, ValkeySignal
@@ -25,7 +26,6 @@ from descant_gateway.drain import Drain
 from descant_gateway.errors import from_framework
 from descant_gateway.fair_share import FairShare, QueueBounds
 from descant_gateway.internal_channel import InternalChannel
-from descant_gateway.ledger_writer import LedgerWriter
 from descant_gateway.limit_paths import LimitPaths
 from descant_gateway.limit_warnings import LimitWarnings
 from descant_gateway.limiter import Limiter, limits_script
@@ -126,13 +126,12 @@ async def open_app(
         feed = CatalogueFeed(feed_engine, sealer, signals=signals, poll_s=config.catalogue_poll_s)
         await feed.start()
         stack.push_async_callback(feed.close)
-        ledger = LedgerWriter(engine, config.ledger_spool_dir)
-        await ledger.start()
-        stack.push_async_callback(ledger.close)
+        books = await stack.enter_async_context(open_books(config, engine, lambda: feed.current))
         prompt_log = PromptLog(engine, sealer)
         prompt_log.start()
         stack.push_async_callback(prompt_log.close)
-        gateway = await stack.enter_async_context(open_data_side(config, feed, ledger, prompt_log=prompt_log))
+        gateway = await stack.enter_async_context(open_data_side(config, feed, books.ledger, prompt_log=prompt_log))
+        show_books(books, gateway.metrics.registry)
         admin = admin_router(config, engine, on_change=messages.publish)
         page = MetricsPage(lambda: gateway.metrics, place)
         await page.start()

@@ -120,6 +120,8 @@ class GatewayConfig:
     """Backends, models and aliases as code (descant.toml); followed as it changes. None: the admin API alone."""
     ledger_spool_dir: Path = Path("var/ledger-spool")
     """Usage records go here while PostgreSQL is away. One folder per gateway process."""
+    ledger_keep_days: int = 400
+    """Older days of the ledger are dropped; their sums by the hour stay."""
     shutdown_grace_s: float = 30.0
     """How long running streams may take to end after SIGTERM."""
     workers: int = 1
@@ -168,6 +170,7 @@ class GatewayConfig:
             oidc=_oidc(read),
             catalogue_file=read.value("DESCANT_CATALOGUE_FILE", cls.catalogue_file, Path),
             ledger_spool_dir=read.value("DESCANT_LEDGER_SPOOL_DIR", cls.ledger_spool_dir, Path),
+            ledger_keep_days=read.value("DESCANT_LEDGER_KEEP_DAYS", cls.ledger_keep_days, _positive_int),
             shutdown_grace_s=read.value("DESCANT_SHUTDOWN_GRACE_S", cls.shutdown_grace_s, _seconds),
             workers=read.value("DESCANT_GATEWAY_WORKERS", cls.workers, _positive_int),
             drain_delay_s=read.value("DESCANT_DRAIN_DELAY_S", cls.drain_delay_s, _seconds_or_none),
