@@ -13,6 +13,7 @@ from descant_bench.environment import describe_environment
 from descant_bench.percentiles import percentile
 from descant_bench.recorded import random_requests
 from descant_bench.replay import Replay
+from descant_engine.steady_heap import settle_heap
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 
@@ -38,6 +39,7 @@ def main() -> None:
     args = _parser().parse_args()
     config = engine_config(args, with_adapters=False)
     replay = Replay(config, None)
+    settle_heap()  # as a serving process does
     seconds = measure(replay, args)
     replay.engine.close()
     average = sum(seconds) / len(seconds)

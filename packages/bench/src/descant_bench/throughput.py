@@ -22,6 +22,7 @@ from descant_bench.environment import Environment, describe_environment, peak_me
 from descant_bench.recorded import RecordedRequest, random_requests, read_requests
 from descant_bench.replay import Replay, RunResult, median_run
 from descant_bench.step_work import Ceilings
+from descant_engine.steady_heap import settle_heap
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ def main() -> None:
     limits = ceilings(args, config.device, config.dtype) if args.roofline else None
     start = time.perf_counter()
     replay = Replay(config, args.adapters)
+    settle_heap()  # as a serving process does
     startup = round(time.perf_counter() - start, 1)
     print(json.dumps({"startup_s": startup}), flush=True)
     cases: dict[str, CaseResult] = {}

@@ -37,6 +37,7 @@ from descant_engine.messages import (
     frame,
 )
 from descant_engine.scheduler.admission import QueueFull
+from descant_engine.steady_heap import settle_heap
 
 if TYPE_CHECKING:
     from descant_engine.engine import Engine
@@ -128,6 +129,7 @@ def start(channel: Channel) -> "Engine":
         raise TypeError(f"the first message must be Configure, not {type(message).__name__}")
     config = resolve(message.config)
     engine = Engine(config)
+    settle_heap()
     channel.send(Ready(config, engine.num_blocks, engine.stats()))
     return engine
 

@@ -1,0 +1,26 @@
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from descant_engine.steady_heap import settle_heap
+
+
+@pytest.fixture(autouse=True)
+def _thawed() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+
+
+def test_what_is_alive_is_not_looked_at_again_and_garbage_still_is() -> None:
+    class Node:
+        """May lie in a cycle."""
+
+    loaded = [Node() for _ in range(1000)]
+    settle_heap()
+    assert gc.get_freeze_count() > len(loaded)
+    assert not any(isinstance(thing, Node) for thing in gc.get_objects())
+    node = Node()
+    node.itself = node  # type: ignore[attr-defined]
+    del node
+    assert gc.collect() >= 1
