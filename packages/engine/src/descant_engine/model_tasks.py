@@ -41,7 +41,7 @@ def tasks_of(user: EngineConfig, shape: ModelShape, source: Any, pooling: Poolin
 
 def is_bare_decoder(source: Any) -> bool:
     """A checkpoint without the head that generates, as embedding models are published."""
-    named = getattr(source, "architectures", None) or ()
+    named: list[str] = getattr(source, "architectures", None) or []
     return len(named) == 1 and named[0].endswith("Model")
 
 

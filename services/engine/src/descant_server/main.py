@@ -18,6 +18,7 @@ from descant_server.adapter_paths import RuntimePaths
 from descant_server.config import AdapterSource, ServerConfig
 from descant_server.options import GroupedCommand, GroupedOption
 from descant_server.serving import StartFailed, StopSignals, serve_forever
+from descant_wire.tracing import TracingUnavailable
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -279,6 +280,14 @@ def _option(group: str, *names: str, **attributes: Any) -> Callable[[Command], C
 )
 @_option(
     SERVER,
+    "--otlp-traces-endpoint",
+    "otlp_endpoint",
+    envvar="DESCANT_OTLP_ENDPOINT",
+    metavar="URL",
+    help="Send traces there, OTLP over HTTP: http://collector:4318/v1/traces. Needs the extra descant-server[otel].",
+)
+@_option(
+    SERVER,
     "--internal-key",
     envvar="DESCANT_INTERNAL_KEY",
     metavar="KEY",
@@ -338,6 +347,7 @@ def serve(
     port: int,
     api_keys: tuple[str, ...],
     internal_key: str | None,
+    otlp_endpoint: str | None,
     max_body_bytes: int,
     drain_timeout: float,
 ) -> None:
@@ -364,6 +374,9 @@ def serve(
         enable_lora=enable_lora or bool(lora_modules) or lora_dir is not None,
         max_lora_rank=max_lora_rank,
         max_loras=max_loras,
+        runner=runner if task is None else RUNNER_OF_TASK[task],
+        pooling_type=None if pooling_type is None else PoolingType(pooling_type),
+        matryoshka_dimensions=_matryoshka_dimensions(hf_overrides),
     )
     config = ServerConfig(
         engine=engine,
@@ -375,6 +388,7 @@ def serve(
         runtime_lora=RuntimePaths(lora_root or lora_dir, allow_runtime_lora),
         api_keys=api_keys,
         internal_key=internal_key or None,
+        otlp_endpoint=otlp_endpoint or None,
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
         max_body_bytes=max_body_bytes,
@@ -392,7 +406,7 @@ def run(config: ServerConfig) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         uvloop.run(_serve(config))
-    except StartFailed as error:
+    except (StartFailed, TracingUnavailable) as error:
         raise click.ClickException(str(error)) from error
 
 
