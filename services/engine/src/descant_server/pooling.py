@@ -37,6 +37,8 @@ class PoolingCall:
     tenant: str = ""
     tenant_salt: str = ""
     priority: int
+    traceparent: str = ""
+    """Whose span this call belongs to, as `EngineCall` has it."""
 
 
 class Pooled(NamedTuple):
