@@ -31,6 +31,8 @@ class ServerConfig:
     runtime_lora: RuntimePaths = NO_RUNTIME_PATHS
     api_keys: tuple[str, ...] = ()
     """Any of them opens the API; empty leaves it open to all."""
+    otlp_endpoint: str | None = None
+    """Where traces go, OTLP over HTTP. None: there are none."""
     internal_key: str | None = None
     """The gateway signs with it whose a request is and how urgent. None: nobody's word counts for that."""
     tool_call_parser: str = "auto"

@@ -15,6 +15,7 @@ from descant_engine.request_stream import RequestStream
 from descant_server.errors import ENGINE_ERRORS, from_engine
 from descant_server.service import Service
 from descant_server.structured_output import invalid_grammar
+from descant_server.traces import traced
 from descant_server.translate import EngineCall
 
 Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
@@ -33,6 +34,8 @@ async def generate(service: Service, call: EngineCall, call_id: str, charge: str
         async with AsyncExitStack() as stack:
             streams: list[RequestStream] = []
             stack.enter_context(service.usage_book.entry(charge, streams))
+            if service.tracer is not None:
+                stack.enter_context(traced(service.tracer, call, service.config.base_names[0], streams))
             for index, prompt in enumerate(call.prompts):
                 samples = await service.engine.submit_samples(
                     prompt,

@@ -9,6 +9,7 @@ from descant_server.pooling import PoolingCall
 from descant_server.translate import EngineCall
 from descant_wire.errors import permission_denied, unsupported_field
 from descant_wire.internal import Identity, NotSigned, read_identity
+from descant_wire.tracing import TRACEPARENT
 
 CallT = TypeVar("CallT", EngineCall, PoolingCall)
 
@@ -21,6 +22,8 @@ def identified(call: CallT, request: HttpRequest, config: ServerConfig) -> CallT
             gateway gave itself.
     """
     identity = _identity(request, config.internal_key)
+    if config.otlp_endpoint:
+        call = replace(call, traceparent=request.headers.get(TRACEPARENT, ""))
     if config.internal_key is not None and not identity.is_signed and call.priority:
         raise unsupported_field("`priority` is the gateway's to say.", param="priority")
     if not identity.is_signed:

@@ -19,6 +19,7 @@ from descant_wire.errors import (
     service_unavailable,
 )
 from descant_wire.models import ModelCard
+from descant_wire.tracing import open_tracer
 
 RETRY_LOADING_S = 2.0
 
@@ -31,6 +32,7 @@ class Service:
         self.metrics = Metrics(config.base_names[0], self._view)
         self.load_report = LoadReport()
         self.usage_book = UsageBook()
+        self.tracer = open_tracer(config.otlp_endpoint, "descant-server") if config.otlp_endpoint else None
         self._created = int(time.time())
         self._engine: AsyncEngine | None = None
         self._chat_model: ChatModel | None = None
@@ -76,6 +78,8 @@ class Service:
         self._is_draining = True
         if self._engine is not None:
             await self._engine.close()
+        if self.tracer is not None:
+            await asyncio.to_thread(self.tracer.close)
 
     # State
 

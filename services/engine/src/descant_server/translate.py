@@ -48,6 +48,8 @@ class EngineCall:
     tenant_salt: str
     """Prefix blocks are shared by requests of the same salt."""
     priority: int
+    traceparent: str = ""
+    """Of who sent it, if it is traced."""
 
 
 def chat_call(

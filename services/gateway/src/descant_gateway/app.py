@@ -1,5 +1,6 @@
 """Builds the Litestar application: opens what the pipeline needs, mounts the routes, shapes every error."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -49,6 +50,7 @@ from descant_gateway.store.session import create_engine
 from descant_gateway.throttle import Throttle
 from descant_gateway.worker_metrics import MetricsPage
 from descant_gateway.workers import SOLE, WorkerPlace
+from descant_wire.tracing import open_tracer
 from descant_wire.errors import ApiError, server_error
 
 _log = structlog.get_logger("descant_gateway.app")
@@ -168,6 +170,9 @@ async def open_data_side(
         stack.push_async_callback(backends.close)
         await backends.start()
         fair_share = FairShare(queue_bounds(config), lambda: feed.current, lambda: backends.states, metrics)
+        tracer = None if not config.otlp_endpoint else open_tracer(config.otlp_endpoint, "descant-gateway")
+        if tracer is not None:
+            stack.push_async_callback(asyncio.to_thread, tracer.close)
         cache = ResponseCache(config.valkey_url, config.key_pepper, config.valkey_timeout_s)
         stack.push_async_callback(cache.close)
         shadows = Shadows(backends)
@@ -185,6 +190,7 @@ async def open_data_side(
             upstreams=Upstreams(backends, shadows, timeouts_of(config)),
             ledger=ledger,
             metrics=metrics,
+            tracer=tracer,
             prompt_log=prompt_log,
             response_cache=cache,
             channel=InternalChannel(config.key_pepper, config.internal_key),

@@ -124,6 +124,8 @@ class GatewayConfig:
     """Older days of the ledger are dropped; their sums by the hour stay."""
     shutdown_grace_s: float = 30.0
     """How long running streams may take to end after SIGTERM."""
+    otlp_endpoint: str = ""
+    """Where traces go, OTLP over HTTP: http://collector:4318/v1/traces. Empty: there are none."""
     workers: int = 1
     """Processes on the one port."""
     drain_delay_s: float = 0.0
@@ -172,6 +174,7 @@ class GatewayConfig:
             ledger_spool_dir=read.value("DESCANT_LEDGER_SPOOL_DIR", cls.ledger_spool_dir, Path),
             ledger_keep_days=read.value("DESCANT_LEDGER_KEEP_DAYS", cls.ledger_keep_days, _positive_int),
             shutdown_grace_s=read.value("DESCANT_SHUTDOWN_GRACE_S", cls.shutdown_grace_s, _seconds),
+            otlp_endpoint=read.value("DESCANT_OTLP_ENDPOINT", cls.otlp_endpoint, _http_url),
             workers=read.value("DESCANT_GATEWAY_WORKERS", cls.workers, _positive_int),
             drain_delay_s=read.value("DESCANT_DRAIN_DELAY_S", cls.drain_delay_s, _seconds_or_none),
             log_level=read.value("DESCANT_LOG_LEVEL", cls.log_level, _log_level),
@@ -353,6 +356,12 @@ def _https_url(text: str) -> str:
     if not parts.hostname or not (parts.scheme == "https" or is_local):
         raise ValueError("must look like https://host; http only for this machine")
     return text.rstrip("/")
+
+
+def _http_url(text: str) -> str:
+    if urlsplit(text).scheme not in {"http", "https"} or not urlsplit(text).hostname:
+        raise ValueError("must look like http://collector:4318/v1/traces")
+    return text
 
 
 def _origin(text: str) -> str:

@@ -26,6 +26,7 @@ from descant_gateway.drain import Drain
 from descant_gateway.store.errors import InUse
 from descant_gateway.store.migrate import SchemaMismatch
 from descant_gateway.workers import CANNOT_START, SOLE, WorkerPlace, Workers, WorkersFailed
+from descant_wire.tracing import TracingUnavailable
 
 _log = structlog.get_logger("descant_gateway.main")
 
@@ -76,6 +77,8 @@ async def _serve(config: GatewayConfig, listener: socket.socket, place: WorkerPl
             raise StartFailed(str(error)) from error
         except (CatalogueFileError, UnicodeDecodeError, InUse) as error:
             raise StartFailed(f"the catalogue file {config.catalogue_file} cannot be served from: {error}") from error
+        except TracingUnavailable as error:
+            raise StartFailed(str(error)) from error
         except FAILURES as error:
             raise StartFailed(f"the database cannot be read: {type(error).__name__}: {error}") from error
         server = _Server(_uvicorn_config(config, app), drain)

@@ -1,4 +1,4 @@
-"""Every metric of the gateway, named once. Labels come from the catalogue only, so their number is bounded by it."""
+"""Every metric of the gateway, named once. Labels come from the catalogue only, and of each at most so many."""
 
 from typing import Final
 
@@ -6,6 +6,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from descant_gateway.ledger import UsageRecord
 
+MAX_MODEL_LABELS: Final = 500
+"""Thousands of adapters would be forty series each: those beyond are counted together."""
+MAX_PRIORITY_LABELS: Final = 32
+OTHER: Final = "other"
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
@@ -15,6 +19,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._models: set[str] = set()
+        self._priorities: set[str] = set()
         self._requests = Counter(
             "descant_gateway_requests", "Admitted requests.", ("model", "outcome"), registry=self.registry
         )
@@ -78,7 +84,8 @@ class Metrics:
 
     def waited(self, priority: int, result: str, seconds: float) -> None:
         """`result`: served, timed_out or left."""
-        self._queue_wait.labels(str(priority), result).observe(seconds)
+        label = _bounded(self._priorities, str(priority), MAX_PRIORITY_LABELS)
+        self._queue_wait.labels(label, result).observe(seconds)
 
     def admitted(self) -> None:
         self._in_flight.inc()
@@ -88,12 +95,23 @@ class Metrics:
 
     def settled(self, record: UsageRecord) -> None:
         self._in_flight.dec()
-        self._requests.labels(record.model, record.outcome.value).inc()
-        self._tokens.labels(record.model, "prompt").inc(record.prompt_tokens)
-        self._tokens.labels(record.model, "completion").inc(record.completion_tokens)
-        self._duration.labels(record.model).observe(record.duration_ms / 1000)
+        model = _bounded(self._models, record.model, MAX_MODEL_LABELS)
+        self._requests.labels(model, record.outcome.value).inc()
+        self._tokens.labels(model, "prompt").inc(record.prompt_tokens)
+        self._tokens.labels(model, "completion").inc(record.completion_tokens)
+        self._duration.labels(model).observe(record.duration_ms / 1000)
         if record.ttft_ms is not None:
-            self._ttft.labels(record.model).observe(record.ttft_ms / 1000)
+            self._ttft.labels(model).observe(record.ttft_ms / 1000)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
+
+
+def _bounded(seen: set[str], label: str, most: int) -> str:
+    """The label, or OTHER for one that comes after `most` others."""
+    if label in seen:
+        return label
+    if len(seen) >= most:
+        return OTHER
+    seen.add(label)
+    return label

@@ -4,8 +4,9 @@
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from descant_gateway.admit import Admission, admit
 from descant_gateway.admitted_call import AdmittedCall
@@ -24,6 +25,11 @@ from descant_gateway.request import InferenceRequest, read_request
 from descant_gateway.response_cache import ResponseCache
 from descant_gateway.settle import Settlement, UsageSink
 from descant_gateway.tags import read_tags
+from descant_gateway.traces import RequestSpan
+from descant_wire.tracing import Tracer
+
+
+_NO_SPAN: Final = nullcontext()
 
 
 class CatalogueSource(Protocol):
@@ -51,12 +57,17 @@ class Gateway:
     ledger: UsageSink
     metrics: Metrics
     channel: InternalChannel
+    tracer: Tracer | None
+    """None: no traces."""
     prompt_log: PromptSink
     response_cache: ResponseCache
     pepper: str
     max_body_bytes: int
     dialects: Mapping[str, Dialect]
     """By the endpoint whose clients speak it; the others' requests go to backends as they are."""
+
+    def span(self, admitted: AdmittedCall) -> AbstractContextManager[object]:
+        return _NO_SPAN if self.tracer is None else RequestSpan(self.tracer, admitted)
 
     @property
     def backends(self) -> Backends:
@@ -100,12 +111,15 @@ async def serve_caller(call: Call, caller: Caller, catalogue: Catalogue, gateway
             with Settlement(admitted, gateway.ledger, gateway.metrics, gateway.admission.outputs):
                 if caller.team.prompt_log_days is not None:
                     gateway.prompt_log.record(caller, request, call.request_id)
-                if caller.team.response_cache_s is None:
-                    await relay(admitted, catalogue, gateway.upstreams)
-                else:
-                    await gateway.response_cache.answer(
-                        admitted, lambda: relay(admitted, catalogue, gateway.upstreams)
-                    )
+                with gateway.span(admitted):
+                    await _answer(admitted, catalogue, gateway)
+
+
+async def _answer(admitted: AdmittedCall, catalogue: Catalogue, gateway: Gateway) -> None:
+    if admitted.caller.team.response_cache_s is None:
+        await relay(admitted, catalogue, gateway.upstreams)
+    else:
+        await gateway.response_cache.answer(admitted, lambda: relay(admitted, catalogue, gateway.upstreams))
 
 
 async def _read(call: Call, caller: Caller, max_body_bytes: int) -> InferenceRequest:

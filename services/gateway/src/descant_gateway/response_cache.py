@@ -1,7 +1,8 @@
 """Whole replies used again, for teams that switched it on: the same request of the same team within the time.
 
 Only what would be the same: not streamed, temperature 0 or a seed. A hit costs nothing and no tokens; it counts as a
-request. Entries are sealed by a key of the team's, so that neither another team nor who reads Valkey has any use of them.
+request. Entries are sealed by a key of the team's, so
+that neither another team nor who reads Valkey has any use of them.
 """
 
 import asyncio

@@ -60,7 +60,8 @@ async def record_reading(connection: AsyncConnection, team_id: UUID, num_read: i
             SELECT coalesce(actor->>'kind', 'database'), actor->>'id', coalesce(actor->>'name', session_user::text),
                    actor->>'address', actor->>'request', actor->>'request_id', 'read', 'prompt_log',
                    teams.id::text, teams.organization_id, teams.id, jsonb_build_object('num_read', CAST(:num AS int))
-            FROM teams, (SELECT coalesce(nullif(current_setting('descant.actor', true), ''), '{}')::jsonb AS actor) AS it
+            FROM teams,
+                 (SELECT coalesce(nullif(current_setting('descant.actor', true), ''), '{}')::jsonb AS actor) AS it
             WHERE teams.id = :team_id
         """),
         {"team_id": team_id, "num": num_read},
