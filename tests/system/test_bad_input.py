@@ -98,7 +98,7 @@ BODIES = [
     (CHAT, ASK | {"model": "../../etc/passwd"}, 404, "model"),
     (CHAT, ASK | {"temprature": 1}, 400, "temprature"),
     (CHAT, ASK | {"lora_path": "/etc"}, 400, "lora_path"),
-    (CHAT, ASK | {"tools": [{}]}, 400, "tools"),
+    (CHAT, ASK | {"tools": [{}]}, 400, "tools[0].function"),
     (CHAT, ASK | {"n": 0}, 400, "n"),
     # given twice: the last one counts, for gateway and engine alike
     (CHAT, members(b'"model": "gpt-none"'), 404, "model"),

@@ -13,6 +13,8 @@ ASK = {
     "n": 3,
     "seed": 5,
     "temperature": 1.2,
+    # Of all 49,152 tokens, a draw would at times fall within 1e-6 of the next one's share, where any rounding decides.
+    "top_p": 0.5,
     "max_tokens": 8,
     "logprobs": True,
     "top_logprobs": 2,

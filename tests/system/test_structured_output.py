@@ -13,7 +13,7 @@ from descant_engine.grammar.spec import GrammarKind, GrammarSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-NUM_SCHEMAS = 24
+NUM_SCHEMAS = 16
 QUESTION = "Answer with an example, in JSON."
 
 
