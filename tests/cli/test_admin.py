@@ -14,9 +14,10 @@ from uuid import UUID, uuid4
 import pytest
 import uvicorn
 from click.testing import CliRunner, Result
-from tests.gateway.databases import postgres_server, postgres_template, postgres_url
+from tests.gateway.databases import postgres_server, postgres_template, postgres_url, valkey_server, valkey_url
 
 from descant_cli.admin import admin
+from descant_cli.admin.client import AdminClient
 from descant_cli.admin.local_key import local_admin_key
 from descant_gateway import keys
 from descant_gateway.app import build_app
@@ -27,18 +28,19 @@ from descant_gateway.routes.admin import admin_router
 from descant_gateway.store import ledger
 from descant_gateway.store.session import create_engine
 
-__all__ = ["postgres_server", "postgres_template", "postgres_url"]
+__all__ = ["postgres_server", "postgres_template", "postgres_url", "valkey_server", "valkey_url"]
 
 ADMIN_KEY = "an admin key of the tests"
+NOVEMBER = datetime(2026, 11, 3, tzinfo=UTC)
 
 Run = Callable[..., Result]
 
 
 @pytest.fixture
-def gateway_url(postgres_url: str) -> Iterator[str]:
+def gateway_url(postgres_url: str, valkey_url: str) -> Iterator[str]:
     config = GatewayConfig(
         database_url=Secret(postgres_url),
-        valkey_url=Secret(""),
+        valkey_url=Secret(valkey_url),
         key_pepper=Secret("p" * 32),
         admin_key=Secret(ADMIN_KEY),
     )
@@ -159,7 +161,7 @@ def test_usage(run: Run, postgres_url: str) -> None:
     asyncio.run(book(postgres_url, UUID(team["id"])))
     days = ("--from", "2026-11-01", "--to", "2026-11-30")
     lines = run("usage", *days, "--by", "team", "--by", "model").stdout.splitlines()
-    assert lines[1].split() == ["payments", "base", "2", "20", "8", "10", "0"]
+    assert lines[1].split() == ["payments", "base", "2", "20", "8", "10", "0", "2000000"]
     report = printed(run("usage", *days, "--team", "payments", "--by", "day", "--json"))
     assert [(row["day"], row["requests"]) for row in report["data"]] == [("2026-11-03", 2)]
     (row,) = csv.DictReader(io.StringIO(run("usage", *days, "--by", "model", "--csv").stdout))
@@ -167,13 +169,63 @@ def test_usage(run: Run, postgres_url: str) -> None:
     assert printed(run("usage", "--from", "2026-11-04", "--to", "2026-11-04", "--json"))["data"] == []
 
 
-async def book(postgres_url: str, team_id: UUID) -> None:
+def test_prices_in_versions(run: Run) -> None:
+    run("backend", "put", "engine", "http://engine:8000")
+    run("model", "put", "base", "--backend", "engine")
+    now = printed(run("price", "set", "base", "--input", "0.25", "--cached", "0.025", "--output", "1.5", "--json"))
+    assert (now["input"], now["cached"], now["output"]) == (250_000, 25_000, 1_500_000)
+    later = printed(
+        run("price", "set", "base", "--input", "1", "--output", "2", "--from", "2100-01-01T00:00", "--json")
+    )
+    assert later["valid_from"].startswith("2100-01-01T00:00:00")
+    assert [row["version"] for row in printed(run("price", "list", "--json"))] == [now["version"]]
+    versions = [row["version"] for row in printed(run("price", "history", "base", "--json"))]
+    assert versions == [now["version"], later["version"]]
+    assert run("price", "cancel", str(later["version"])).exit_code == 0
+    assert "no price to come" in refusal(run("price", "cancel", str(now["version"])))
+    past = run("price", "set", "base", "--input", "1", "--output", "2", "--from", "2020-01-01")
+    assert "can't begin in the past" in refusal(past)
+    assert run("price", "withdraw", "base").exit_code == 0
+    assert printed(run("price", "list", "--json")) == []
+    assert len(printed(run("price", "history", "--json"))) == 2
+
+
+def test_chargeback_and_tags(run: Run, postgres_url: str) -> None:
+    team = printed(run("team", "create", "payments", "--json"))
+    asyncio.run(book(postgres_url, UUID(team["id"])))
+    report = printed(run("chargeback", "--month", "2026-11", "--json"))
+    assert (report["month"], report["total_microdollars"]) == ("2026-11", 2_000_000)
+    (row,) = csv.DictReader(io.StringIO(run("chargeback", "--month", "2026-11", "--csv").stdout))
+    assert (row["month"], row["team"], row["requests"], row["cost_dollars"]) == ("2026-11", "payments", "2", "2.000000")
+    assert "year and a month" in refusal(run("chargeback", "--month", "11/2026"))
+    days = ("--from", "2026-11-03", "--to", "2026-11-03")
+    lines = run("usage", *days, "--by", "month", "--by", "tag:app").stdout.splitlines()
+    assert lines[1].split()[:3] == ["2026-11-01", "search", "2"]
+    assert printed(run("usage", *days, "--tag", "app=other", "--json"))["data"] == []
+    (row,) = csv.DictReader(io.StringIO(run("usage", *days, "--by", "tag:app", "--csv").stdout))
+    assert (row["tag:app"], row["cost_microdollars"]) == ("search", "2000000")
+
+
+def test_counters_are_rebuilt_from_the_ledger(run: Run, postgres_url: str, gateway_url: str) -> None:
+    team = printed(run("team", "create", "payments", "--json"))
+    with AdminClient(gateway_url, ADMIN_KEY) as client:
+        limit = {"level": "team", "owner_id": team["id"], "kind": "money_per_month", "capacity": 9_000_000}
+        client.put("/limits", limit)
+    assert run("limits", "rebuild").stdout == "Every counter is what the ledger says.\n"
+    asyncio.run(book(postgres_url, UUID(team["id"]), datetime.now(UTC)))
+    (row,) = printed(run("limits", "rebuild", "--dry-run", "--json"))
+    assert (row["owner_id"], row["kind"], row["difference"]) == (team["id"], "money_per_month", 2_000_000)
+    assert team["id"] in run("limits", "rebuild").stdout
+    assert printed(run("limits", "rebuild", "--json")) == []
+
+
+async def book(postgres_url: str, team_id: UUID, created_at: datetime = NOVEMBER) -> None:
     engine = create_engine(Secret(postgres_url))
     records = [
         UsageRecord(
             charge_id=uuid4(),
-            created_at=datetime(2026, 11, 3, tzinfo=UTC),
-            organization_id=uuid4(),
+            created_at=created_at,
+            organization_id=UUID(int=1),
             team_id=team_id,
             key_id=uuid4(),
             request_id="req",
@@ -190,6 +242,8 @@ async def book(postgres_url: str, team_id: UUID) -> None:
             estimated=False,
             ttft_ms=None,
             duration_ms=3,
+            cost_microdollars=1_000_000,
+            tags={"app": "search"},
         )
         for _ in range(2)
     ]

@@ -8,14 +8,16 @@ from descant_cli.admin.audit import audit
 from descant_cli.admin.backends import backend
 from descant_cli.admin.client import AdminClient
 from descant_cli.admin.keys import key
+from descant_cli.admin.limit_counters import limits
 from descant_cli.admin.local_key import local_admin_key
 from descant_cli.admin.models import model
 from descant_cli.admin.organizations import organization
 from descant_cli.admin.people import me, person, sign_in, sign_out
+from descant_cli.admin.prices import price
 from descant_cli.admin.projects import project
 from descant_cli.admin.service_accounts import service_account
 from descant_cli.admin.teams import team
-from descant_cli.admin.usage import usage
+from descant_cli.admin.usage import chargeback, usage
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
@@ -37,6 +39,7 @@ def admin(context: click.Context, url: str, admin_key: str | None, data_dir: Pat
 
 
 for command in (
-    organization, team, project, key, service_account, person, backend, model, usage, audit, sign_in, sign_out, me
+    organization, team, project, key, service_account, person, backend, model, price, limits,
+    usage, chargeback, audit, sign_in, sign_out, me
 ):  # fmt: skip
     admin.add_command(command)

@@ -5,6 +5,7 @@ from typing import Any
 
 from msgspec import Struct
 from sqlalchemy import Row, delete, func, insert, select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -62,7 +63,7 @@ async def list_all(connection: AsyncConnection) -> list[PriceRow]:
     latest = (
         select(price_versions)
         .where(columns.valid_from <= func.now())
-        .distinct(columns.model)
+        .ext(distinct_on(columns.model))
         .order_by(columns.model, columns.valid_from.desc())
     )
     rows = map(_price_row, await connection.execute(latest))
