@@ -10,7 +10,7 @@ from alembic import context
 from sqlalchemy import Connection, text
 
 from descant_gateway.config import Secret
-from descant_gateway.store.prompt_tables import metadata
+from descant_gateway.store.api_tables import metadata
 from descant_gateway.store.session import create_engine
 
 MIGRATION_LOCK = 0x6465_7363_616E_7401

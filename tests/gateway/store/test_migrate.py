@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from descant_gateway.config import Secret
 from descant_gateway.store import migrate
-from descant_gateway.store.prompt_tables import metadata
+from descant_gateway.store.api_tables import metadata
 from descant_gateway.store.session import create_engine
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -14,6 +15,7 @@ from litestar.types import ControllerRouterHandler
 from descant_gateway.access import deny_by_default, require_declarations
 from descant_gateway.admit import Admission
 from descant_gateway.backends import Backends
+from descant_gateway.batches.runner import BatchRunner, BatchSettings
 from descant_gateway.books import open_books, show_books
 from descant_gateway.catalogue_feed import CatalogueFeed
 from descant_gateway.catalogue_watch import CatalogueWatch
@@ -41,6 +43,8 @@ from descant_gateway.response_cache import ResponseCache
 from descant_gateway.routes import health, inference, limits, models
 from descant_gateway.routes.admin import admin_router
 from descant_gateway.routes.admin.description import admin_description
+from descant_gateway.routes.stored import stored_router
+from descant_gateway.routes.stored.bounds import StoreBounds
 from descant_gateway.script_queue import ScriptQueue, connect
 from descant_gateway.sealing import Sealer
 from descant_gateway.settle import UsageSink
@@ -134,12 +138,19 @@ async def open_app(
         stack.push_async_callback(prompt_log.close)
         gateway = await stack.enter_async_context(open_data_side(config, feed, books.ledger, prompt_log=prompt_log))
         show_books(books, gateway.metrics.registry)
+        # Of their own: large files and many lines keep the other connections free.
+        stored_engine = create_engine(config.database_url, pool_size=config.database_pool_size)
+        stack.push_async_callback(stored_engine.dispose)
+        batches = BatchRunner(stored_engine, gateway, batch_settings(config))
+        batches.start()
+        stack.push_async_callback(batches.close)
+        stored = stored_router(stored_engine, store_bounds(config), batches.wake)
         admin = admin_router(config, engine, on_change=messages.publish)
         page = MetricsPage(lambda: gateway.metrics, place)
         await page.start()
         stack.push_async_callback(page.close)
         proxies = TrustedProxies(config.trusted_proxies)
-        yield build_app(gateway, (*DATA_ROUTES, admin), proxies=proxies, drain=drain, metrics_page=page)
+        yield build_app(gateway, (*DATA_ROUTES, stored, admin), proxies=proxies, drain=drain, metrics_page=page)
 
 
 @asynccontextmanager
@@ -198,6 +209,22 @@ async def open_data_side(
             max_body_bytes=config.max_body_bytes,
             dialects=dialects,
         )
+
+
+def batch_settings(config: GatewayConfig) -> BatchSettings:
+    return BatchSettings(
+        concurrency=config.batch_concurrency,
+        lease_s=config.batch_lease_s,
+        keep=timedelta(days=config.retention_days),
+    )
+
+
+def store_bounds(config: GatewayConfig) -> StoreBounds:
+    return StoreBounds(
+        max_file_bytes=config.max_file_bytes,
+        max_team_bytes=config.max_team_file_bytes,
+        keep=timedelta(days=config.retention_days),
+    )
 
 
 def queue_bounds(config: GatewayConfig) -> QueueBounds:

@@ -120,6 +120,16 @@ class GatewayConfig:
     """Backends, models and aliases as code (descant.toml); followed as it changes. None: the admin API alone."""
     ledger_spool_dir: Path = Path("var/ledger-spool")
     """Usage records go here while PostgreSQL is away. One folder per gateway process."""
+    batch_concurrency: int = 16
+    """Lines of batches that this process runs at once; a quarter of it while other requests run."""
+    batch_lease_s: float = 30.0
+    """What a gateway that died ran of batches is run by another after this."""
+    retention_days: int = 30
+    """Files, stored responses and ended batches are kept for so long."""
+    max_file_bytes: int = 200 << 20
+    """Of one uploaded file."""
+    max_team_file_bytes: int = 10 << 30
+    """Of all files of a team."""
     ledger_keep_days: int = 400
     """Older days of the ledger are dropped; their sums by the hour stay."""
     shutdown_grace_s: float = 30.0
@@ -172,6 +182,11 @@ class GatewayConfig:
             oidc=_oidc(read),
             catalogue_file=read.value("DESCANT_CATALOGUE_FILE", cls.catalogue_file, Path),
             ledger_spool_dir=read.value("DESCANT_LEDGER_SPOOL_DIR", cls.ledger_spool_dir, Path),
+            batch_concurrency=read.value("DESCANT_BATCH_CONCURRENCY", cls.batch_concurrency, _positive_int),
+            batch_lease_s=read.value("DESCANT_BATCH_LEASE_S", cls.batch_lease_s, _seconds),
+            retention_days=read.value("DESCANT_RETENTION_DAYS", cls.retention_days, _positive_int),
+            max_file_bytes=read.value("DESCANT_MAX_FILE_BYTES", cls.max_file_bytes, _positive_int),
+            max_team_file_bytes=read.value("DESCANT_MAX_TEAM_FILE_BYTES", cls.max_team_file_bytes, _positive_int),
             ledger_keep_days=read.value("DESCANT_LEDGER_KEEP_DAYS", cls.ledger_keep_days, _positive_int),
             shutdown_grace_s=read.value("DESCANT_SHUTDOWN_GRACE_S", cls.shutdown_grace_s, _seconds),
             otlp_endpoint=read.value("DESCANT_OTLP_ENDPOINT", cls.otlp_endpoint, _http_url),

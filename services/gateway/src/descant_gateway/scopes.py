@@ -12,6 +12,9 @@ class Scope(StrEnum):
     TOKENIZE = "tokenize"
     MODELS = "models"
     LIMITS = "limits"
+    FILES = "files"
+    BATCHES = "batches"
+    """Runs requests of the endpoints whose scope the key has besides."""
     ADMIN = "admin"
     """The admin API, as far as the key's role reaches."""
 
@@ -31,10 +34,16 @@ _BY_PATH: Final = {
     "/detokenize": Scope.TOKENIZE,
     "/v1/models": Scope.MODELS,
     "/v1/limits": Scope.LIMITS,
+    "/v1/files": Scope.FILES,
+    "/v1/batches": Scope.BATCHES,
 }
-_MODELS: Final = "/v1/models/"
+_BY_FAMILY: Final = ("/v1/models", "/v1/responses", "/v1/files", "/v1/batches")
+"""Whose scope opens all that is below them."""
 
 
 def scope_of(path: str) -> Scope | None:
     """None for an endpoint without a scope of its own: only a key without a list opens it."""
-    return Scope.MODELS if path.startswith(_MODELS) else _BY_PATH.get(path)
+    for family in _BY_FAMILY:
+        if path.startswith(f"{family}/"):
+            return _BY_PATH[family]
+    return _BY_PATH.get(path)

@@ -1,0 +1,128 @@
+"""Batches as those see them who run them: several gateways share the work, and each line has one answer.
+
+A line is claimed for the time of a lease, with a number that rises with every claim: whoever's claim is not the latest
+any more can't answer it. Answer and charge are written in one transaction, so a line that is run twice, because its
+gateway died, is charged once.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from msgspec import Struct
+from sqlalchemy import ColumnElement, func, insert, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from descant_gateway.ledger import UsageRecord
+from descant_gateway.store import ledger
+from descant_gateway.store.api_tables import batch_lines, batches
+
+
+class Line(Struct, frozen=True, kw_only=True):
+    """A claimed line."""
+
+    batch_id: str
+    position: int
+    custom_id: str
+    body: bytes
+    attempt: int
+    num_failures: int
+
+
+class ClaimedLines(Struct, frozen=True, kw_only=True):
+    """All of one batch."""
+
+    key_public_id: str
+    endpoint: str
+    lines: list[Line]
+
+
+class NewLine(Struct, frozen=True):
+    position: int
+    custom_id: str
+    body: bytes
+
+
+_TURN: Final = text(
+    "UPDATE batches SET next_at = now() WHERE id = ("
+    " SELECT id FROM batches b WHERE status = 'in_progress' AND next_at <= now() AND expires_at > now() AND EXISTS ("
+    "  SELECT FROM batch_lines l WHERE l.batch_id = b.id AND l.free_at <= now())"
+    " ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED)"
+    " RETURNING id, key_public_id, endpoint"
+)
+_CLAIM: Final = text(
+    "UPDATE batch_lines SET attempt = attempt + 1, owner = :owner, free_at = now() + make_interval(secs => :lease_s)"
+    " WHERE batch_id = :batch_id AND position IN ("
+    "  SELECT position FROM batch_lines WHERE batch_id = :batch_id AND free_at <= now()"
+    "  ORDER BY position LIMIT :num_lines FOR UPDATE SKIP LOCKED)"
+    " RETURNING batch_id, position, custom_id, body, attempt, num_failures"
+)
+_RENEW: Final = text(
+    "UPDATE batch_lines SET free_at = now() + make_interval(secs => :lease_s)"
+    " WHERE owner = :owner AND free_at IS NOT NULL"
+)
+
+
+async def claim(connection: AsyncConnection, owner: UUID, num_lines: int, lease_s: float) -> ClaimedLines | None:
+    """Some lines of the batch that waited longest for its turn; None if there is nothing to do."""
+    turn = (await connection.execute(_TURN)).one_or_none()
+    if turn is None:
+        return None
+    asked = {"owner": owner, "lease_s": lease_s, "batch_id": turn.id, "num_lines": num_lines}
+    rows = (await connection.execute(_CLAIM, asked)).all()
+    return ClaimedLines(
+        key_public_id=turn.key_public_id,
+        endpoint=turn.endpoint,
+        lines=[Line(**row._mapping) for row in rows],
+    )
+
+
+async def renew(connection: AsyncConnection, owner: UUID, lease_s: float) -> None:
+    """Of all that this process runs."""
+    await connection.execute(_RENEW, {"owner": owner, "lease_s": lease_s})
+
+
+async def answer(
+    connection: AsyncConnection, line: Line, result: bytes, record: UsageRecord | None, *, is_failed: bool
+) -> bool:
+    """False if somebody else has claimed the line in the meantime: then nothing is written."""
+    table = batch_lines.c
+    its = (table.batch_id == line.batch_id, table.position == line.position, table.attempt == line.attempt)
+    values = {"free_at": None, "owner": None, "result": result, "is_failed": is_failed}
+    done = update(batch_lines).where(*its, table.free_at.is_not(None)).values(values).returning(table.position)
+    if (await connection.execute(done)).one_or_none() is None:
+        return False
+    if record is not None:
+        await ledger.insert_records(connection, [record])
+    return True
+
+
+async def put_back(connection: AsyncConnection, line: Line, wait_s: float, *, has_failed: bool) -> None:
+    """To be claimed again after so long, by anybody."""
+    table = batch_lines.c
+    its = (table.batch_id == line.batch_id, table.position == line.position, table.attempt == line.attempt)
+    values = {"owner": None, "free_at": _in(wait_s), "num_failures": table.num_failures + int(has_failed)}
+    await connection.execute(update(batch_lines).where(*its, table.free_at.is_not(None)).values(values))
+
+
+async def pause(connection: AsyncConnection, batch_id: str, wait_s: float) -> None:
+    """No more of its lines for so long."""
+    await connection.execute(update(batches).where(batches.c.id == batch_id).values(next_at=_in(wait_s)))
+
+
+async def begin(connection: AsyncConnection, batch_id: str, lines: Sequence[NewLine]) -> None:
+    rows = [{"batch_id": batch_id, "position": it.position, "custom_id": it.custom_id, "body": it.body} for it in lines]
+    await connection.execute(insert(batch_lines), rows)
+    values = {"status": "in_progress", "in_progress_at": func.now(), "num_lines": len(rows)}
+    await connection.execute(update(batches).where(batches.c.id == batch_id).values(values))
+
+
+async def give_back(connection: AsyncConnection, owner: UUID) -> None:
+    """All that this process runs, when it stops."""
+    its = update(batch_lines).where(batch_lines.c.owner == owner, batch_lines.c.free_at.is_not(None))
+    await connection.execute(its.values(owner=None, free_at=func.now()))
+
+
+def _in(seconds: float) -> ColumnElement[datetime]:
+    return func.now() + timedelta(seconds=seconds)
