@@ -1,4 +1,4 @@
-"""Prompts that a team wants logged, replies that it wants cached, and which gateways may use a schema newer than theirs."""
+"""Prompts that a team wants logged, replies that it wants cached; which gateways may use a schema newer than theirs."""
 
 import sqlalchemy as sa
 from alembic import op

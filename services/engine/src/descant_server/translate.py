@@ -52,9 +52,7 @@ class EngineCall:
     """Of who sent it, if it is traced."""
 
 
-def chat_call(
-    request: ChatCompletionRequest, model: ChatModel, max_model_len: int, adapter: str | None
-) -> EngineCall:
+def chat_call(request: ChatCompletionRequest, model: ChatModel, max_model_len: int, adapter: str | None) -> EngineCall:
     """Raises ApiError 400 for options that are outside their range or don't go together."""
     tools = tools_of(request)
     demand = tool_demand(request, tools) or demand_of(request)

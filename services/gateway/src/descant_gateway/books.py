@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Gauge
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -61,4 +62,4 @@ def show_books(books: Books, registry: CollectorRegistry) -> None:
         registry=registry,
     )
     for counted in books.reconciler.drift:
-        drift.labels(counted.value).set_function(lambda counted=counted: books.reconciler.drift[counted])
+        drift.labels(counted.value).set_function(partial(books.reconciler.drift.__getitem__, counted))

@@ -90,7 +90,7 @@ class ResponseCache:
     async def _find(self, tenant: str, name: str) -> bytes | None:
         try:
             async with asyncio.timeout(self._timeout_s):
-                sealed = await self._valkey.get(name)
+                sealed: bytes | None = await self._valkey.get(name)
         except _FAILURES:
             return None
         return None if sealed is None else self._unseal(tenant, name, sealed)
@@ -103,7 +103,7 @@ class ResponseCache:
         arguments: tuple[Any, ...] = (sealed, ttl_s, now_ms, self._max_entries)
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._valkey.eval(_STORE, len(keys), *keys, *arguments)  # type: ignore[misc]
+                await self._valkey.eval(_STORE, len(keys), *keys, *arguments)
         except _FAILURES as error:
             _log.info("a reply was not cached", why=type(error).__name__)
 

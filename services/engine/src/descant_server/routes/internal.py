@@ -20,9 +20,7 @@ END_WITHIN_S: Final = 1.5
 @get(LOAD_PATH, sync_to_thread=False)
 def show_load(service: NamedDependency[Service], known: FromQuery[int | None] = None) -> ASGIResponse:
     return json_answer(
-        service.load_report.render(
-            service.engine, known, verifies_identity=service.config.internal_key is not None
-        )
+        service.load_report.render(service.engine, known, verifies_identity=service.config.internal_key is not None)
     )
 
 

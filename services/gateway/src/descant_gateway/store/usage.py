@@ -158,8 +158,7 @@ def _sum(source: Subquery, name: str) -> ColumnElement[Any]:
 
 def _usage_row(fields: RowMapping, grouping: Grouping) -> UsageRow:
     tags = {name: fields[f"tag_{number}"] for number, name in enumerate(grouping.tags)}
-    return UsageRow(
-        **{name: fields.get(name) for name in UsageRow.__struct_fields__ if name not in {*COUNTS, "tags"}},
-        tags=tags or None,
-        **{name: fields[name] for name in COUNTS},
-    )
+    dimensions: dict[str, Any] = {
+        name: fields.get(name) for name in UsageRow.__struct_fields__ if name not in {*COUNTS, "tags"}
+    }
+    return UsageRow(tags=tags or None, **dimensions, **{name: fields[name] for name in COUNTS})
