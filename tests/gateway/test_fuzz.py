@@ -33,7 +33,7 @@ json_values = st.recursive(
     max_leaves=12,
 )
 FIELDS = ("model", "messages", "prompt", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n",
-          "user", "priority", "input", "tools", "best_of", "metadata", "prompt_cache_key", "api_base", "cache_salt")  # fmt: skip
+          "priority", "input", "tools", "best_of", "metadata", "api_base", "cache_salt")  # fmt: skip
 bodies = st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=8)
 mutations = st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=3)), max_size=4)
 

@@ -26,7 +26,6 @@ async def plant() -> AsyncIterator[Plant]:
 
 async def test_a_fault_costs_what_is_written_and_no_usage(plant: Plant) -> None:
     faults = [fault for fault in FAULTS if plant.clock.is_movable or not isinstance(fault, ClockJump)]
-    faults = [fault for fault in faults if not fault.lost_with_process]
     reports = [report async for report in run_all(plant, faults, outage_s=OUTAGE_S)]
     assert {report.fault: report.violations for report in reports if report.violations} == {}
     assert len(reports) == len(faults)
