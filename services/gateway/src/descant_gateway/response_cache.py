@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import structlog
@@ -90,7 +90,7 @@ class ResponseCache:
     async def _find(self, tenant: str, name: str) -> bytes | None:
         try:
             async with asyncio.timeout(self._timeout_s):
-                sealed: bytes | None = await self._valkey.get(name)
+                sealed = cast("bytes | None", await self._valkey.get(name))
         except _FAILURES:
             return None
         return None if sealed is None else self._unseal(tenant, name, sealed)

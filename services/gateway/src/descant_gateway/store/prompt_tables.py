@@ -16,7 +16,7 @@ from sqlalchemy import (
     true,
 )
 
-from descant_gateway.store.usage_tables import metadata
+from descant_gateway.store.usage_tables import metadata as metadata
 
 prompt_log_keys = Table(
     "prompt_log_keys",
