@@ -389,8 +389,8 @@ class TestUsage:
         reply = await client.get("/usage", params=query)
         assert reply.headers["content-type"] == "text/csv; charset=utf-8"
         assert reply.text.splitlines() == [
-            "team_id,team,requests,prompt_tokens,cached_tokens,completion_tokens,estimated_requests",
-            f"{team['id']},'=payments,1,10,4,5,0",
+            "team_id,team,requests,prompt_tokens,cached_tokens,completion_tokens,estimated_requests,cost_microdollars",
+            f"{team['id']},'=payments,1,10,4,5,0,0",
         ]
 
     @pytest.mark.parametrize(
