@@ -20,6 +20,7 @@ _UP = "Start everything on this machine: database, engine, gateway."
 _SERVE = "Serve a model and its adapters over HTTP."
 _GATEWAY = "Run the gateway in front of engines."
 _RUN_BATCH = "Answer a file of requests in OpenAI's batch format."
+_DOCTOR = "Check a deployment, say what is wrong and what to do."
 _CHAT = "Talk to a model or an adapter in the terminal."
 _ADMIN = "Manage teams, keys and usage of a gateway."
 _BENCH = "Measure an engine or a gateway."
@@ -30,6 +31,7 @@ SUBCOMMANDS: Final[Mapping[str, Subcommand]] = MappingProxyType(
         "up": Subcommand(_UP, "descant_cli.up.command:up", "descant-cli[up]"),
         "serve": Subcommand(_SERVE, "descant_server.main:serve", "descant-server"),
         "gateway": Subcommand(_GATEWAY, "descant_gateway.main:gateway", "descant-gateway"),
+        "doctor": Subcommand(_DOCTOR, "descant_gateway.doctor.command:doctor", "descant-gateway"),
         "chat": Subcommand(_CHAT, "descant_cli.chat.command:chat", "descant-cli"),
         "run-batch": Subcommand(_RUN_BATCH, "descant_cli.run_batch.command:run_batch_command", "descant-cli[engine]"),
         "admin": Subcommand(_ADMIN, "descant_cli.admin:admin", "descant-cli"),

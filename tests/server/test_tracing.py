@@ -1,0 +1,65 @@
+"""An engine's part of a trace, and that no canary shows in what an engine says."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+PROMPT, KEY, INTERNAL, HEADER = "CANARY-PROMPT", "CANARY-API-KEY", "CANARY-INTERNAL-KEY", "CANARY-HEADER"
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+
+
+@pytest.fixture
+def collector() -> Iterator[tuple[str, list[bytes]]]:
+    bodies: list[bytes] = []
+
+    class Take(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Take)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1/traces", bodies
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_engine_continues_the_trace_and_tells_no_secret(start_server, collector):
+    url, bodies = collector
+    arguments = ("--otlp-traces-endpoint", url, "--api-key", KEY, "--internal-key", INTERNAL)
+    server = start_server(*arguments).wait_until_ready()
+    sender = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01", "x-secret": HEADER}
+    said: list[str] = []
+    with httpx.Client(base_url=server.url, timeout=60, headers={"authorization": f"Bearer {KEY}"}) as http:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 3, "ignore_eos": True}
+        for fields, status in (({}, 200), ({"model": "no"}, 404), ({"max_tokens": PROMPT}, 400), ({"n": -1}, 400)):
+            reply = http.post("/v1/chat/completions", json=body | fields, headers=sender)
+            assert reply.status_code == status
+            said.append(reply.text if status != 200 else "")
+        said.append(http.post("/v1/chat/completions", json=body, headers={"authorization": "Bearer CANARY-BAD"}).text)
+        said.append(http.get("/metrics").text)
+    assert server.stop() == 0
+    text = "\n".join([*said, *server.lines]).encode() + b"".join(bodies)
+    for secret in (PROMPT, KEY, INTERNAL, HEADER, "CANARY-BAD"):
+        assert secret.encode() not in text
+    spans = [
+        span
+        for body in bodies
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+    (span,) = spans
+    values = {each.key: each.value.string_value or each.value.int_value for each in span.attributes}
+    assert (span.name, span.trace_id.hex(), span.parent_span_id.hex()) == ("chat tiny", TRACE_ID, "b7ad6b7169203331")
+    assert values["gen_ai.usage.output_tokens"] == 3
+    assert values["gen_ai.usage.input_tokens"] > 0
