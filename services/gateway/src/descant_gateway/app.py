@@ -24,7 +24,8 @@ from descant_gateway.config import GatewayConfig
 from descant_gateway.deadlines import Timeouts
 from descant_gateway.dialects import Dialect
 from descant_gateway.dialects.messages import MessagesDialect
-from descant_gateway.endpoints import MESSAGES
+from descant_gateway.dialects.responses import ResponsesDialect
+from descant_gateway.endpoints import MESSAGES, RESPONSES
 from descant_gateway.drain import Drain
 from descant_gateway.errors import from_framework
 from descant_gateway.fair_share import FairShare, QueueBounds
@@ -136,11 +137,14 @@ async def open_app(
         prompt_log = PromptLog(engine, sealer)
         prompt_log.start()
         stack.push_async_callback(prompt_log.close)
-        gateway = await stack.enter_async_context(open_data_side(config, feed, books.ledger, prompt_log=prompt_log))
-        show_books(books, gateway.metrics.registry)
         # Of their own: large files and many lines keep the other connections free.
         stored_engine = create_engine(config.database_url, pool_size=config.database_pool_size)
         stack.push_async_callback(stored_engine.dispose)
+        responses = ResponsesDialect(stored_engine, timedelta(days=config.retention_days))
+        dialects = {**STATELESS_DIALECTS, RESPONSES: responses}
+        data_side = open_data_side(config, feed, books.ledger, dialects, prompt_log=prompt_log)
+        gateway = await stack.enter_async_context(data_side)
+        show_books(books, gateway.metrics.registry)
         batches = BatchRunner(stored_engine, gateway, batch_settings(config))
         batches.start()
         stack.push_async_callback(batches.close)

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from descant_gateway.access import LIMIT, OPT, Access, Rate
-from descant_gateway.routes.stored import batches, files
+from descant_gateway.routes.stored import batches, files, responses
 from descant_gateway.routes.stored.bounds import StoreBounds
 from descant_gateway.store.errors import NotFound, StoreError
 from descant_gateway.store.session import is_outage
@@ -24,7 +24,7 @@ def stored_router(engine: AsyncEngine, bounds: StoreBounds, wake: Callable[[], N
     """`wake`: somebody left a batch or cancelled one."""
     return Router(
         path="/",
-        route_handlers=[*files.ROUTES, *batches.ROUTES],
+        route_handlers=[*files.ROUTES, *batches.ROUTES, *responses.ROUTES],
         opt=_OPT,
         request_max_body_size=bounds.max_file_bytes + bounds.form_overhead_bytes,
         dependencies={

@@ -1,0 +1,82 @@
+"""A request for a response, said as a chat completion."""
+
+from typing import Any, Final
+
+from msgspec import Raw
+
+from descant_gateway.dialects.response_items import messages
+from descant_wire.errors import invalid_request, unsupported_field
+from descant_wire.responses import CreateResponse, FunctionTool, NamedFunction, ObjectFormat, SchemaFormat, TextOptions
+
+Said = dict[str, Any]
+"""A part of a chat completion's body; made here, read by nobody here."""
+
+_PASSED: Final = ("temperature", "top_p", "parallel_tool_calls", "metadata", "user", "prompt_cache_key")
+
+
+def chat_request(request: CreateResponse, conversation: list[Raw]) -> Said:
+    """`conversation` is all that was said up to now, the request's own input last. Raises ApiError 400."""
+    refuse_fields(request)
+    said: Said = {"model": request.model, "messages": _instructed(request, conversation)}
+    said |= {name: value for name in _PASSED if (value := getattr(request, name)) is not None}
+    if request.max_output_tokens is not None:
+        said["max_completion_tokens"] = request.max_output_tokens
+    if request.stream:
+        said |= {"stream": True, "stream_options": {"include_usage": True}}
+    if request.reasoning is not None and request.reasoning.effort is not None:
+        said["reasoning_effort"] = request.reasoning.effort
+    return said | _form(request.text) | _tools(request)
+
+
+def refuse_fields(request: CreateResponse) -> None:
+    for field, accepted in request.only.items():
+        value = getattr(request, field)
+        if value is not None and value not in accepted:
+            raise unsupported_field(f"`{field}` is not supported here; leave it out.", param=field)
+
+
+def _instructed(request: CreateResponse, conversation: list[Raw]) -> list[Said]:
+    said = messages(conversation)
+    if not said:
+        raise invalid_request("`input` is required.", param="input", code="missing_required_parameter")
+    return said if request.instructions is None else [{"role": "system", "content": request.instructions}, *said]
+
+
+def _form(text: TextOptions | None) -> Said:
+    said: Said = {}
+    if text is None:
+        return said
+    if text.verbosity is not None:
+        said["verbosity"] = text.verbosity
+    match text.format:
+        case ObjectFormat():
+            said["response_format"] = {"type": "json_object"}
+        case SchemaFormat() as form:
+            schema: Said = {"name": form.name, "schema": form.schema}
+            schema |= {} if form.description is None else {"description": form.description}
+            schema |= {} if form.strict is None else {"strict": form.strict}
+            said["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return said
+
+
+def _tools(request: CreateResponse) -> Said:
+    if not request.tools:
+        return {}
+    said: Said = {"tools": [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools)]}
+    choice = request.tool_choice
+    if isinstance(choice, NamedFunction):
+        if choice.type != "function" or not choice.name:
+            raise unsupported_field("`tool_choice` must name a function.", param="tool_choice")
+        said["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+    elif choice is not None:
+        said["tool_choice"] = choice
+    return said
+
+
+def _tool(tool: FunctionTool, place: str) -> Said:
+    if tool.type != "function":
+        raise unsupported_field(f"`{place}`: tools of the type {tool.type!r} are not run here.", param=place)
+    if not tool.name:
+        raise invalid_request(f"`{place}.name` is required.", param=f"{place}.name")
+    given = {"name": tool.name, "parameters": tool.parameters, "description": tool.description, "strict": tool.strict}
+    return {"type": "function", "function": {name: value for name, value in given.items() if value is not None}}

@@ -1,0 +1,162 @@
+"""OpenAI's Responses API: said as chat completions, and stored here, so that a conversation can go on from one."""
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import structlog
+from msgspec import Raw, Struct
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from descant_gateway.authenticate import Caller
+from descant_gateway.dialects.response_items import input_items, new_id
+from descant_gateway.dialects.response_reply import ResponseReply
+from descant_gateway.dialects.response_request import chat_request
+from descant_gateway.store import responses as store
+from descant_gateway.store.errors import NotFound
+from descant_gateway.store.responses import StoredResponse
+from descant_wire.decoding import decode_request
+from descant_wire.errors import ApiError, invalid_request, service_unavailable
+from descant_wire.responses import CreateResponse
+
+_AWAY = (SQLAlchemyError, OSError, TimeoutError)
+_log = structlog.get_logger("descant_gateway.responses")
+
+
+class _Output(Struct, frozen=True):
+    output: list[Raw] = []
+
+
+class ResponsesDialect:
+    """Stored responses are kept for `keep`."""
+
+    def __init__(self, engine: AsyncEngine, keep: timedelta) -> None:
+        self._engine = engine
+        self._keep = keep
+
+    def authorization(self, headers: Mapping[bytes, bytes]) -> bytes | None:
+        return headers.get(b"authorization")
+
+    def error(self, status: int, body: bytes) -> bytes:
+        return body
+
+    async def translate(self, body: bytes, caller: Caller) -> "ResponseTranslation":
+        request = decode_request(body, CreateResponse)
+        items = input_items(request.input) if request.input else []
+        before = await self._before(request.previous_response_id, caller.team.id)
+        said = chat_request(request, [*before, *items])
+        store_it = request.store is not False
+        return ResponseTranslation(
+            msgspec.json.encode(said), _begun(request), self if store_it else None, caller.team.id, items
+        )
+
+    async def _before(self, previous_id: str | None, team_id: UUID) -> list[Raw]:
+        """All items of the conversation up to that response. Instructions do not carry over."""
+        if previous_id is None:
+            return []
+        try:
+            async with self._engine.begin() as connection:
+                turns = await store.conversation(connection, team_id, previous_id)
+        except NotFound as error:
+            raise _no_previous(str(error)) from None
+        except _AWAY as error:
+            _log.warning("stored responses can't be read", error=repr(error))
+            raise service_unavailable("Stored responses can't be read right now.", retry_after_s=2) from None
+        items: list[Raw] = []
+        for turn in turns:
+            items += msgspec.json.decode(turn.input, type=list[Raw])
+            items += msgspec.json.decode(turn.body, type=_Output).output
+        return items
+
+    async def keep(self, response: dict[str, Any], team_id: UUID, items: list[Raw]) -> bool:
+        """False if the database is away: the response then says that it is not stored."""
+        now = datetime.now(UTC)
+        stored = StoredResponse(
+            id=response["id"],
+            team_id=team_id,
+            previous_id=response["previous_response_id"],
+            input=msgspec.json.encode(items),
+            body=msgspec.json.encode(response),
+            created_at=now,
+            expires_at=now + self._keep,
+        )
+        try:
+            async with self._engine.begin() as connection:
+                await store.create(connection, stored)
+        except _AWAY as error:
+            _log.warning("a response can't be stored", response_id=response["id"], error=repr(error))
+            return False
+        return True
+
+
+class ResponseTranslation:
+    """Whoever hears the end of a response can go on from it: it is stored before its end is told."""
+
+    def __init__(
+        self,
+        body: bytes,
+        response: dict[str, Any],
+        shelf: ResponsesDialect | None,
+        team_id: UUID,
+        items: list[Raw],
+    ) -> None:
+        self.body = body
+        self._reply = ResponseReply(response)
+        self._shelf = shelf
+        self._team_id = team_id
+        self._items = items
+
+    async def whole(self, body: bytes) -> bytes:
+        return msgspec.json.encode(await self._kept(self._reply.whole(body)))
+
+    async def events(self, chunk: bytes) -> bytes:
+        return self._reply.feed(chunk)
+
+    async def end(self) -> bytes:
+        closing, response = self._reply.close()
+        return closing + self._reply.ending(await self._kept(response))
+
+    async def _kept(self, response: dict[str, Any]) -> dict[str, Any]:
+        if self._shelf is None or await self._shelf.keep(response, self._team_id, self._items):
+            return response
+        return response | {"store": False}
+
+
+def _begun(request: CreateResponse) -> dict[str, Any]:
+    """The response as it is known before anything was generated: what was asked for, said back."""
+    text, reasoning = request.text, request.reasoning
+    form = {"type": "text"} if text is None or text.format is None else text.format
+    return {
+        "id": new_id("resp"),
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": request.instructions,
+        "max_output_tokens": request.max_output_tokens,
+        "model": request.model,
+        "output": [],
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
+        "previous_response_id": request.previous_response_id,
+        "reasoning": {"effort": reasoning.effort if reasoning else None, "summary": None},
+        "store": request.store is not False,
+        "temperature": request.temperature,
+        "text": {"format": form},
+        "tool_choice": request.tool_choice or "auto",
+        "tools": request.tools or [],
+        "top_p": request.top_p,
+        "truncation": "disabled",
+        "usage": None,
+        "user": request.user,
+        "metadata": request.metadata or {},
+    }
+
+
+def _no_previous(message: str) -> ApiError:
+    return invalid_request(message, param="previous_response_id", code="previous_response_not_found")

@@ -1,0 +1,74 @@
+"""Stored responses, and the conversations that they make."""
+
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from msgspec import Struct
+from sqlalchemy import delete, insert, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from descant_gateway.store.api_tables import responses
+from descant_gateway.store.errors import NotFound
+
+MAX_TURNS: Final = 500
+
+
+class StoredResponse(Struct, frozen=True, kw_only=True):
+    """`input` and `body` are JSON: its own input items, and the response as it was answered."""
+
+    id: str
+    team_id: UUID
+    previous_id: str | None
+    input: bytes
+    body: bytes
+    created_at: datetime
+    expires_at: datetime
+
+
+_CONVERSATION: Final = text(
+    "WITH RECURSIVE turns AS ("
+    " SELECT id, previous_id, input, body, 0 AS age FROM responses"
+    "  WHERE team_id = :team_id AND id = :id AND expires_at > now()"
+    " UNION ALL"
+    " SELECT r.id, r.previous_id, r.input, r.body, turns.age + 1"
+    "  FROM responses r JOIN turns ON r.id = turns.previous_id"
+    "  WHERE r.team_id = :team_id AND r.expires_at > now() AND turns.age < :max_turns)"
+    " SELECT previous_id, input, body FROM turns ORDER BY age DESC"
+)
+
+
+class Turn(Struct, frozen=True):
+    input: bytes
+    body: bytes
+
+
+async def create(connection: AsyncConnection, response: StoredResponse) -> None:
+    values = {name: getattr(response, name) for name in response.__struct_fields__}
+    await connection.execute(insert(responses).values(values))
+
+
+async def find(connection: AsyncConnection, team_id: UUID, response_id: str) -> StoredResponse:
+    """Raises NotFound, also for another team's."""
+    query = select(responses).where(responses.c.team_id == team_id, responses.c.id == response_id)
+    row = (await connection.execute(query)).one_or_none()
+    if row is None:
+        raise NotFound("response", response_id)
+    return StoredResponse(**row._mapping)
+
+
+async def remove(connection: AsyncConnection, team_id: UUID, response_id: str) -> None:
+    """Raises NotFound."""
+    its = (responses.c.team_id == team_id, responses.c.id == response_id)
+    gone = delete(responses).where(*its).returning(responses.c.id)
+    if (await connection.execute(gone)).one_or_none() is None:
+        raise NotFound("response", response_id)
+
+
+async def conversation(connection: AsyncConnection, team_id: UUID, response_id: str) -> list[Turn]:
+    """All turns up to this one, the first first. Raises NotFound where one of them is not there any more."""
+    asked = {"team_id": team_id, "id": response_id, "max_turns": MAX_TURNS}
+    rows = (await connection.execute(_CONVERSATION, asked)).all()
+    if not rows or rows[0].previous_id is not None:
+        raise NotFound("stored conversation up to the response", response_id)
+    return [Turn(bytes(row.input), bytes(row.body)) for row in rows]
