@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -205,6 +206,48 @@ async def test_a_damaged_segment_is_set_aside(engine: AsyncEngine, tmp_path: Pat
     await writer.close()
     assert await charges(engine) == [record.charge_id]
     assert segments(tmp_path / "rejected") == ["20260101T000000.0-x.jsonl"]
+
+
+async def test_what_a_damaged_segment_still_holds_is_written(engine: AsyncEngine, tmp_path: Path) -> None:
+    away = LedgerWriter(create_engine(AWAY), tmp_path)
+    await away.start()
+    records = [usage_record() for _ in range(3)]
+    for record in records:
+        away.append(record)
+    await away.close()
+    (name,) = segments(tmp_path)
+    lines = (tmp_path / name).read_bytes().splitlines()
+    (tmp_path / name).write_bytes(b"\n".join([lines[0], lines[1][:40], lines[2][:-9]]))
+    writer = LedgerWriter(engine, tmp_path)
+    await writer.start()
+    await until(lambda: not writer.is_spooling)
+    await writer.close()
+    assert await charges(engine) == [records[0].charge_id]
+    assert segments(tmp_path / "rejected") == [name], "kept for a person to look at"
+
+
+async def test_a_full_disk_keeps_records_in_memory_until_there_is_space(tmp_path: Path) -> None:
+    """Files may grow to 6,000 bytes, as on a disk that is full: a part of a segment is no segment."""
+    writer = LedgerWriter(create_engine(AWAY), tmp_path, retry_s=0.05)
+    await writer.start()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))
+    try:
+        for _ in range(30):
+            writer.append(usage_record())
+        await until(lambda: not writer.is_journalling)
+        await asyncio.sleep(0.5)
+        assert writer.num_pending == 30
+        assert segments(tmp_path) == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    async with asyncio.timeout(10):
+        await writer.flush()
+    assert (writer.num_pending, writer.num_lost) == (0, 0)
+    assert len(records_in(tmp_path)) == 30
+    await writer.close()
 
 
 async def test_without_postgres_and_disk_records_wait_in_memory(engine: AsyncEngine, tmp_path: Path) -> None:
