@@ -65,6 +65,40 @@ async def test_two_ways_to_read_a_length_are_refused(
     assert upstream.received == []
 
 
+@pytest.mark.parametrize(
+    ("lines", "rest"),
+    [
+        (("content-length: 0", "transfer-encoding: chunked, identity"), b"0\r\n\r\n"),
+        (("transfer-encoding: chunked", "transfer-encoding: identity"), b"0\r\n\r\n"),
+        (("transfer-encoding:\tchunked", "content-length: 3"), b"0\r\n\r\n"),
+        (("transfer-encoding: chunked",), b"0;ext=" + b"x" * 10 + b"\n\r\n"),
+        (("transfer-encoding: chunked",), b"0x3\r\nabc\r\n0\r\n\r\n"),
+        (("transfer-encoding: chunked",), b"-1\r\n\r\n"),
+        (("transfer-encoding: chunked",), b"FFFFFFFFFFFFFFFF1\r\nabc\r\n0\r\n\r\n"),
+        (("x-folded: a", " content-length: 4"), b""),
+        (("x-bare: a\ncontent-length: 4",), b"{}{}"),
+        (("x-null: a\x00b",), b""),
+        (("content-length: 4\x0b",), b"{}{}"),
+        (("content-length:",), b""),
+        (("content-length: 99999999999999999999",), b"{}"),
+        (("content-length: -1",), b"{}"),
+        (("content-length: 0x4",), b"{}{}"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+async def test_what_is_odd_is_never_read_as_two(
+    stage: tuple[Running, World, Upstream], lines: tuple[str, ...], rest: bytes
+) -> None:
+    """Folded and bare lines, odd chunks and lengths: what follows is no request that goes to a backend."""
+    gateway, world, upstream = stage
+    answer = await say(gateway, head(world, *lines) + rest + head(world, "content-length: 2") + b"{}")
+    assert b"HTTP/1.1 200" not in answer
+    assert b"HTTP/1.1 5" not in answer
+    assert upstream.received == []
+    reply = await gateway.client.post(CHAT, content=BODY, headers=bearer(world.add_key()))
+    assert reply.status_code == 200, "the gateway must go on"
+
+
 async def test_a_body_of_known_length_ends_there(stage: tuple[Running, World, Upstream]) -> None:
     gateway, world, upstream = stage
     await say(gateway, head(world, f"content-length: {len(BODY)}") + BODY)

@@ -94,6 +94,23 @@ async def test_a_backend_whose_name_turned_is_not_connected_to(lying_names: None
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "no_healthy_backend")
 
 
+async def test_a_request_says_nothing_about_where_it_goes(valkey_url: str) -> None:
+    """Fields and headers by which other gateways let a caller choose the address."""
+    address = "http://127.0.0.1:9/stolen"
+    async with running(Upstream()) as upstream:
+        world = World()
+        world.add_model("m", upstream.backend)
+        async with running_gateway(world, valkey_url) as gateway:
+            fields = dict.fromkeys(("api_base", "base_url", "custom_llm_provider", "url"), address)
+            nested = {"user_config": {"api_base": address}, "litellm_params": {"api_base": address}}
+            headers = bearer(world.add_key()) | {"x-descant-backend": address, "x-portkey-custom-host": address}
+            reply = await gateway.client.post(CHAT, json=BODY | fields | nested, headers=headers)
+        assert reply.status_code == 200
+        (received,) = upstream.received
+    assert received.path == CHAT
+    assert address not in str(received.raw_headers)
+
+
 class Hook:
     """Redirects what it gets to where it must not go."""
 
