@@ -19,11 +19,13 @@ from transformers import (
 )
 
 from descant_engine import LLM, AsyncEngine, EngineConfig, SamplingParams
+from descant_engine.config import Device
 from descant_engine.model_config import UnsupportedModelError, resolve
 from descant_engine.pooling import InvalidDimensions, PoolingType, UnsupportedTask
 from descant_engine.pooling_inputs import InputTooLong, Pair
 from descant_engine.scheduler.admission import RequestRefused
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 TEXTS = ["Hello world", "A man is eating food.", "", "The quick brown fox jumps over the lazy dog. " * 4, "Hello world"]
 TOKENS = [[5, 9, 11], [250], list(range(20, 95)), [7, 7, 7, 7], list(range(100, 140))]
 SHAPE = {
@@ -67,8 +69,9 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Pat
     return save_bert(tmp_path_factory.mktemp("bert"), tiny_llama)
 
 
-def test_minilm_gives_transformers_vectors(minilm_path: Path) -> None:
-    llm = LLM(minilm_path, device="cpu", dtype="float32")
+@pytest.mark.parametrize("device", DEVICES)
+def test_minilm_gives_transformers_vectors(minilm_path: Path, device: Device) -> None:
+    llm = LLM(minilm_path, device=device, dtype="float32")
     vectors = llm.embed(TEXTS, use_tqdm=False)
     tokenizer, oracle = AutoTokenizer.from_pretrained(minilm_path), AutoModel.from_pretrained(minilm_path)
     for text, vector in zip(TEXTS, vectors, strict=True):
@@ -104,11 +107,12 @@ def test_an_encoder_computes_texts_whole(tiny_bert: Path, kind: PoolingType) -> 
     llm.close()
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", PoolingType)
 def test_a_decoder_computes_texts_in_chunks_beside_generation(
-    tiny_llama: Path, tiny_adapters: dict[str, Path], kind: PoolingType
+    tiny_llama: Path, tiny_adapters: dict[str, Path], kind: PoolingType, device: Device
 ) -> None:
-    options = {"device": "cpu", "dtype": "float32", "max_num_seqs": 4, "block_size": 4}
+    options = {"device": device, "num_blocks": 200, "dtype": "float32", "max_num_seqs": 4, "block_size": 4}
     llm = LLM(tiny_llama, pooling_type=kind, max_num_batched_tokens=16, enable_lora=True, **options)  # type: ignore[arg-type]
     llm.load_adapter("all", tiny_adapters["all"])
     alone = llm.generate([TOKENS[2]], SamplingParams(max_tokens=8, temperature=0), use_tqdm=False)[0].token_ids
