@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from descant_gateway.app import open_app
 from descant_gateway.config import Secret
 from descant_gateway.endpoints import ENDPOINTS, MESSAGES
+from descant_gateway.ledger_writer import LedgerWriter
 
 from .gateway_under_test import (
     PEPPER,
@@ -402,6 +403,39 @@ async def test_a_stream_that_outlives_the_grace_is_cut_and_booked(
     ((completion_tokens, estimated),) = rows
     assert 2 < completion_tokens <= upstream.num_tokens_sent
     assert estimated
+
+
+async def test_a_gateway_killed_with_a_stream_open_loses_no_charge(
+    upstream: Upstream, engine: AsyncEngine, postgres_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    """What ended a moment before is booked as it was, what ran as interrupted and for nothing, by the next gateway."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    env = environment(postgres_url, valkey_url, tmp_path)
+    with gateway_process(env, "--port", str(port)) as process:
+        await wait_until_ready(url, process)
+        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            key = await create_world(client, upstream)
+            await asyncio.sleep(0.5)
+            upstream.num_tokens = 7
+            tagged = bearer(key) | {"x-descant-tags": "app=search"}
+            for _ in range(5):
+                assert (await client.post(CHAT, json=BODY, headers=tagged)).status_code == 200
+            upstream.num_tokens, upstream.delay_s, num_sent = 1000, 0.05, upstream.num_tokens_sent
+            task = asyncio.create_task(client.post(CHAT, json=BODY | {"stream": True}, headers=tagged))
+            await eventually(lambda: upstream.num_tokens_sent > num_sent + 2)
+            process.kill()
+            await asyncio.gather(task, return_exceptions=True)
+    assert any(name.endswith(".journal") for name in os.listdir(tmp_path))
+    writer = LedgerWriter(engine, tmp_path)
+    await writer.start()
+    assert writer.num_recovered >= 1
+    await eventually(lambda: not writer.is_spooling)
+    await writer.close()
+    async with engine.connect() as connection:
+        rows = (await connection.exec_driver_sql("SELECT outcome, completion_tokens, tags FROM usage_ledger")).all()
+    assert sorted((row.outcome, row.completion_tokens) for row in rows) == [*[("completed", 7)] * 5, ("interrupted", 0)]
+    assert all(row.tags == {"app": "search"} for row in rows)
 
 
 def failed_start(env: dict[str, str], *args: str) -> str:
