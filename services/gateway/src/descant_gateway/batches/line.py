@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 import structlog
-from litestar.types import HTTPScope, Message
+from litestar.types import HTTPReceiveMessage, HTTPScope, Message
 from msgspec import Raw, Struct
 
 from descant_gateway.authenticate import Caller
@@ -72,7 +72,7 @@ class _Exchange:
         self.headers: dict[bytes, bytes] = {}
         self.reply = bytearray()
 
-    async def receive(self) -> Message:
+    async def receive(self) -> HTTPReceiveMessage:
         if self._body is None:
             await asyncio.Event().wait()  # this client never leaves
         body, self._body = self._body or b"", None

@@ -27,7 +27,6 @@ from descant_wire.errors import invalid_request, unsupported_field
 ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 WINDOW: Final = timedelta(hours=24)
 _CHANGES: Final = {LIMIT: Rate(per_minute=120)}
-_TIMES: Final = ("in_progress_at", "completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at")
 
 AnyRequest = Request[object, object, State]
 Wake = Callable[[], None]
@@ -95,7 +94,6 @@ async def cancel_batch(
 
 
 def shown(batch: StoredBatch) -> Batch:
-    times = {name: _unix(getattr(batch, name)) for name in _TIMES}
     faults = [msgspec.convert(fault, BatchFault) for fault in batch.errors or ()]
     return Batch(
         id=batch.id,
@@ -110,7 +108,12 @@ def shown(batch: StoredBatch) -> Batch:
         output_file_id=batch.output_file_id,
         error_file_id=batch.error_file_id,
         metadata=batch.labels,
-        **times,
+        in_progress_at=_unix(batch.in_progress_at),
+        completed_at=_unix(batch.completed_at),
+        failed_at=_unix(batch.failed_at),
+        expired_at=_unix(batch.expired_at),
+        cancelling_at=_unix(batch.cancelling_at),
+        cancelled_at=_unix(batch.cancelled_at),
     )
 
 
