@@ -13,5 +13,6 @@ cat >.env <<END
 POSTGRES_PASSWORD=$(secret)
 DESCANT_KEY_PEPPER=$(secret)
 DESCANT_ADMIN_KEY=$(secret)
+DESCANT_INTERNAL_KEY=$(secret)
 END
 echo "Wrote .env. Keep a copy of it in a safe place."

@@ -14,7 +14,12 @@ from descant_gateway.config import GatewayConfig
 
 from .compose_file import ROOT, MissingVariable, read
 
-SECRETS = {"POSTGRES_PASSWORD": "p" * 64, "DESCANT_KEY_PEPPER": "k" * 64, "DESCANT_ADMIN_KEY": "a" * 64}
+SECRETS = {
+    "POSTGRES_PASSWORD": "p" * 64,
+    "DESCANT_KEY_PEPPER": "k" * 64,
+    "DESCANT_ADMIN_KEY": "a" * 64,
+    "DESCANT_INTERNAL_KEY": "i" * 64,
+}
 SCHEMA = json.loads((Path(__file__).parent / "compose-spec.json").read_text())
 
 
@@ -41,7 +46,7 @@ def test_every_secret_must_be_given(name: str) -> None:
 
 def test_no_secret_is_written_in_the_file() -> None:
     text = (ROOT / "compose.yaml").read_text()
-    for line in re.findall(r".*(?:PASSWORD|PEPPER|ADMIN_KEY|://\w+:\S+@).*", text):
+    for line in re.findall(r".*(?:PASSWORD|PEPPER|ADMIN_KEY|INTERNAL_KEY|://\w+:\S+@).*", text):
         assert "${" in line, line
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Final
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -93,7 +93,7 @@ async def _valkey_clock(valkey: "Redis") -> Finding:
 
 async def _valkey_settings(valkey: "Redis") -> AsyncIterator[Finding]:
     try:
-        settings: dict[str, Any] = await valkey.config_get("maxmemory-policy", "appendonly", "save")
+        settings = await valkey.config_get("maxmemory-policy", "appendonly", "save")
     except RedisError:
         yield warning(
             "Valkey does not show its settings", "make sure of noeviction and appendonly in its configuration"
