@@ -101,13 +101,15 @@ DATA: dict[str, list[str]] = {
 }
 ONCE = {
     "0002": [
-        "INSERT INTO prices (model, input, cached, output) VALUES ('base-{n}', 3000000, 300000, 15000000)",
         "INSERT INTO organizations (id, name) VALUES (md5('hooked')::uuid, 'hooked')",
         """INSERT INTO webhooks (organization_id, url, sealed_secret)
            VALUES (md5('hooked')::uuid, 'https://hooks.example.com', '\\x{hook}')""",
     ]
 }
 """What an installation has at this revision that a second set of rows can't have again."""
+PRICE = "INSERT INTO {table} (model, input, cached, output) VALUES ('base-1', 3000000, 300000, 15000000)"
+PRICES_WERE_IN = {"0002": "prices", "0003": "prices", "0004": "prices"}
+"""Since 0005 they have versions, in a table of their own."""
 BOOKKEEPING = {"alembic_version", "catalogue_version", "catalogue_changes", "audit_log"}
 
 
@@ -178,6 +180,8 @@ async def test_an_installation_of_any_revision_goes_on_with_all_it_had(empty_pos
     url = empty_postgres_url
     await upgrade_to(url, revision)
     had = [text for each in DATA if each <= revision for text in DATA[each] + ONCE.get(each, [])]
+    if revision >= "0002":
+        had.append(PRICE.replace("{table}", PRICES_WERE_IN.get(revision, "price_versions")))
     await insert(url, had, 1, KEY.public_id, SECRET_HMAC)
     before = await rows_of(url)
     assert len(before["usage_ledger"]) >= 50

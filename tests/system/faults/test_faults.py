@@ -12,7 +12,7 @@ from tests.system.faults.__main__ import run_all
 from tests.system.faults.faults import FAULTS, ClockJump
 from tests.system.faults.plant import Plant, running_plant
 
-OUTAGE_S = 1.5
+OUTAGE_S = 1.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
