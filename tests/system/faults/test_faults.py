@@ -12,7 +12,8 @@ from tests.system.faults.__main__ import run_all
 from tests.system.faults.faults import FAULTS, ClockJump
 from tests.system.faults.plant import Plant, running_plant
 
-OUTAGE_S = 1.0
+OUTAGE_S = 1.5
+"""Longer than what a gateway waits for Valkey before it is away."""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
