@@ -1,5 +1,7 @@
 """What clients leave with the gateway: stored responses, files, batches and their lines."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
@@ -25,11 +27,11 @@ def downgrade() -> None:
         op.drop_table(table)
 
 
-def team_id() -> sa.Column:
+def team_id() -> sa.Column[Any]:
     return sa.Column("team_id", sa.Uuid, sa.ForeignKey("teams.id", ondelete="CASCADE"), nullable=False)
 
 
-def moment(name: str, *, default: bool = False, required: bool = True) -> sa.Column:
+def moment(name: str, *, default: bool = False, required: bool = True) -> sa.Column[Any]:
     default_value = sa.func.now() if default else None
     return sa.Column(name, sa.DateTime(timezone=True), nullable=not required, server_default=default_value)
 

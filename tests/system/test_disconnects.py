@@ -18,7 +18,8 @@ MAX_STAY_S = 3.0
 
 
 async def leave_early(stack: Stack, session: aiohttp.ClientSession, number: int, stay_s: float) -> bool:
-    """Asks for far more than fits into its stay. True if the reply had begun, so that the request was admitted."""
+    """Asks for far more than fits into its stay, which for one in six begins with the reply, however busy the machine.
+    True if the reply had begun, so that the request was admitted."""
     body = {
         "model": MODELS[number % len(MODELS)],
         "messages": [{"role": "user", "content": f"Tell me story number {number}."}],
@@ -29,10 +30,12 @@ async def leave_early(stack: Stack, session: aiohttp.ClientSession, number: int,
     headers = bearer(stack.key) | {"x-request-id": f"leaver-{number}"}
     has_begun = False
     try:
-        async with asyncio.timeout(stay_s):
+        async with asyncio.timeout(PATIENCE_S if number % 6 == 0 else stay_s) as stay:
             async with session.post(f"{stack.url}/v1/chat/completions", json=body, headers=headers) as response:
                 assert response.status == 200, await response.text()
                 has_begun = True
+                if number % 6 == 0:
+                    stay.reschedule(asyncio.get_running_loop().time() + stay_s)
                 await response.read()
     except TimeoutError:
         return has_begun
