@@ -25,8 +25,8 @@ from descant_gateway.deadlines import Timeouts
 from descant_gateway.dialects import Dialect
 from descant_gateway.dialects.messages import MessagesDialect
 from descant_gateway.dialects.responses import ResponsesDialect
-from descant_gateway.endpoints import MESSAGES, RESPONSES
 from descant_gateway.drain import Drain
+from descant_gateway.endpoints import MESSAGES, RESPONSES
 from descant_gateway.errors import from_framework
 from descant_gateway.fair_share import FairShare, QueueBounds
 from descant_gateway.internal_channel import InternalChannel
@@ -55,8 +55,8 @@ from descant_gateway.store.session import create_engine
 from descant_gateway.throttle import Throttle
 from descant_gateway.worker_metrics import MetricsPage
 from descant_gateway.workers import SOLE, WorkerPlace
-from descant_wire.tracing import open_tracer
 from descant_wire.errors import ApiError, server_error
+from descant_wire.tracing import open_tracer
 
 _log = structlog.get_logger("descant_gateway.app")
 
@@ -144,11 +144,11 @@ async def open_app(
         dialects = {**STATELESS_DIALECTS, RESPONSES: responses}
         data_side = open_data_side(config, feed, books.ledger, dialects, prompt_log=prompt_log)
         gateway = await stack.enter_async_context(data_side)
-        show_books(books, gateway.metrics.registry)
         batches = BatchRunner(stored_engine, gateway, batch_settings(config))
         batches.start()
         stack.push_async_callback(batches.close)
         stored = stored_router(stored_engine, store_bounds(config), batches.wake)
+        show_books(books, gateway.metrics.registry)
         admin = admin_router(config, engine, on_change=messages.publish)
         page = MetricsPage(lambda: gateway.metrics, place)
         await page.start()

@@ -28,7 +28,6 @@ from descant_gateway.tags import read_tags
 from descant_gateway.traces import RequestSpan
 from descant_wire.tracing import Tracer
 
-
 _NO_SPAN: Final = nullcontext()
 
 
@@ -79,7 +78,7 @@ class Gateway:
 
 
 async def serve(call: Call, gateway: Gateway) -> None:
-    """Answers the call. Raises ApiError for a refusal that is still to be written, ClientLeft if nobody waits for it."""
+    """Answers the call. Raises ApiError for a refusal that is still to be written, ClientLeft if nobody waits."""
     catalogue = gateway.feed.current
     caller = authenticate(call.authorization, call.client_address, catalogue, gateway.pepper)
     permitted_endpoint(caller, call.endpoint)
