@@ -16,7 +16,8 @@ OPTIONS = {"dtype": "bfloat16", "device": "cuda", "deterministic": True, "max_mo
 def work(tiny_adapters: dict[str, Path]) -> tuple[list[list[int]], list[str | None]]:
     rng = random.Random(11)
     prompts = [[rng.randrange(1, 257) for _ in range(n)] for n in (1, 2, 15, 16, 17, 40, 64, 100, 33, 5, 70, 18)]
-    return prompts, [None, *tiny_adapters, None, *tiny_adapters] * 3
+    names = [None, *tiny_adapters]
+    return prompts, [names[index % len(names)] for index in range(len(prompts))]
 
 
 def run(model: Path, adapters: dict[str, Path], prompts: list[list[int]], names: list[str | None], **options: object):
