@@ -23,6 +23,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-loras", type=int, help="most adapters on the device; default: what fits")
     group.add_argument("--adapter-host-bytes", type=int, default=4 << 30)
     group.add_argument("--enable-lora", action="store_true", help="implied by adapters; alone: LoRA enabled, unused")
+    group.add_argument("--deterministic", action="store_true", help="the same bits in any batch (decision 0022)")
     group.add_argument("--no-enable-prefix-caching", dest="prefix_caching", action="store_false")
     group.add_argument("--seed", type=int, default=0)
 
@@ -47,6 +48,7 @@ def _user_config(args: argparse.Namespace, with_adapters: bool) -> EngineConfig:
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
         gpu_memory_utilization=args.gpu_memory_utilization,
+        deterministic=args.deterministic,
         enable_prefix_caching=args.prefix_caching,
         enable_lora=args.enable_lora or with_adapters,
         max_lora_rank=args.max_lora_rank,
