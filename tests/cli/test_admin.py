@@ -19,14 +19,14 @@ from tests.gateway.databases import postgres_server, postgres_template, postgres
 from descant_cli.admin import admin
 from descant_cli.admin.client import AdminClient
 from descant_cli.admin.local_key import local_admin_key
-from descant_gateway import keys
 from descant_gateway.app import build_app
 from descant_gateway.config import GatewayConfig, Secret
-from descant_gateway.ledger import Outcome, UsageRecord
+from descant_gateway.identity import keys
 from descant_gateway.pipeline import Gateway
 from descant_gateway.routes.admin import admin_router
 from descant_gateway.store import ledger
 from descant_gateway.store.session import create_engine
+from descant_gateway.usage.record import Outcome, UsageRecord
 
 __all__ = ["postgres_server", "postgres_template", "postgres_url", "valkey_server", "valkey_url"]
 

@@ -9,9 +9,8 @@ from uuid import UUID, uuid4
 import httpx
 import uvicorn
 
-from descant_gateway import keys
 from descant_gateway.app import build_app, open_data_side
-from descant_gateway.catalogue import (
+from descant_gateway.catalogue.snapshot import (
     AllowList,
     Backend,
     Catalogue,
@@ -24,8 +23,9 @@ from descant_gateway.catalogue import (
     Webhook,
 )
 from descant_gateway.config import GatewayConfig, Secret
-from descant_gateway.ledger import UsageRecord
+from descant_gateway.identity import keys
 from descant_gateway.pipeline import Gateway
+from descant_gateway.usage.record import UsageRecord
 
 PEPPER = "p" * 32
 NO_LIMITS = RateLimits()

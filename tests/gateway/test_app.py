@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from descant_gateway.app import open_app
 from descant_gateway.config import Secret
 from descant_gateway.endpoints import ENDPOINTS, MESSAGES
-from descant_gateway.ledger_writer import LedgerWriter
+from descant_gateway.ledger.writer import LedgerWriter
 
 from .gateway_under_test import (
     PEPPER,
@@ -39,7 +39,7 @@ CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "CANARY-PROMPT"}]}
 OPEN_TO_ALL = {"/health", "/ready", "/metrics"}
 ADMIN_OPEN_TO_ALL = ("/admin/v1/docs", "/admin/v1/sign-in", "/admin/v1/sign-out")
-"""Tested in test_access.py and admin/test_sign_in.py."""
+"""Tested in routes/test_access.py and routes/test_sign_in.py."""
 ADMIN = {"authorization": f"Bearer {'a' * 32}"}
 
 

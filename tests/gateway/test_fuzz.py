@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from descant_gateway.endpoints import ENDPOINTS
-from descant_gateway.meter import Meter
+from descant_gateway.relay.stream_tap import StreamTap
 from descant_gateway.request import InferenceRequest, read_request
-from descant_gateway.stream_tap import StreamTap
+from descant_gateway.usage.meter import Meter
 from descant_wire.errors import ApiError
 
 from .gateway_under_test import World, bearer, running_gateway

@@ -11,10 +11,10 @@ import httpx
 import pytest
 import redis.asyncio
 
-from descant_gateway.catalogue import RateLimits
-from descant_gateway.ledger import Outcome
-from descant_gateway.ledger_writer import LedgerWriter
-from descant_gateway.limiter import Decision, Limiter, Reservation
+from descant_gateway.catalogue.snapshot import RateLimits
+from descant_gateway.ledger.writer import LedgerWriter
+from descant_gateway.limits.limiter import Decision, Limiter, Reservation
+from descant_gateway.usage.record import Outcome
 
 from .gateway_under_test import Running, World, bearer, eventually, running_gateway
 from .upstream import Upstream, running

@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.authenticate import Caller
-from descant_gateway.catalogue import Key
+from descant_gateway.catalogue.snapshot import Key
 from descant_gateway.config import Secret
+from descant_gateway.identity.authenticate import Caller
 from descant_gateway.prompt_log import PromptLog, TeamKeys, unseal
 from descant_gateway.request import read_request
 from descant_gateway.sealing import Sealer, UnsealError

@@ -7,7 +7,7 @@ import pytest
 import redis.asyncio
 from msgspec.structs import replace
 
-from descant_gateway.catalogue import Price, Team
+from descant_gateway.catalogue.snapshot import Price, Team
 
 from .gateway_under_test import Running, World, bearer, eventually, running_gateway
 from .upstream import Upstream, running

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from descant_gateway.catalogue import Backend
+from descant_gateway.catalogue.snapshot import Backend
 
 
 @dataclass

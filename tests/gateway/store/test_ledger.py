@@ -6,8 +6,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.ledger import Outcome, UsageRecord
 from descant_gateway.store import ledger
+from descant_gateway.usage.record import Outcome, UsageRecord
 
 DAY = date(2026, 11, 21)
 

@@ -11,10 +11,10 @@ from msgspec.structs import replace
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.ledger import Outcome, UsageRecord
-from descant_gateway.ledger_upkeep import LedgerUpkeep
+from descant_gateway.ledger.upkeep import LedgerUpkeep
 from descant_gateway.store import chargeback, ledger, rollups, usage
 from descant_gateway.store.usage import Grouping, Tag, UsageDimension, UsageFilter, UsageRow
+from descant_gateway.usage.record import Outcome, UsageRecord
 
 DAY = date(2026, 11, 20)
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)

@@ -19,9 +19,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway import keys
-from descant_gateway.authenticate import authenticate
 from descant_gateway.config import Secret
+from descant_gateway.identity import keys
+from descant_gateway.identity.authenticate import authenticate
 from descant_gateway.sealing import Sealer
 from descant_gateway.store import catalogue, ledger, migrate
 from descant_gateway.store.session import create_engine

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from descant_gateway.admit import Ticket
-from descant_gateway.authenticate import Caller
 from descant_gateway.call import Call
-from descant_gateway.catalogue import ModelRoute
-from descant_gateway.internal_channel import TeamIdentity
-from descant_gateway.meter import Meter
+from descant_gateway.catalogue.snapshot import ModelRoute
+from descant_gateway.identity.authenticate import Caller
+from descant_gateway.identity.internal_channel import TeamIdentity
+from descant_gateway.limits.admit import Ticket
 from descant_gateway.request import InferenceRequest
-from descant_gateway.tags import Tags
+from descant_gateway.usage.meter import Meter
+from descant_gateway.usage.tags import Tags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,49 +12,49 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.types import ControllerRouterHandler
 
-from descant_gateway.access import deny_by_default, require_declarations
-from descant_gateway.admit import Admission
-from descant_gateway.backends import Backends
 from descant_gateway.batches.runner import BatchRunner, BatchSettings
-from descant_gateway.books import open_books, show_books
-from descant_gateway.catalogue_feed import CatalogueFeed
-from descant_gateway.catalogue_watch import CatalogueWatch
-from descant_gateway.change_signals import ChangeSignal, PostgresSignal, ValkeySignal
 from descant_gateway.config import GatewayConfig
-from descant_gateway.deadlines import Timeouts
 from descant_gateway.dialects import Dialect
 from descant_gateway.dialects.messages import MessagesDialect
 from descant_gateway.dialects.responses import ResponsesDialect
-from descant_gateway.drain import Drain
 from descant_gateway.endpoints import MESSAGES, RESPONSES
 from descant_gateway.errors import from_framework
-from descant_gateway.fair_share import FairShare, QueueBounds
-from descant_gateway.internal_channel import InternalChannel
-from descant_gateway.limit_paths import LimitPaths
-from descant_gateway.limit_warnings import LimitWarnings
-from descant_gateway.limiter import Limiter, limits_script
-from descant_gateway.local_shares import LocalShares, OutagePolicy
-from descant_gateway.metrics import Metrics
-from descant_gateway.output_estimate import OutputEstimates
+from descant_gateway.feed.catalogue_feed import CatalogueFeed
+from descant_gateway.feed.catalogue_watch import CatalogueWatch
+from descant_gateway.feed.change_signals import ChangeSignal, PostgresSignal, ValkeySignal
+from descant_gateway.identity.internal_channel import InternalChannel
+from descant_gateway.identity.proxies import TrustedProxies
+from descant_gateway.ledger.books import open_books, show_books
+from descant_gateway.ledger.settle import UsageSink
+from descant_gateway.limits.admit import Admission
+from descant_gateway.limits.limiter import Limiter, limits_script
+from descant_gateway.limits.local_shares import LocalShares, OutagePolicy
+from descant_gateway.limits.output_estimate import OutputEstimates
+from descant_gateway.limits.paths import LimitPaths
+from descant_gateway.limits.script_queue import ScriptQueue, connect
+from descant_gateway.limits.throttle import Throttle
+from descant_gateway.limits.warnings import LimitWarnings
 from descant_gateway.pipeline import CatalogueSource, Gateway, PromptSink
+from descant_gateway.process.drain import Drain
+from descant_gateway.process.metrics import Metrics
+from descant_gateway.process.worker_metrics import MetricsPage
+from descant_gateway.process.workers import SOLE, WorkerPlace
 from descant_gateway.prompt_log import NO_PROMPT_LOG, PromptLog
-from descant_gateway.proxies import TrustedProxies
-from descant_gateway.relay import Upstreams
+from descant_gateway.relay.deadlines import Timeouts
+from descant_gateway.relay.relay import Upstreams
+from descant_gateway.relay.shadow import Shadows
 from descant_gateway.response_cache import ResponseCache
 from descant_gateway.routes import health, inference, limits, models
+from descant_gateway.routes.access import deny_by_default, require_declarations
 from descant_gateway.routes.admin import admin_router
 from descant_gateway.routes.admin.description import admin_description
 from descant_gateway.routes.stored import stored_router
 from descant_gateway.routes.stored.bounds import StoreBounds
-from descant_gateway.script_queue import ScriptQueue, connect
+from descant_gateway.routing.backends import Backends
 from descant_gateway.sealing import Sealer
-from descant_gateway.settle import UsageSink
-from descant_gateway.shadow import Shadows
 from descant_gateway.store.migrate import check_schema
 from descant_gateway.store.session import create_engine
-from descant_gateway.throttle import Throttle
-from descant_gateway.worker_metrics import MetricsPage
-from descant_gateway.workers import SOLE, WorkerPlace
+from descant_gateway.waiting.fair_share import FairShare, QueueBounds
 from descant_wire.errors import ApiError, server_error
 from descant_wire.tracing import open_tracer
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from descant_gateway.catalogue_entries import CatalogueFile
-from descant_gateway.catalogue_file import CatalogueFileError, parse_catalogue
+from descant_gateway.catalogue.entries import CatalogueFile
+from descant_gateway.catalogue.file import CatalogueFileError, parse_catalogue
 from descant_gateway.config import ConfigError, Secret, database_url
 from descant_gateway.store import catalogue_sync
 from descant_gateway.store.catalogue_sync import Change

@@ -3,12 +3,12 @@
 import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Final, Self, TypeVar
 from urllib.parse import urlsplit
 
-from descant_gateway.local_shares import Outage
 from descant_wire.internal import MIN_KEY_LENGTH
 
 MIN_PEPPER_LENGTH: Final = 32
@@ -17,6 +17,15 @@ KUBERNETES_SERVICE_LINK: Final = "tcp://"
 
 T = TypeVar("T")
 Networks = tuple[IPv4Network | IPv6Network, ...]
+
+
+class Outage(StrEnum):
+    """What becomes of requests whose limits can't be checked."""
+
+    REFUSE = "refuse"
+    """503 with Retry-After."""
+    LOCAL = "local"
+    """Served within this process's share."""
 
 
 class ConfigError(Exception):

@@ -16,16 +16,16 @@ import uvicorn
 import uvloop
 from litestar import Litestar
 
-from descant_gateway import logs
 from descant_gateway.app import open_app
-from descant_gateway.catalogue_feed import FAILURES
-from descant_gateway.catalogue_file import CatalogueFileError
+from descant_gateway.catalogue.file import CatalogueFileError
 from descant_gateway.check_command import check
 from descant_gateway.config import ConfigError, GatewayConfig
-from descant_gateway.drain import Drain
+from descant_gateway.feed.catalogue_feed import FAILURES
+from descant_gateway.process import logs
+from descant_gateway.process.drain import Drain
+from descant_gateway.process.workers import CANNOT_START, SOLE, WorkerPlace, Workers, WorkersFailed
 from descant_gateway.store.errors import InUse
 from descant_gateway.store.migrate import SchemaMismatch
-from descant_gateway.workers import CANNOT_START, SOLE, WorkerPlace, Workers, WorkersFailed
 from descant_wire.tracing import TracingUnavailable
 
 _log = structlog.get_logger("descant_gateway.main")

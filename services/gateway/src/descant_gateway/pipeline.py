@@ -8,24 +8,24 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from descant_gateway.admit import Admission, admit
 from descant_gateway.admitted_call import AdmittedCall
-from descant_gateway.authenticate import Caller, authenticate, permitted_endpoint, permitted_model
-from descant_gateway.backends import Backends
 from descant_gateway.call import Call
-from descant_gateway.catalogue import Catalogue
+from descant_gateway.catalogue.snapshot import Catalogue
 from descant_gateway.dialects import Dialect
 from descant_gateway.endpoints import CHAT
-from descant_gateway.fair_share import FairShare
-from descant_gateway.internal_channel import InternalChannel
-from descant_gateway.limiter import Limiter
-from descant_gateway.metrics import Metrics
-from descant_gateway.relay import Upstreams, relay
+from descant_gateway.identity.authenticate import Caller, authenticate, permitted_endpoint, permitted_model
+from descant_gateway.identity.internal_channel import InternalChannel
+from descant_gateway.ledger.settle import Settlement, UsageSink
+from descant_gateway.limits.admit import Admission, admit
+from descant_gateway.limits.limiter import Limiter
+from descant_gateway.process.metrics import Metrics
+from descant_gateway.relay.relay import Upstreams, relay
 from descant_gateway.request import InferenceRequest, read_request
 from descant_gateway.response_cache import ResponseCache
-from descant_gateway.settle import Settlement, UsageSink
-from descant_gateway.tags import read_tags
+from descant_gateway.routing.backends import Backends
 from descant_gateway.traces import RequestSpan
+from descant_gateway.usage.tags import read_tags
+from descant_gateway.waiting.fair_share import FairShare
 from descant_wire.tracing import Tracer
 
 _NO_SPAN: Final = nullcontext()

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.authenticate import Caller
+from descant_gateway.identity.authenticate import Caller
 from descant_gateway.request import InferenceRequest
 from descant_gateway.sealing import NONCE_LENGTH, Sealer, UnsealError
 from descant_gateway.store import prompts as store

@@ -20,8 +20,8 @@ from redis.exceptions import RedisError
 
 from descant_gateway.admitted_call import AdmittedCall
 from descant_gateway.config import Secret
+from descant_gateway.limits.script_queue import connect
 from descant_gateway.request import InferenceRequest
-from descant_gateway.script_queue import connect
 from descant_gateway.sealing import NONCE_LENGTH
 
 CACHE_HEADER: Final = "x-descant-cache"

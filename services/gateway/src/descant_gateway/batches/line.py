@@ -10,11 +10,11 @@ import structlog
 from litestar.types import HTTPReceiveMessage, HTTPScope, Message
 from msgspec import Raw, Struct
 
-from descant_gateway.authenticate import Caller
 from descant_gateway.call import Call
-from descant_gateway.ledger import UsageRecord
+from descant_gateway.identity.authenticate import Caller
 from descant_gateway.pipeline import Gateway, serve_caller
 from descant_gateway.store.batch_work import Line
+from descant_gateway.usage.record import UsageRecord
 from descant_wire.batches import BatchLineError, BatchReply, BatchResultLine
 from descant_wire.errors import ApiError, server_error
 

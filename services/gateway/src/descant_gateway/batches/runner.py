@@ -14,9 +14,9 @@ from msgspec import Struct
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from descant_gateway.authenticate import Caller, holder_of
 from descant_gateway.batches.input_file import InputFile
 from descant_gateway.batches.line import LineReply, result_of, serve_line, unanswered
+from descant_gateway.identity.authenticate import Caller, holder_of
 from descant_gateway.pipeline import Gateway
 from descant_gateway.store import batch_endings, batch_work, files
 from descant_gateway.store.batch_work import ClaimedLines, Line

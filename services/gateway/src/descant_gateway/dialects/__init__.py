@@ -6,7 +6,7 @@ The mirror image of `providers`. In between, admission, routing, relaying and se
 from collections.abc import Mapping
 from typing import Protocol as Interface
 
-from descant_gateway.authenticate import Caller
+from descant_gateway.identity.authenticate import Caller
 
 
 class Translation(Interface):

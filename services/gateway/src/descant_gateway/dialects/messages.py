@@ -6,9 +6,9 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from descant_gateway.authenticate import Caller
 from descant_gateway.dialects.message_reply import MessageReply
 from descant_gateway.dialects.message_request import chat_request
+from descant_gateway.identity.authenticate import Caller
 from descant_wire.anthropic import MessagesRequest
 from descant_wire.decoding import decode_request
 from descant_wire.errors import ErrorBody, ErrorDetail

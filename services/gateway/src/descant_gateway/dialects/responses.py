@@ -12,10 +12,10 @@ from msgspec import Raw, Struct
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.authenticate import Caller
 from descant_gateway.dialects.response_items import input_items, new_id
 from descant_gateway.dialects.response_reply import ResponseReply
 from descant_gateway.dialects.response_request import chat_request
+from descant_gateway.identity.authenticate import Caller
 from descant_gateway.store import responses as store
 from descant_gateway.store.errors import NotFound
 from descant_gateway.store.responses import StoredResponse

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from descant_gateway.config import GatewayConfig
 from descant_gateway.doctor.finding import Finding, good, problem, warning
-from descant_gateway.script_queue import connect
+from descant_gateway.limits.script_queue import connect
 from descant_gateway.store.migrate import COMMAND, SchemaMismatch, check_schema
 from descant_gateway.store.session import is_outage
 

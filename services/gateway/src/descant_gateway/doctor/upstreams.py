@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.catalogue import Backend, Catalogue, Protocol
+from descant_gateway.catalogue.snapshot import Backend, Catalogue, Protocol
 from descant_gateway.config import GatewayConfig
 from descant_gateway.doctor.finding import Finding, good, problem, warning
 from descant_gateway.sealing import Sealer, UnsealError

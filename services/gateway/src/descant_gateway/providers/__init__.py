@@ -6,7 +6,7 @@ from typing import Protocol as Interface
 
 from yarl import URL
 
-from descant_gateway.catalogue import Backend, Protocol
+from descant_gateway.catalogue.snapshot import Backend, Protocol
 from descant_gateway.providers.anthropic import AnthropicProvider
 from descant_gateway.providers.openai import OpenAIProvider
 from descant_gateway.request import InferenceRequest

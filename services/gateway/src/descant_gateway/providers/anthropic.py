@@ -9,13 +9,13 @@ import msgspec
 from msgspec import Raw
 from yarl import URL
 
-from descant_gateway.catalogue import Backend
+from descant_gateway.catalogue.snapshot import Backend
 from descant_gateway.providers.anthropic_messages import conversation
 from descant_gateway.providers.anthropic_replies import chat_completion, error_body
 from descant_gateway.providers.anthropic_stream import AnthropicStream
 from descant_gateway.providers.anthropic_tools import tool_choice, tools
+from descant_gateway.providers.upstream_request import url_of
 from descant_gateway.request import InferenceRequest
-from descant_gateway.upstream_request import url_of
 from descant_wire.errors import invalid_request, unsupported_field
 
 API_VERSION: Final = "2023-06-01"

@@ -2,9 +2,9 @@
 
 from yarl import URL
 
-from descant_gateway.catalogue import Backend
+from descant_gateway.catalogue.snapshot import Backend
+from descant_gateway.providers.upstream_request import rewrite_body, url_of
 from descant_gateway.request import InferenceRequest
-from descant_gateway.upstream_request import rewrite_body, url_of
 
 
 class OpenAIProvider:

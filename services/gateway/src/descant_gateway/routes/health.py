@@ -6,11 +6,11 @@ from litestar import Request, Response, get
 from litestar.datastructures import State
 from msgspec import Struct
 
-from descant_gateway import metrics
-from descant_gateway.access import LIMIT, OPT, Access, Rate
-from descant_gateway.drain import Drain
 from descant_gateway.pipeline import Gateway
-from descant_gateway.worker_metrics import MetricsPage
+from descant_gateway.process import metrics
+from descant_gateway.process.drain import Drain
+from descant_gateway.process.worker_metrics import MetricsPage
+from descant_gateway.routes.access import LIMIT, OPT, Access, Rate
 
 _PUBLIC: Final = {OPT: Access.PUBLIC, LIMIT: Rate(per_minute=6000)}
 """For each address, as many as a hundred replicas of a prober send."""

@@ -5,11 +5,11 @@ from litestar import asgi
 from litestar.enums import ScopeType
 from litestar.types import Receive, Scope, Send
 
-from descant_gateway.access import LIMIT, OPT, Access, RateLimitedBy
 from descant_gateway.call import Call
 from descant_gateway.endpoints import ENDPOINTS
 from descant_gateway.errors import ClientLeft
 from descant_gateway.pipeline import Gateway, serve
+from descant_gateway.routes.access import LIMIT, OPT, Access, RateLimitedBy
 from descant_wire.errors import ApiError, method_not_allowed, server_error
 
 PATHS = list(ENDPOINTS)

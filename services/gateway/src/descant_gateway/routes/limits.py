@@ -7,12 +7,12 @@ from litestar.datastructures import State
 from litestar.params import FromQuery
 from msgspec import Struct
 
-from descant_gateway.access import LIMIT, OPT, Access, Rate
-from descant_gateway.authenticate import Caller, permitted_model
-from descant_gateway.limit_paths import limits_of, path_of
-from descant_gateway.limits import Standing
+from descant_gateway.identity.authenticate import Caller, permitted_model
+from descant_gateway.limits.limit import Standing
+from descant_gateway.limits.paths import limits_of, path_of
+from descant_gateway.limits.script_queue import ValkeyAway
 from descant_gateway.pipeline import Gateway
-from descant_gateway.script_queue import ValkeyAway
+from descant_gateway.routes.access import LIMIT, OPT, Access, Rate
 from descant_wire.errors import service_unavailable
 
 _KEY_ONLY: Final = {OPT: Access.KEY, LIMIT: Rate(per_minute=1200)}

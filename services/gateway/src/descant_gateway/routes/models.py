@@ -7,10 +7,10 @@ from litestar import Request, get
 from litestar.datastructures import State
 from litestar.params import FromPath
 
-from descant_gateway.access import LIMIT, OPT, Access, Rate
-from descant_gateway.authenticate import Caller, permitted_model
-from descant_gateway.catalogue import ModelRoute
+from descant_gateway.catalogue.snapshot import ModelRoute
+from descant_gateway.identity.authenticate import Caller, permitted_model
 from descant_gateway.pipeline import Gateway
+from descant_gateway.routes.access import LIMIT, OPT, Access, Rate
 from descant_wire.models import ModelCard, ModelList
 
 _KEY_ONLY: Final = {OPT: Access.KEY, LIMIT: Rate(per_minute=1200)}

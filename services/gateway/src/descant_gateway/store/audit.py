@@ -8,7 +8,7 @@ from msgspec import Struct
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.roles import Reach
+from descant_gateway.identity.roles import Reach
 from descant_gateway.store.identity_tables import audit_log
 from descant_gateway.store.reach import within
 

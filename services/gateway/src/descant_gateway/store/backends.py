@@ -8,7 +8,7 @@ from sqlalchemy import Row, delete, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.catalogue import Protocol
+from descant_gateway.catalogue.snapshot import Protocol
 from descant_gateway.store.catalogue import lock as lock_catalogue
 from descant_gateway.store.catalogue_sync import require_not_from_file
 from descant_gateway.store.errors import InUse, NotFound

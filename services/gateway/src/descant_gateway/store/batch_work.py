@@ -14,9 +14,9 @@ from msgspec import Struct
 from sqlalchemy import ColumnElement, func, insert, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.ledger import UsageRecord
 from descant_gateway.store import ledger
 from descant_gateway.store.api_tables import batch_lines, batches
+from descant_gateway.usage.record import UsageRecord
 
 
 class Line(Struct, frozen=True, kw_only=True):

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from sqlalchemy import Row, Select, Table, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from descant_gateway.catalogue import (
+from descant_gateway.catalogue.sharded import ShardedMap
+from descant_gateway.catalogue.snapshot import (
     AllowList,
     Catalogue,
     EndingSecret,
@@ -24,7 +25,6 @@ from descant_gateway.catalogue import (
     Team,
 )
 from descant_gateway.sealing import Sealer
-from descant_gateway.sharded import ShardedMap
 from descant_gateway.store import catalogue_changes, charged_prices, tables, upstreams, webhooks
 from descant_gateway.store.catalogue_changes import Changes
 

@@ -14,8 +14,8 @@ from sqlalchemy import Row, Table, delete, insert, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.catalogue import Protocol
-from descant_gateway.catalogue_entries import BackendEntry, CatalogueFile, ModelEntry
+from descant_gateway.catalogue.entries import BackendEntry, CatalogueFile, ModelEntry
+from descant_gateway.catalogue.snapshot import Protocol
 from descant_gateway.store.catalogue import lock as lock_catalogue
 from descant_gateway.store.errors import InUse
 from descant_gateway.store.tables import backends, model_backends, models

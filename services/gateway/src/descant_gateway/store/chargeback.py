@@ -8,7 +8,7 @@ from sqlalchemy import BigInteger, RowMapping, Subquery, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import ColumnElement
 
-from descant_gateway.roles import Reach
+from descant_gateway.identity.roles import Reach
 from descant_gateway.store.charges import charges
 from descant_gateway.store.reach import within
 from descant_gateway.store.tables import organizations, projects, teams

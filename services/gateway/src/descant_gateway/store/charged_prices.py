@@ -6,7 +6,7 @@ from typing import Any, Final
 from sqlalchemy import Row, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.catalogue import Price
+from descant_gateway.catalogue.snapshot import Price
 from descant_gateway.store.usage_tables import price_versions
 
 _KEPT_IN_MEMORY: Final = 2

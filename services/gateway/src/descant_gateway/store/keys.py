@@ -8,9 +8,9 @@ from uuid import UUID
 from sqlalchemy import Row, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.delegation import KeyRights
-from descant_gateway.roles import EVERYTHING, Reach, Role
-from descant_gateway.scopes import Scope
+from descant_gateway.identity.delegation import KeyRights
+from descant_gateway.identity.roles import EVERYTHING, Reach, Role
+from descant_gateway.identity.scopes import Scope
 from descant_gateway.store import models, organizations, projects, service_accounts, teams
 from descant_gateway.store.errors import Invalid, NotFound
 from descant_gateway.store.pages import Page, paged

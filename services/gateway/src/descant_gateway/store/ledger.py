@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.ledger import UsageRecord, encode_line
+from descant_gateway.usage.record import UsageRecord, encode_line
 
 DAYS_AHEAD: Final = 7
 PARTITION_LOCK: Final = 0x6465_7363_616E_7402

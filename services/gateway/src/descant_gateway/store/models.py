@@ -10,7 +10,7 @@ from sqlalchemy import Row, Select, delete, insert, or_, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.routing_policy import NO_POLICY, RoutingPolicy
+from descant_gateway.catalogue.routing_policy import NO_POLICY, RoutingPolicy
 from descant_gateway.store.catalogue import lock as lock_catalogue
 from descant_gateway.store.catalogue_sync import require_not_from_file
 from descant_gateway.store.errors import InUse, Invalid, NotFound

@@ -9,7 +9,7 @@ from sqlalchemy import Row, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.roles import Reach
+from descant_gateway.identity.roles import Reach
 from descant_gateway.store import models
 from descant_gateway.store.errors import AlreadyExists, NotFound
 from descant_gateway.store.pages import Page, paged

@@ -9,8 +9,8 @@ from sqlalchemy import Row, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.oidc import Identity
-from descant_gateway.roles import Reach, Role
+from descant_gateway.identity.oidc import Identity
+from descant_gateway.identity.roles import Reach, Role
 from descant_gateway.store.errors import AlreadyExists, NotFound
 from descant_gateway.store.identity_tables import memberships, people, sessions
 from descant_gateway.store.pages import Page, paged

@@ -9,8 +9,8 @@ from msgspec import Struct
 from sqlalchemy import Row, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.authenticate import IpRanges
-from descant_gateway.roles import Actor, ActorKind, Grant, Principal, Role
+from descant_gateway.identity.authenticate import IpRanges
+from descant_gateway.identity.roles import Actor, ActorKind, Grant, Principal, Role
 from descant_gateway.store.identity_tables import memberships, people, sessions
 from descant_gateway.store.tables import key_secrets, keys, service_accounts, teams
 

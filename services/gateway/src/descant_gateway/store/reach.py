@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import false, or_, true
 from sqlalchemy.sql import ColumnElement
 
-from descant_gateway.roles import Reach
+from descant_gateway.identity.roles import Reach
 
 
 def within(reach: Reach, organization_id: ColumnElement[Any], team_id: ColumnElement[Any]) -> ColumnElement[bool]:

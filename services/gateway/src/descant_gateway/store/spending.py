@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, Subquery, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import ColumnElement
 
-from descant_gateway.limits import Period
+from descant_gateway.limits.limit import Period
 from descant_gateway.store.charges import charges
 
 PERIODS: Final = (Period.DAY, Period.WEEK, Period.MONTH)

@@ -9,8 +9,8 @@ from msgspec import Struct
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.catalogue import Backend, ModelRoute, Protocol
-from descant_gateway.routing_policy import NO_POLICY, RoutingPolicy
+from descant_gateway.catalogue.routing_policy import NO_POLICY, RoutingPolicy
+from descant_gateway.catalogue.snapshot import Backend, ModelRoute, Protocol
 from descant_gateway.sealing import Sealer
 from descant_gateway.store import tables
 

@@ -11,7 +11,7 @@ from sqlalchemy import BigInteger, Date, RowMapping, Subquery, case, cast, func,
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import ColumnElement
 
-from descant_gateway.roles import EVERYTHING, Reach
+from descant_gateway.identity.roles import EVERYTHING, Reach
 from descant_gateway.store.charges import charges
 from descant_gateway.store.reach import within
 from descant_gateway.store.rollups import FOLDED_TAG

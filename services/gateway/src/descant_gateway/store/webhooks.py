@@ -6,7 +6,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.catalogue import Webhook
+from descant_gateway.catalogue.snapshot import Webhook
 from descant_gateway.sealing import Sealer
 from descant_gateway.store import tables
 from descant_gateway.store.errors import NotFound

@@ -10,12 +10,13 @@ from litestar.handlers import BaseRouteHandler
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.access import LIMIT, OPT, Access, Rate
 from descant_gateway.config import GatewayConfig
-from descant_gateway.keys import KeyIssuer
-from descant_gateway.oidc import OidcClient
-from descant_gateway.passwords import Passwords
-from descant_gateway.roles import Principal
+from descant_gateway.identity.keys import KeyIssuer
+from descant_gateway.identity.oidc import OidcClient
+from descant_gateway.identity.passwords import Passwords
+from descant_gateway.identity.roles import Principal
+from descant_gateway.identity.sessions import Sessions
+from descant_gateway.routes.access import LIMIT, OPT, Access, Rate
 from descant_gateway.routes.admin import (
     audit,
     backends,
@@ -38,7 +39,6 @@ from descant_gateway.routes.admin.administration import audited
 from descant_gateway.routes.admin.guard import AdminGuard, Connection
 from descant_gateway.routes.admin.idempotency import IdempotentPosts
 from descant_gateway.sealing import Sealer
-from descant_gateway.sessions import Sessions
 from descant_gateway.store.errors import StoreError
 from descant_wire.errors import ApiError
 

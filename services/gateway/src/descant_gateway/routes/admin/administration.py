@@ -7,8 +7,8 @@ from litestar import Request
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from descant_gateway.access import client_address
-from descant_gateway.roles import Principal, Role
+from descant_gateway.identity.roles import Principal, Role
+from descant_gateway.routes.access import client_address
 from descant_gateway.store import organizations, teams
 from descant_gateway.store.errors import NotFound
 from descant_gateway.store.session import ActingAs, acting_as

@@ -5,8 +5,8 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.access import needs
-from descant_gateway.roles import Principal, Role
+from descant_gateway.identity.roles import Principal, Role
+from descant_gateway.routes.access import needs
 from descant_gateway.routes.admin.fields import Listing, page_of
 from descant_gateway.store import audit as store
 from descant_gateway.store.audit import AuditEntry, AuditFilter

@@ -8,14 +8,14 @@ from litestar.params import FromPath, JSONBody
 from msgspec import UNSET, Meta, Struct, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.access import needs
-from descant_gateway.catalogue import Protocol
-from descant_gateway.roles import Level, Role
+from descant_gateway.catalogue.snapshot import Protocol
+from descant_gateway.egress.address import normal_base_url
+from descant_gateway.identity.roles import Level, Role
+from descant_gateway.routes.access import needs
 from descant_gateway.routes.admin.fields import Listing, Name
 from descant_gateway.sealing import Sealer
 from descant_gateway.store import backends as store
 from descant_gateway.store.backends import BackendRow
-from descant_gateway.upstream_address import normal_base_url
 from descant_wire.errors import invalid_request
 
 HeaderText = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[\x21-\x7e]+$")]

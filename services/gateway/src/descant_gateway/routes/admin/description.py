@@ -5,7 +5,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, ScalarRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 
-from descant_gateway.access import LIMIT, OPT, Access, Rate
+from descant_gateway.routes.access import LIMIT, OPT, Access, Rate
 
 PATH = "/admin/v1/docs"
 SCALAR_VERSION = "1.72.1"

@@ -7,13 +7,13 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway import keys, sessions
-from descant_gateway.access import OPT, PERMISSION, Access, client_address, take_rate
-from descant_gateway.authenticate import require_address, require_valid
 from descant_gateway.config import GatewayConfig
-from descant_gateway.roles import Permission, Principal
-from descant_gateway.scopes import Scope
-from descant_gateway.sessions import Sessions
+from descant_gateway.identity import keys, sessions
+from descant_gateway.identity.authenticate import require_address, require_valid
+from descant_gateway.identity.roles import Permission, Principal
+from descant_gateway.identity.scopes import Scope
+from descant_gateway.identity.sessions import Sessions
+from descant_gateway.routes.access import OPT, PERMISSION, Access, client_address, take_rate
 from descant_gateway.store import principals
 from descant_wire.errors import ApiError, invalid_api_key, permission_denied
 

@@ -16,7 +16,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.roles import Principal
+from descant_gateway.identity.roles import Principal
 from descant_gateway.sealing import Sealer
 from descant_gateway.store import idempotency as store
 from descant_wire.errors import ApiError, ErrorDetail, invalid_request

@@ -11,14 +11,14 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import UNSET, Meta, Struct, UnsetType
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from descant_gateway.access import needs
-from descant_gateway.delegation import narrowed
-from descant_gateway.keys import KeyIssuer
-from descant_gateway.roles import ActorKind, Principal, Role
+from descant_gateway.identity.delegation import narrowed
+from descant_gateway.identity.keys import KeyIssuer
+from descant_gateway.identity.roles import ActorKind, Principal, Role
+from descant_gateway.identity.scopes import Scope
+from descant_gateway.routes.access import needs
 from descant_gateway.routes.admin.administration import require, require_seen
 from descant_gateway.routes.admin.fields import Limit, Listing, Name, Names, listing, page_of
 from descant_gateway.routes.admin.teams import seen_team
-from descant_gateway.scopes import Scope
 from descant_gateway.store import keys as store
 from descant_gateway.store import service_accounts
 from descant_gateway.store.keys import KeyRow, NewKey

@@ -10,12 +10,12 @@ from msgspec import Struct
 from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.access import needs
 from descant_gateway.config import Secret
-from descant_gateway.reconcile import Drift, in_turn, rebuild, sure_drifts
-from descant_gateway.roles import Level, Role
+from descant_gateway.identity.roles import Level, Role
+from descant_gateway.ledger.reconcile import Drift, in_turn, rebuild, sure_drifts
+from descant_gateway.limits.script_queue import connect
+from descant_gateway.routes.access import needs
 from descant_gateway.routes.admin.fields import Listing
-from descant_gateway.script_queue import connect
 from descant_gateway.sealing import Sealer
 from descant_gateway.store import catalogue as stored
 from descant_wire.errors import service_unavailable

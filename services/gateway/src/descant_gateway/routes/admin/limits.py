@@ -14,10 +14,10 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import Meta, Struct
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from descant_gateway import limits
-from descant_gateway.access import needs
-from descant_gateway.catalogue import Webhook
-from descant_gateway.roles import ActorKind, Level, Principal, Role
+from descant_gateway.catalogue.snapshot import Webhook
+from descant_gateway.identity.roles import ActorKind, Level, Principal, Role
+from descant_gateway.limits.limit import LimitKind
+from descant_gateway.routes.access import needs
 from descant_gateway.routes.admin.administration import require
 from descant_gateway.routes.admin.backends import checked_base_url
 from descant_gateway.routes.admin.fields import Listing, Name
@@ -43,7 +43,7 @@ class LimitSetting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     level: Owner
     owner_id: UUID
-    kind: limits.LimitKind
+    kind: LimitKind
     capacity: Capacity
     """Requests, tokens or micro-dollars; 0 lets nothing through."""
     model: Name | None = None

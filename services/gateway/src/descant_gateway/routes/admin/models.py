@@ -8,10 +8,10 @@ from litestar.params import FromPath, JSONBody
 from msgspec import Meta, Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.access import needs
-from descant_gateway.roles import Level, Role
+from descant_gateway.catalogue.routing_policy import NO_POLICY, RoutingPolicy
+from descant_gateway.identity.roles import Level, Role
+from descant_gateway.routes.access import needs
 from descant_gateway.routes.admin.fields import Listing, Name, Names
-from descant_gateway.routing_policy import NO_POLICY, RoutingPolicy
 from descant_gateway.store import models as store
 from descant_gateway.store.models import DEFAULT_MAX_OUTPUT_TOKENS, ModelRow, NewModel
 from descant_wire.errors import invalid_request

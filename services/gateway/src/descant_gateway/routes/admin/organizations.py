@@ -6,8 +6,8 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import UNSET, Struct, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.access import needs
-from descant_gateway.roles import Level, Principal, Role
+from descant_gateway.identity.roles import Level, Principal, Role
+from descant_gateway.routes.access import needs
 from descant_gateway.routes.admin.fields import Listing, Name, Names, listing, page_of
 from descant_gateway.store import organizations as store
 from descant_gateway.store.organizations import OrganizationChange, OrganizationRow

@@ -9,9 +9,9 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import Meta, Struct
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from descant_gateway.access import needs
-from descant_gateway.passwords import MAX_LENGTH, MIN_LENGTH, Passwords
-from descant_gateway.roles import ActorKind, Level, Principal, Role
+from descant_gateway.identity.passwords import MAX_LENGTH, MIN_LENGTH, Passwords
+from descant_gateway.identity.roles import ActorKind, Level, Principal, Role
+from descant_gateway.routes.access import needs
 from descant_gateway.routes.admin.administration import require, require_place
 from descant_gateway.routes.admin.fields import Listing, Name, listing, page_of
 from descant_gateway.store import people as store

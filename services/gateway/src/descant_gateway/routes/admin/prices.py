@@ -9,8 +9,8 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import Meta, Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.access import needs
-from descant_gateway.roles import Level, Role
+from descant_gateway.identity.roles import Level, Role
+from descant_gateway.routes.access import needs
 from descant_gateway.routes.admin.fields import Listing, Name
 from descant_gateway.store import prices
 from descant_gateway.store.prices import Amounts, PriceRow

@@ -8,8 +8,8 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import UNSET, Struct, UnsetType
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from descant_gateway.access import needs
-from descant_gateway.roles import Principal, Role
+from descant_gateway.identity.roles import Principal, Role
+from descant_gateway.routes.access import needs
 from descant_gateway.routes.admin.administration import require, require_seen
 from descant_gateway.routes.admin.fields import Listing, Name, Names, listing, page_of
 from descant_gateway.routes.admin.teams import seen_team

@@ -9,9 +9,9 @@ from litestar.params import FromPath, FromQuery
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.access import needs
+from descant_gateway.identity.roles import Level, Principal, Role
 from descant_gateway.prompt_log import TeamKeys, unseal
-from descant_gateway.roles import Level, Principal, Role
+from descant_gateway.routes.access import needs
 from descant_gateway.routes.admin.administration import require
 from descant_gateway.routes.admin.audit import before_id
 from descant_gateway.routes.admin.fields import Listing, page_of

@@ -18,12 +18,12 @@ from litestar.response import Redirect
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.access import LIMIT, OPT, Access, Rate, client_address, needs
-from descant_gateway.oidc import OidcClient, PendingSignIn
-from descant_gateway.passwords import MAX_LENGTH, Passwords
-from descant_gateway.roles import Actor, Grant, Principal, Role
+from descant_gateway.identity.oidc import OidcClient, PendingSignIn
+from descant_gateway.identity.passwords import MAX_LENGTH, Passwords
+from descant_gateway.identity.roles import Actor, Grant, Principal, Role
+from descant_gateway.identity.sessions import COOKIE, Sessions, token_hash
+from descant_gateway.routes.access import LIMIT, OPT, Access, Rate, client_address, needs
 from descant_gateway.sealing import Sealer, UnsealError
-from descant_gateway.sessions import COOKIE, Sessions, token_hash
 from descant_gateway.store import people as store
 from descant_wire.errors import ApiError, ErrorDetail, invalid_request, not_found
 

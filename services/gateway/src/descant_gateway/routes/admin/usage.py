@@ -12,14 +12,14 @@ from litestar.params import FromQuery
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.access import needs
-from descant_gateway.roles import Principal, Role
+from descant_gateway.identity.roles import Principal, Role
+from descant_gateway.routes.access import needs
 from descant_gateway.routes.admin.csv_text import csv_response
 from descant_gateway.store import chargeback
 from descant_gateway.store import usage as store
 from descant_gateway.store.chargeback import ChargebackRow
 from descant_gateway.store.usage import Grouping, Tag, UsageDimension, UsageFilter, UsageRow
-from descant_gateway.tags import MAX_NAME_LENGTH
+from descant_gateway.usage.tags import MAX_NAME_LENGTH
 from descant_wire.errors import invalid_request
 
 DEFAULT_DAYS: Final = 30

@@ -9,7 +9,7 @@ from litestar.di import Provide
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.access import LIMIT, OPT, Access, Rate
+from descant_gateway.routes.access import LIMIT, OPT, Access, Rate
 from descant_gateway.routes.stored import batches, files, responses
 from descant_gateway.routes.stored.bounds import StoreBounds
 from descant_gateway.store.errors import NotFound, StoreError

@@ -15,8 +15,8 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.access import LIMIT, Rate
-from descant_gateway.authenticate import Caller, permitted_endpoint
+from descant_gateway.identity.authenticate import Caller, permitted_endpoint
+from descant_gateway.routes.access import LIMIT, Rate
 from descant_gateway.store import batches as store
 from descant_gateway.store import files
 from descant_gateway.store.batches import StoredBatch

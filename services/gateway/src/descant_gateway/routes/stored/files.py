@@ -13,8 +13,8 @@ from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.access import LIMIT, Rate
-from descant_gateway.authenticate import Caller
+from descant_gateway.identity.authenticate import Caller
+from descant_gateway.routes.access import LIMIT, Rate
 from descant_gateway.routes.stored.bounds import StoreBounds
 from descant_gateway.store import files as store
 from descant_gateway.store.files import FilePage, StoredFile

@@ -14,7 +14,7 @@ from litestar.params import FromPath, FromQuery
 from msgspec import Raw, Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from descant_gateway.authenticate import Caller
+from descant_gateway.identity.authenticate import Caller
 from descant_gateway.store import responses as store
 from descant_wire.errors import invalid_request, unsupported_field
 from descant_wire.responses import DeletedResponse, ItemList

@@ -1,0 +1,1 @@
+"""Keeps the catalogue in memory equal to the database and to the catalogue file."""

@@ -1,0 +1,1 @@
+"""How much a request may use: limits as data, their counters in Valkey, the ticket that reserves and settles."""

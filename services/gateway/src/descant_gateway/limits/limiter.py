@@ -1,0 +1,194 @@
+"""The counters behind the limits, in Valkey: reserve before a request, settle after it, each exactly once.
+
+`limits.lua` decides; this file sees to it that every reservation comes back, whatever happens to the request, to the
+gateway's task or to Valkey in between, and that the leases of requests that run do not lapse.
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from importlib import resources
+from typing import Final, NamedTuple
+from uuid import UUID
+
+import structlog
+from msgspec import Struct
+
+from descant_gateway.limits.limit import NOTHING, Amounts, Standing, rate_limit_headers
+from descant_gateway.limits.paths import LimitPath, tag_of
+from descant_gateway.limits.script_queue import Argument, CallNotSent, Reply, ScriptQueue
+
+LEASE_S: Final = 30.0
+"""After a gateway died, what its requests held comes back within this."""
+_RENEWALS_A_LEASE: Final = 3
+_RENEWED_AT_ONCE: Final = 500
+_SETTLE_RETRY_S: Final = 1.0
+_SETTLE_GIVE_UP_S: Final = 900.0
+"""A reservation's record lives for an hour. The ledger has the truth anyway."""
+
+
+class Reservation(Struct, frozen=True):
+    """What one request holds: `amounts` of every limit on the path."""
+
+    charge_id: UUID
+    path: LimitPath
+    amounts: Amounts
+
+    @property
+    def name(self) -> str:
+        """Its key in Valkey."""
+        return f"{self.path.tag}:reservation:{self.charge_id.hex}"
+
+
+class Decision(NamedTuple):
+    is_granted: bool
+    path: LimitPath
+    left: list[float]
+    """Of each limit on the path, after what was reserved."""
+    now: float
+    """Seconds since 1970, by Valkey's clock."""
+
+    @property
+    def standings(self) -> tuple[Standing, ...]:
+        return tuple(Standing(limit, left, self.now) for limit, left in zip(self.path.limits, self.left, strict=True))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`x-ratelimit-*`, without a look at limits that are not shown."""
+        limits, left, now = self.path.limits, self.left, self.now
+        return rate_limit_headers(tuple(Standing(limits[n], left[n], now) for n in self.path.shown))
+
+
+class Limiter:
+    """Owns the settlements on their way and the leases of the requests that run."""
+
+    def __init__(self, queue: ScriptQueue, *, lease_s: float = LEASE_S) -> None:
+        self._queue = queue
+        self._lease_s = lease_s
+        self._running: dict[UUID, Reservation] = {}
+        self._unsettled: dict[UUID, asyncio.TimerHandle | None] = {}
+        self._all_settled = asyncio.Event()
+        self._all_settled.set()
+        self._renewer: asyncio.Task[None] | None = None
+        self._log = structlog.get_logger("descant_gateway.limits.limit.limiter")
+
+    def start(self) -> None:
+        """Begins to renew leases."""
+        self._renewer = asyncio.get_running_loop().create_task(self._keep_renewing(), name="lease-renewals")
+
+    async def close(self, timeout_s: float) -> None:
+        """Waits for the settlements on their way."""
+        await self.drain(timeout_s)
+        if self._renewer is not None:
+            self._renewer.cancel()
+            await asyncio.gather(self._renewer, return_exceptions=True)
+
+    @property
+    def num_unsettled(self) -> int:
+        """Settlements on their way to Valkey."""
+        return len(self._unsettled)
+
+    async def probe(self) -> bool:
+        """Is Valkey there?"""
+        return await self._queue.probe()
+
+    async def reserve(self, reservation: Reservation) -> Decision:
+        """Raises ValkeyAway. However it is left, by an error or a cancellation, nothing stays reserved."""
+        try:
+            reply = await self._submit("reserve", reservation.name, reservation.path, reservation.amounts)
+        except CallNotSent:
+            raise
+        except BaseException:
+            # The script may have run all the same. If it did not, this does nothing.
+            self.settle(reservation, NOTHING)
+            raise
+        if reply[0] == 1 and reservation.path.needs_lease:
+            self._running[reservation.charge_id] = reservation
+        return Decision(reply[0] == 1, reservation.path, [float(left) for left in reply[2:]], float(reply[1]))
+
+    async def peek(self, path: LimitPath) -> tuple[Standing, ...]:
+        """Where the limits stand, changing nothing. Raises ValkeyAway."""
+        reply = await self._submit("peek", f"{path.tag}:reservation:none", path, NOTHING)
+        return Decision(True, path, [float(left) for left in reply[2:]], float(reply[1])).standings
+
+    def settle(self, reservation: Reservation, used: Amounts) -> None:
+        """Books what was really used, at once or, while Valkey is away, when it is back. Never waits, never raises."""
+        self._running.pop(reservation.charge_id, None)
+        self._begin("settle", reservation, used)
+
+    def book(self, reservation: Reservation, used: Amounts) -> None:
+        """Counts a request that ran without a reservation in Valkey; otherwise like `settle`."""
+        self._begin("book", reservation, used)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Waits for the settlements on their way."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._all_settled.wait()
+        except TimeoutError:
+            self._log.error("settlements were given up; their reservations lapse", count=self.num_unsettled)
+            for timer in self._unsettled.values():
+                if timer is not None:
+                    timer.cancel()
+
+    def _begin(self, operation: str, reservation: Reservation, used: Amounts) -> None:
+        self._all_settled.clear()
+        self._unsettled[reservation.charge_id] = None
+        self._try_settle(operation, reservation, used, time.monotonic() + _SETTLE_GIVE_UP_S)
+
+    def _try_settle(self, operation: str, reservation: Reservation, used: Amounts, give_up_at: float) -> None:
+        def settled(reply: asyncio.Future[Reply]) -> None:
+            if reply.cancelled() or reply.exception() is None or time.monotonic() > give_up_at:
+                self._close(reservation.charge_id)
+            else:
+                loop = asyncio.get_running_loop()
+                again = (operation, reservation, used, give_up_at)
+                self._unsettled[reservation.charge_id] = loop.call_later(_SETTLE_RETRY_S, self._try_settle, *again)
+
+        self._submit(operation, reservation.name, reservation.path, used).add_done_callback(settled)
+
+    def _close(self, charge_id: UUID) -> None:
+        self._unsettled.pop(charge_id, None)
+        if not self._unsettled:
+            self._all_settled.set()
+
+    async def _keep_renewing(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_s / _RENEWALS_A_LEASE)
+            await self._renew()
+
+    async def _renew(self) -> None:
+        by_organization: defaultdict[UUID, list[str]] = defaultdict(list)
+        for reservation in self._running.values():
+            by_organization[reservation.path.organization_id].append(reservation.name)
+        calls = [
+            self._queue.submit([names[0], _leases(tag_of(organization_id)), *names], ["renew", self._lease_s])
+            for organization_id, running in by_organization.items()
+            for names in _parts(running)
+        ]
+        # One that fails is tried again with the next round, long before its lease lapses.
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    def _submit(self, operation: str, name: str, path: LimitPath, amounts: Amounts) -> asyncio.Future[Reply]:
+        keys = (name, _leases(path.tag), *path.counters)
+        args: tuple[Argument, ...] = (
+            operation,
+            self._lease_s,
+            path.described,
+            amounts.requests,
+            amounts.tokens,
+            amounts.microdollars,
+        )
+        return self._queue.submit(keys, args)
+
+
+def limits_script() -> str:
+    return resources.files("descant_gateway.limits").joinpath("limits.lua").read_text()
+
+
+def _parts(names: list[str]) -> list[list[str]]:
+    return [names[start : start + _RENEWED_AT_ONCE] for start in range(0, len(names), _RENEWED_AT_ONCE)]
+
+
+def _leases(tag: str) -> str:
+    return f"{tag}:leases"

@@ -1,0 +1,1 @@
+"""What every gateway process has: workers above it, an orderly end, logs and metrics."""

@@ -1,0 +1,117 @@
+"""Every metric of the gateway, named once. Labels come from the catalogue only, and of each at most so many."""
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from descant_gateway.usage.record import UsageRecord
+
+MAX_MODEL_LABELS: Final = 500
+"""Thousands of adapters would be forty series each: those beyond are counted together."""
+MAX_PRIORITY_LABELS: Final = 32
+OTHER: Final = "other"
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """One registry an app, so that several can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._models: set[str] = set()
+        self._priorities: set[str] = set()
+        self._requests = Counter(
+            "descant_gateway_requests", "Admitted requests.", ("model", "outcome"), registry=self.registry
+        )
+        self._refused = Counter(
+            "descant_gateway_refused",
+            "Requests answered with an error of the gateway's own.",
+            ("status", "code"),
+            registry=self.registry,
+        )
+        self._tokens = Counter("descant_gateway_tokens", "Tokens charged.", ("model", "kind"), registry=self.registry)
+        self._duration = Histogram(
+            "descant_gateway_request_duration_seconds",
+            "From the first byte in to the last byte out.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._ttft = Histogram(
+            "descant_gateway_time_to_first_token_seconds",
+            "From the first byte in to the first byte of the reply.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._in_flight = Gauge(
+            "descant_gateway_requests_in_flight", "Requests that are being relayed.", registry=self.registry
+        )
+
+        self._shadow_refused = Counter(
+            "descant_gateway_shadow_refused",
+            "Requests that a limit in shadow mode would have refused.",
+            ("level", "kind"),
+            registry=self.registry,
+        )
+        self._warnings = Counter(
+            "descant_gateway_limit_warnings",
+            "Warnings that a limit passed a threshold, by what became of them.",
+            ("result",),
+            registry=self.registry,
+        )
+        self._queue_length = Gauge(
+            "descant_gateway_queue_length", "Requests that wait for saturated backends.", registry=self.registry
+        )
+        self._queue_wait = Histogram(
+            "descant_gateway_queue_wait_seconds",
+            "How long requests waited that had to, by what became of them.",
+            ("priority", "result"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+
+    def shadow_refused(self, level: str, kind: str) -> None:
+        self._shadow_refused.labels(level, kind).inc()
+
+    def warned(self, result: str) -> None:
+        """`result`: sent, failed or dropped."""
+        self._warnings.labels(result).inc()
+
+    def queued(self, length: int) -> None:
+        self._queue_length.set(length)
+
+    def waited(self, priority: int, result: str, seconds: float) -> None:
+        """`result`: served, timed_out or left."""
+        label = _bounded(self._priorities, str(priority), MAX_PRIORITY_LABELS)
+        self._queue_wait.labels(label, result).observe(seconds)
+
+    def admitted(self) -> None:
+        self._in_flight.inc()
+
+    def refused(self, status: int, code: str | None) -> None:
+        self._refused.labels(str(status), code or "none").inc()
+
+    def settled(self, record: UsageRecord) -> None:
+        self._in_flight.dec()
+        model = _bounded(self._models, record.model, MAX_MODEL_LABELS)
+        self._requests.labels(model, record.outcome.value).inc()
+        self._tokens.labels(model, "prompt").inc(record.prompt_tokens)
+        self._tokens.labels(model, "completion").inc(record.completion_tokens)
+        self._duration.labels(model).observe(record.duration_ms / 1000)
+        if record.ttft_ms is not None:
+            self._ttft.labels(model).observe(record.ttft_ms / 1000)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+def _bounded(seen: set[str], label: str, most: int) -> str:
+    """The label, or OTHER for one that comes after `most` others."""
+    if label in seen:
+        return label
+    if len(seen) >= most:
+        return OTHER
+    seen.add(label)
+    return label

@@ -1,0 +1,96 @@
+"""How long a backend may take: the gateway's own limits, a model's, and what the client asks for, which only shortens.
+
+An `asyncio.timeout` makes a timer for every move. Here the timer looks when it fires whether its time has moved on:
+for a chunk of a stream, moving costs an assignment.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Final, Self
+
+from msgspec import Struct
+
+from descant_gateway.catalogue.routing_policy import TimeLimits
+from descant_wire.errors import invalid_request
+
+TOTAL_HEADER: Final = b"x-descant-timeout"
+FIRST_BYTE_HEADER: Final = b"x-descant-first-byte-timeout"
+IDLE_HEADER: Final = b"x-descant-idle-timeout"
+
+
+class Timeouts(Struct, frozen=True, kw_only=True):
+    """Seconds."""
+
+    first_byte_s: float
+    """A stream's first event: queueing and prefill."""
+    idle_s: float
+    """Between two events of a stream."""
+    total_s: float
+    """The whole of any reply."""
+
+
+def timeouts_for(headers: Mapping[bytes, bytes], model: TimeLimits, defaults: Timeouts) -> Timeouts:
+    """Raises ApiError 400 for a header that is no number of seconds."""
+    return Timeouts(
+        first_byte_s=_shorter(headers, FIRST_BYTE_HEADER, model.first_byte_s or defaults.first_byte_s),
+        idle_s=_shorter(headers, IDLE_HEADER, model.idle_s or defaults.idle_s),
+        total_s=_shorter(headers, TOTAL_HEADER, model.total_s or defaults.total_s),
+    )
+
+
+def _shorter(headers: Mapping[bytes, bytes], name: bytes, limit_s: float) -> float:
+    given = headers.get(name)
+    if given is None:
+        return limit_s
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        text = given[:40].decode("latin-1")
+        raise invalid_request(f"The header {name.decode()} is {text!r}; it must be a number of seconds above 0.")
+    return min(seconds, limit_s)
+
+
+class Deadline:
+    """`async with`: the block is cancelled when `due` has come, and TimeoutError raised in its place.
+
+    `due` is in the event loop's time. Inside the block it may be moved to later at any moment, by assignment; `restart`
+    moves it to earlier too.
+    """
+
+    __slots__ = ("_cancelling", "_handle", "_has_come", "_loop", "_task", "due")
+
+    def __init__(self, due: float) -> None:
+        self.due = due
+        self._has_come = False
+
+    async def __aenter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._loop = asyncio.get_running_loop()
+        self._handle = self._loop.call_at(self.due, self._look)
+        return self
+
+    def restart(self, due: float) -> None:
+        self._handle.cancel()
+        self.due = due
+        self._handle = self._loop.call_at(due, self._look)
+
+    def _look(self) -> None:
+        if self._loop.time() < self.due:
+            self._handle = self._loop.call_at(self.due, self._look)
+            return
+        self._has_come = True
+        self._task.cancel()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._handle.cancel()
+        # Somebody else may have cancelled the task too (the client left, shutdown): theirs must go on.
+        if self._has_come and self._task.uncancel() <= self._cancelling and exc_type is asyncio.CancelledError:
+            raise TimeoutError from exc

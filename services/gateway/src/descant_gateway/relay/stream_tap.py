@@ -1,0 +1,70 @@
+"""Looks into a stream on its way through: takes its usage, counts its chunks, hides what was not asked for."""
+
+import re
+from typing import Final
+
+from descant_gateway.usage.meter import Meter, usage_of_chunk
+from descant_wire.sse import SseDecoder
+
+_MAX_PENDING_BYTES: Final = 16 << 20
+_EVENT: Final = re.compile(rb".*?(?:\r\n\r\n|\n\n)", re.DOTALL)
+_CONTENT: Final = re.compile(rb'"(?:content|text|reasoning_content|reasoning|arguments)"\s*:\s*"(?!")')
+"""A delta that carries something; a quotation mark inside a text is escaped and can't look like this."""
+
+
+class EventTooLarge(ValueError):
+    """The backend's stream has no end of an event within 16 MiB."""
+
+
+class StreamTap:
+    """Bytes in, whole events out, each as the backend wrote it, as soon as it is complete."""
+
+    __slots__ = ("_hides_usage", "_meter", "_pending")
+
+    def __init__(self, meter: Meter, *, hides_usage: bool) -> None:
+        self._meter = meter
+        self._hides_usage = hides_usage
+        self._pending = b""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What the client may have now; empty while an event is unfinished."""
+        data = self._pending + chunk if self._pending else chunk
+        end = _end_of_events(data)
+        complete, self._pending = data[:end], data[end:]
+        if len(self._pending) > _MAX_PENDING_BYTES:
+            raise EventTooLarge("The backend sent an event that does not end.")
+        return self._pass_on(complete)
+
+    def finish(self) -> bytes:
+        """What the stream left unfinished, for a backend that forgets the last empty line."""
+        rest, self._pending = self._pending, b""
+        return self._pass_on(rest)
+
+    def _pass_on(self, events: bytes) -> bytes:
+        if events.count(b'"usage"') > events.count(b'"usage":null'):
+            events = b"".join(event for event in _split(events) if self._keeps(event))
+        self._meter.num_chunks += len(_CONTENT.findall(events))
+        return events
+
+    def _keeps(self, event: bytes) -> bool:
+        """Takes the event's usage. The usage chunk is the one without choices."""
+        for decoded in SseDecoder().feed(event):
+            chunk = usage_of_chunk(decoded.data)
+            if chunk.usage is not None:
+                self._meter.usage = chunk.usage
+                return not self._hides_usage or chunk.has_content
+        return True
+
+
+def _end_of_events(data: bytes) -> int:
+    """Where the last complete event ends; 0 if none does."""
+    if data.endswith(b"\n\n"):
+        return len(data)
+    line_feeds, both = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
+    return max(line_feeds + 2 if line_feeds >= 0 else 0, both + 4 if both >= 0 else 0)
+
+
+def _split(events: bytes) -> list[bytes]:
+    whole = _EVENT.findall(events)
+    rest = events[sum(map(len, whole)) :]
+    return [*whole, rest + b"\n\n"] if rest else whole

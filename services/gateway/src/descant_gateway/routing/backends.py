@@ -1,0 +1,179 @@
+"""The upstreams: one HTTP session to all of them, what they are busy with, and whether they are well."""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
+from typing import Final
+
+import aiohttp
+import structlog
+
+from descant_gateway.catalogue.snapshot import Backend, Catalogue, ModelRoute
+from descant_gateway.egress.connections import guarded_connector
+from descant_gateway.routing.backend_state import UNKNOWN, BackendState
+from descant_gateway.routing.load_feed import LoadFeed
+from descant_gateway.routing.retry_budget import RetryBudget
+from descant_gateway.routing.route import Look
+
+_PROBE_TIMEOUT_S: Final = 2.0
+_PROBE_PATHS: Final = ("/ready", "/health")
+"""The first one that the backend knows decides. A backend that knows neither is well if it answers at all."""
+
+
+class Backends:
+    """Owns the session and every `BackendState`. Follows the catalogue: a new backend is there with the next probe."""
+
+    def __init__(
+        self, catalogue: Callable[[], Catalogue], *, connect_timeout_s: float, health_interval_s: float
+    ) -> None:
+        self.retry_budget = RetryBudget()
+        self._catalogue = catalogue
+        self._connect_timeout_s = connect_timeout_s
+        self._health_interval_s = health_interval_s
+        self._states: dict[str, BackendState] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._on_room: list[Callable[[], None]] = []
+        self._log = structlog.get_logger("descant_gateway.routing.backends")
+
+    @property
+    def states(self) -> Mapping[str, BackendState]:
+        return self._states
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("Backends was not started")
+        return self._session
+
+    async def start(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=guarded_connector(keepalive_s=30),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            trust_env=False,
+        )
+        await self.probe_all()
+        loads = LoadFeed(self._session, self._tell_room)
+        self._tasks = [
+            asyncio.create_task(self._keep_probing(), name="health-probes"),
+            asyncio.create_task(loads.run(lambda: self._catalogue().backends, self.state), name="load-feed"),
+        ]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    def state(self, name: str) -> BackendState:
+        state = self._states.get(name)
+        if state is None:
+            state = self._states[name] = BackendState()
+        return state
+
+    def look(self, catalogue: Catalogue) -> Look:
+        return Look(catalogue, self._states, monotonic())
+
+    # Room, for whoever lets requests wait
+
+    def has_room(self, model: ModelRoute) -> bool:
+        """Whether a backend of the model would begin with one more request at once.
+
+        True if none is available too: waiting for room would not help then.
+        """
+        now, backends = monotonic(), self._catalogue().backends
+        serving = [backends[name] for name in model.backends if name in backends]
+        available = [each for each in serving if self._states.get(each.name, UNKNOWN).is_available(now)]
+        return not available or any(not self.state(each.name).is_full(each, now) for each in available)
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        """`callback` is called whenever there may be more room than before: a request ended, a backend reported."""
+        self._on_room.append(callback)
+
+    def _tell_room(self) -> None:
+        for callback in self._on_room:
+            callback()
+
+    # What requests do and find out
+
+    @contextmanager
+    def in_flight(self, backend: Backend) -> Iterator[None]:
+        """`with` it around a request to the backend, in which `succeeded` or `failed` may be called."""
+        state = self.state(backend.name)
+        state.num_in_flight += 1
+        state.num_sent += 1
+        state.breaker.begin()
+        try:
+            yield
+        finally:
+            state.num_in_flight -= 1
+            state.breaker.abandoned()
+            self._tell_room()
+
+    def succeeded(self, backend: Backend) -> None:
+        """It answered, if only with a refusal."""
+        breaker = self.state(backend.name).breaker
+        if not breaker.is_closed:
+            self._log.info("backend answers again", backend=backend.name)
+        breaker.succeeded(monotonic())
+
+    def failed(self, backend: Backend, reason: str) -> None:
+        breaker = self.state(backend.name).breaker
+        was_closed = breaker.is_closed
+        breaker.failed(monotonic())
+        if was_closed and not breaker.is_closed:
+            self._log.warning(
+                "backend keeps failing and gets no requests for a while", backend=backend.name, why=reason
+            )
+
+    # Health
+
+    def mark(self, backend: Backend, *, is_healthy: bool, reason: str = "") -> None:
+        """What a probe found out. One log line for each change."""
+        state = self.state(backend.name)
+        if state.is_healthy == is_healthy:
+            return
+        state.is_healthy = is_healthy
+        if is_healthy:
+            self._log.info("backend is healthy", backend=backend.name)
+            self._tell_room()
+        else:
+            self._log.warning("backend is not healthy", backend=backend.name, reason=reason)
+
+    async def probe_all(self) -> None:
+        backends = self._catalogue().backends
+        for name in self._states.keys() - backends.keys():
+            if not self._states[name].num_in_flight:
+                del self._states[name]
+        await asyncio.gather(*(self._probe(backend) for backend in backends.values()))
+
+    async def _keep_probing(self) -> None:
+        while True:
+            # Spread, so that replicas that started together don't probe together for ever.
+            await asyncio.sleep(self._health_interval_s * random.uniform(0.8, 1.2))
+            await self.probe_all()
+
+    async def _probe(self, backend: Backend) -> None:
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                status = await self._probe_status(backend)
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            # ValueError: a name that no resolver takes. It must not end the probing of the others.
+            self.mark(backend, is_healthy=False, reason=f"no answer: {error!r}")
+        else:
+            self.mark(backend, is_healthy=status < 500, reason=f"status {status}")
+
+    async def _probe_status(self, backend: Backend) -> int:
+        status = 404
+        for path in _PROBE_PATHS:
+            async with self.session.get(backend.base_url + path, allow_redirects=False) as response:
+                status = response.status
+            if status != 404:
+                break
+        return status

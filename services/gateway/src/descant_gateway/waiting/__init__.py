@@ -1,0 +1,1 @@
+"""Whose turn it is while backends are saturated."""
