@@ -15,9 +15,10 @@ from descant_engine.models import attach_lora, load_model
 from descant_engine.runner.adapter_memory import AdapterMemory
 from descant_engine.runner.cuda_graphs import NO_MODULES, DecodeGraphs
 from descant_engine.runner.grammar_mask import apply_bitmask
-from descant_engine.runner.input_batch import StepRows, gather
+from descant_engine.runner.input_batch import InputBatch, StepRows, gather
 from descant_engine.runner.logprobs import NO_LOGPROBS, Logprobs, PendingLogprobs
 from descant_engine.runner.memory import allocate_pool, kv_caches, profile_num_blocks
+from descant_engine.runner.mixed_graphs import ForwardOutput, MixedGraphs
 from descant_engine.runner.pooler import NO_VECTORS, PendingVectors, Pooler
 from descant_engine.runner.request_states import RequestStates
 from descant_engine.runner.sampler import LogitsMask, Sampler
@@ -101,6 +102,7 @@ class ModelRunner:
         self._pooler = Pooler(config.pooling)
         self._adapters = AdapterMemory(config, pool, self.num_adapter_slots) if config.user.enable_lora else None
         self._graphs = self._decode_graphs() if config.device == "cuda" else None
+        self._mixed_graphs = self._small_mixed_graphs() if config.device == "cuda" else None
 
     def execute(self, plan: StepPlan) -> PendingStep:
         """Launches the step; on CUDA returns before it has run."""
@@ -164,18 +166,23 @@ class ModelRunner:
 
     def _forward(self, step: StepRows) -> tuple[Tensor | None, Tensor, Tensor, PendingVectors]:
         batch = gather(step, self._states, self._config.user.block_size)
+        output = self._mixed_graphs.forward(batch, self._adapted_modules(step)) if self._mixed_graphs else None
+        if output is None:
+            output = self._launch(batch, step)
+        self._logprobs.score_prompts(output.hidden, step, self._states, self._model.compute_logits)
+        pooled = self._pooler.pool(output.hidden, step)
+        return output.logits, batch.sample_rows, batch.sample_positions, pooled
+
+    def _launch(self, batch: InputBatch, step: StepRows) -> ForwardOutput:
+        """Kernel by kernel."""
         lora = None
         if self._adapters is not None and step.slots_in_batch:
             modules = self._adapted_modules(step)
             lora = LoraInputs(self._adapters.tables, batch.token_adapter_slot, modules)
         with step_context(StepContext(self._kv_caches, batch.attention, lora)):
             hidden = self._model(batch.input_ids, batch.positions)
-        self._logprobs.score_prompts(hidden, step, self._states, self._model.compute_logits)
-        pooled = self._pooler.pool(hidden, step)
-        if not step.samples.any():
-            return None, batch.sample_rows, batch.sample_positions, pooled
-        logits = self._model.compute_logits(hidden[batch.logits_indices])
-        return logits, batch.sample_rows, batch.sample_positions, pooled
+        logits = self._model.compute_logits(hidden[batch.logits_indices]) if step.samples.any() else None
+        return ForwardOutput(hidden, logits)
 
     def _adapted_modules(self, step: StepRows) -> frozenset[TargetModule]:
         return NO_MODULES if self._adapters is None else self._adapters.modules_of(step.slots_in_batch)
@@ -194,6 +201,12 @@ class ModelRunner:
     def _decode_graphs(self) -> DecodeGraphs:
         tables = None if self._adapters is None else self._adapters.tables
         return DecodeGraphs(self._model, self._states, self._kv_caches, tables, self._config.user.block_size)
+
+    def _small_mixed_graphs(self) -> MixedGraphs:
+        tables = None if self._adapters is None else self._adapters.tables
+        return MixedGraphs(
+            self._model, self._kv_caches, tables, self._config.max_model_len, self._config.user.block_size
+        )
 
 
 def _recorded_event() -> torch.cuda.Event:

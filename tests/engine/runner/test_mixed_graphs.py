@@ -1,0 +1,58 @@
+"""Which graph a mixed step gets, and what its buffers hold. That replays compute the same, test_equality shows on a
+GPU: most of its steps are small mixed ones."""
+
+import torch
+
+from descant_engine.adapter import TargetModule
+from descant_engine.forward_context import AttentionInputs
+from descant_engine.runner.cuda_graphs import ALL_MODULES, ATTENTION_MODULES, NO_MODULES
+from descant_engine.runner.input_batch import InputBatch
+from descant_engine.runner.mixed_graphs import MixedBuffers, MixedSize
+
+
+def batch(query_lens: list[int], *, num_samples: int | None = None, num_blocks: int = 3) -> InputBatch:
+    num_tokens, num_requests = sum(query_lens), len(query_lens)
+    return InputBatch(
+        input_ids=torch.arange(100, 100 + num_tokens),
+        positions=torch.arange(num_tokens),
+        token_adapter_slot=torch.full((num_tokens,), 4, dtype=torch.int32),
+        attention=AttentionInputs(
+            query_start_loc=torch.tensor([0, *query_lens]).cumsum(0).to(torch.int32),
+            seq_lens=torch.tensor(query_lens, dtype=torch.int32) + 7,
+            block_tables=torch.full((num_requests, num_blocks), 9, dtype=torch.int32),
+            slot_mapping=torch.arange(50, 50 + num_tokens),
+            max_query_len=max(query_lens),
+            max_seq_len=max(query_lens) + 7,
+        ),
+        logits_indices=torch.arange(num_requests if num_samples is None else num_samples),
+        sample_rows=torch.empty(0, dtype=torch.int64),
+        sample_positions=torch.empty(0, dtype=torch.int64),
+    )
+
+
+def test_the_smallest_size_that_has_room():
+    assert MixedSize.of(batch([1, 63]), NO_MODULES) == MixedSize(64, 8, NO_MODULES)
+    assert MixedSize.of(batch([1, 64]), frozenset({TargetModule.Q_PROJ})) == MixedSize(128, 8, ATTENTION_MODULES)
+    assert MixedSize.of(batch([1] * 9 + [300]), frozenset({TargetModule.UP_PROJ})) == MixedSize(384, 16, ALL_MODULES)
+    assert MixedSize.of(batch([8] * 4, num_samples=20), NO_MODULES) == MixedSize(64, 32, NO_MODULES)
+
+
+def test_large_steps_have_no_graph():
+    assert MixedSize.of(batch([512]), NO_MODULES) is not None
+    assert MixedSize.of(batch([1, 512]), NO_MODULES) is None
+
+
+def test_what_an_earlier_batch_left_belongs_to_nobody():
+    buffers = MixedBuffers(MixedSize(64, 8, ALL_MODULES), max_blocks=5, device=torch.device("cpu"))
+    buffers.fill(batch([1, 20, 7, 30], num_blocks=5))
+    small = batch([3, 1])
+    buffers.fill(small)
+    assert torch.equal(buffers.input_ids[:4], small.input_ids)
+    assert torch.equal(buffers.positions[:4], small.positions)
+    assert buffers.slot_mapping.tolist() == [50, 51, 52, 53] + [-1] * 60
+    assert buffers.token_adapter_slot.tolist() == [4] * 4 + [-1] * 60
+    assert buffers.query_start_loc.tolist() == [0, 3, 4] + [4] * 6
+    assert buffers.seq_lens[:2].tolist() == [10, 8]
+    assert torch.equal(buffers.block_tables[:2, :3], small.attention.block_tables)
+    assert buffers.logits_indices[:2].tolist() == [0, 1]
+    assert int(buffers.logits_indices.max()) < 64
