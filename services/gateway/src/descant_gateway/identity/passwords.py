@@ -1,6 +1,7 @@
 """Passwords of people: Argon2id, at the parameters that RFC 9106 recommends where memory is scarce (64 MiB)."""
 
 import asyncio
+from functools import cache
 from typing import Final
 
 from argon2 import PasswordHasher
@@ -17,7 +18,7 @@ class Passwords:
 
     def __init__(self) -> None:
         self._hasher = PasswordHasher()
-        self._nobody = self._hasher.hash("nobody has this password")
+        self._nobody = _hash_of_nobody()
         self._slots = asyncio.Semaphore(AT_ONCE)
 
     async def hash(self, password: str) -> str:
@@ -34,3 +35,9 @@ class Passwords:
             return self._hasher.verify(stored, password)
         except (VerificationError, InvalidHashError):
             return False
+
+
+@cache
+def _hash_of_nobody() -> str:
+    """Of the same cost as everybody's, made once a process, before the first sign-in."""
+    return PasswordHasher().hash("nobody has this password")
