@@ -1,9 +1,12 @@
 """Grammars of every kind through the real sandbox: what is allowed, what is refused and how soon, and who suffers."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import wait
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,9 @@ import pytest
 from descant_engine.grammar.after_text import AfterTextMatcher
 from descant_engine.grammar.build import BackendName
 from descant_engine.grammar.compiler import GrammarCompiler
+from descant_engine.grammar.llguidance_backend import LlguidanceGrammar
 from descant_engine.grammar.matcher import CompiledGrammar, Matcher, num_words
+from descant_engine.grammar.sandbox_client import GrammarTimedOut
 from descant_engine.grammar.spec import GrammarKind, GrammarRefused, GrammarSpec
 from descant_engine.grammar.vocabulary import Vocabulary
 
@@ -221,3 +226,65 @@ def test_without_its_opening_there_is_no_free_text(compiler: GrammarCompiler) ->
     for byte in b"yes":
         assert matcher.accept(byte + 1)
     assert matcher.is_complete
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        GrammarSpec(GrammarKind.REGEX, "(a{1000}){1000}"),
+        schema(
+            {"type": "object", "properties": {f"p{i}": {"pattern": f"^(a|b){{1,{i + 999}}}$"} for i in range(3000)}}
+        ),
+    ],
+)
+def test_what_takes_too_long_is_refused_in_time_and_tried_again_later(
+    compiler: GrammarCompiler, spec: GrammarSpec
+) -> None:
+    compiled(compiler, schema({"type": "null"}))  # the sandbox has started
+    started = time.monotonic()
+    future = compiler.compile(spec)
+    with pytest.raises(GrammarTimedOut, match="make it simpler"):
+        future.result(SECONDS)
+    assert time.monotonic() - started < 2
+    assert compiler.compile(spec) is future
+
+
+def test_a_sandbox_that_was_killed_is_replaced_before_the_next_spec() -> None:
+    compiler = GrammarCompiler(VOCABULARY, (BackendName.LLGUIDANCE,))
+    try:
+        compiled(compiler, schema({"type": "null"}))
+        before = set(sandboxes())
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        assert takes(compiled(compiler, schema({"type": "boolean"})), "true")
+        assert set(sandboxes()) - before
+    finally:
+        compiler.close()
+
+
+def sandboxes() -> Iterator[int]:
+    """Process ids of this process's children that compile grammars."""
+    for children in Path("/proc/self/task").glob("*/children"):
+        for pid in children.read_text().split():
+            if b"grammar.sandbox" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                yield int(pid)
+
+
+def test_before_xgrammar_is_loaded_llguidance_does_the_work() -> None:
+    compiler = GrammarCompiler(VOCABULARY, BOTH)
+    try:
+        assert isinstance(compiled(compiler, schema(PERSON)), LlguidanceGrammar)
+        assert takes(compiled(compiler, schema(PERSON)), '{"name": "a", "age": 1}')
+        deadline = time.monotonic() + SECONDS
+        while isinstance(compiled(compiler, schema(PERSON)), LlguidanceGrammar):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert takes(compiled(compiler, schema(PERSON)), '{"name": "a", "age": 1}')
+    finally:
+        compiler.close()
+
+
+def test_boolean_schemas_are_any_value_and_none(compiler: GrammarCompiler) -> None:
+    assert takes(compiled(compiler, schema(True)), "[1]")
+    with pytest.raises(GrammarRefused, match="no value"):
+        compiled(compiler, schema(False))

@@ -94,11 +94,11 @@ def builds(spec: GrammarSpec, backends: Backends) -> Iterator[Build]:
     _check_embedded(spec, backends)
     wants_xgrammar = _suits_xgrammar(spec, backends)
     is_built = False
-    if BackendName.LLGUIDANCE in backends.names and not _is_xgrammars_own(spec):
+    if BackendName.LLGUIDANCE in backends.names and not needs_xgrammar(spec):
         build = Build(BackendName.LLGUIDANCE, backends.llguidance.compile(spec))
         if is_built := _is_quick(backends.llguidance.load(build.data).matcher(), backends.vocabulary):
             yield build
-    elif _is_xgrammars_own(spec) and not wants_xgrammar:
+    elif needs_xgrammar(spec) and not wants_xgrammar:
         raise GrammarRefused(f"a {spec.kind.value} of this form needs the xgrammar backend")
     elif not wants_xgrammar:
         raise GrammarRefused("it uses what xgrammar does not keep to exactly, and llguidance is not here to do it")
@@ -172,14 +172,15 @@ def _unanchored(pattern: str) -> str:
     return pattern[:-1] if pattern.endswith("$") and not pattern.endswith("\\$") else pattern
 
 
-def _is_xgrammars_own(spec: GrammarSpec) -> bool:
+def needs_xgrammar(spec: GrammarSpec) -> bool:
+    """Whether no other library reads what it is written in."""
     return spec.kind is GrammarKind.STRUCTURAL_TAG or (spec.kind is GrammarKind.EBNF and "::=" in spec.text)
 
 
 def _suits_xgrammar(spec: GrammarSpec, backends: Backends) -> bool:
     if BackendName.XGRAMMAR not in backends.names:
         return False
-    if backends.names[0] is not BackendName.XGRAMMAR and not _is_xgrammars_own(spec):
+    if backends.names[0] is not BackendName.XGRAMMAR and not needs_xgrammar(spec):
         return False
     match spec.kind:
         case GrammarKind.JSON_SCHEMA:

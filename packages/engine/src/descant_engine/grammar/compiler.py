@@ -1,50 +1,86 @@
 """Compiled grammars by their spec: from the cache, or from the sandbox a little later. The engine never waits here."""
 
-import os
 import threading
+import time
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
-from descant_engine.grammar.build import BackendName, Backends
+from descant_engine.grammar.build import BackendName, Backends, needs_xgrammar
 from descant_engine.grammar.matcher import CompiledGrammar
 from descant_engine.grammar.sandbox import Setup
-from descant_engine.grammar.sandbox_client import Sandbox
+from descant_engine.grammar.sandbox_client import GrammarTimedOut, Sandbox, SandboxFailed
 from descant_engine.grammar.spec import GrammarRefused, GrammarSpec
 from descant_engine.grammar.vocabulary import Vocabulary
 
 CACHE_BYTES = 256 << 20
 REFUSAL_BYTES = 1 << 10
 """What a remembered refusal counts for, beside its spec."""
-COMPILING_THREADS = max(1, min(4, (os.cpu_count() or 1) // 2))
+COMPILING_THREADS = 4
+"""They wait for the sandbox's processes, which are so many at once."""
+RETRY_SECONDS = 60.0
+"""What was refused because it took too long is tried again after so long: the machine may have been busy."""
 
 CompiledFuture = Future[CompiledGrammar]
 
 
 class GrammarCompiler:
-    """Used from one thread, the engine's; what takes long runs in others."""
+    """Used from one thread, the engine's; what takes long runs in others.
+
+    xgrammar takes seconds to load. Until its sandbox is ready, specs are built by llguidance in one of its own, which
+    is there in a moment; those that are asked for again later are then built anew.
+    """
 
     def __init__(
         self, vocabulary: Vocabulary, allowed: tuple[BackendName, ...], cache_bytes: int = CACHE_BYTES
     ) -> None:
         self._backends = Backends(vocabulary, allowed)
         self._backends_lock = threading.Lock()
-        self._sandbox = Sandbox(Setup(vocabulary, allowed))
+        self._sandbox = self._first_sandbox = Sandbox(Setup(vocabulary, allowed))
+        if len(self._backends.names) > 1:
+            self._first_sandbox = Sandbox(Setup(vocabulary, (BackendName.LLGUIDANCE,)))
         self._threads = ThreadPoolExecutor(COMPILING_THREADS, thread_name_prefix="grammar")
         self._cache = _FutureCache(cache_bytes)
+        self._provisional: dict[GrammarSpec, CompiledFuture | None] = {}
+        """Built before all libraries were loaded, with what is to take the place of that."""
 
     def compile(self, spec: GrammarSpec) -> CompiledFuture:
         """Its exception is GrammarRefused, or SandboxFailed. The same spec gives the same future for a long time."""
+        self._improve(spec)
         if (future := self._cache.get(spec)) is None:
-            future = self._threads.submit(self._compile, spec)
+            future = self._threads.submit(self._compile, spec, self._sandbox_for(spec))
             self._cache.put(spec, future)
         return future
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._sandbox.close()
+        self._first_sandbox.close()
 
-    def _compile(self, spec: GrammarSpec) -> CompiledGrammar:
-        build = self._sandbox.build(spec)
+    def _sandbox_for(self, spec: GrammarSpec) -> Sandbox:
+        if self._sandbox.is_ready or self._first_sandbox is self._sandbox or needs_xgrammar(spec):
+            return self._sandbox
+        if not self._provisional:
+            threading.Thread(target=self._start, name="start-sandbox", daemon=True).start()
+        self._provisional[spec] = None
+        return self._first_sandbox
+
+    def _start(self) -> None:
+        with suppress(SandboxFailed):  # whoever needs it hears of it
+            self._sandbox.start()
+
+    def _improve(self, spec: GrammarSpec) -> None:
+        """Has a provisional build made anew as soon as that is possible, and takes it once it is there."""
+        if spec not in self._provisional or not self._sandbox.is_ready:
+            return
+        if (better := self._provisional[spec]) is None:
+            self._provisional[spec] = self._threads.submit(self._compile, spec, self._sandbox)
+        elif better.done():
+            del self._provisional[spec]
+            self._cache.put(spec, better)
+
+    def _compile(self, spec: GrammarSpec, sandbox: Sandbox) -> CompiledGrammar:
+        build = sandbox.build(spec)
         with self._backends_lock:  # they are made on first use
             return self._backends.load(build)
 
@@ -67,6 +103,7 @@ class _FutureCache:
 
     def put(self, spec: GrammarSpec, future: CompiledFuture) -> None:
         self._futures[spec] = future
+        self._futures.move_to_end(spec)
         finished = [(known, _num_bytes(known, done)) for known, done in self._futures.items() if done.done()]
         excess = sum(size for _, size in finished) - self._max_bytes
         for known, size in finished:
@@ -79,6 +116,8 @@ class _FutureCache:
 def _is_final(future: CompiledFuture) -> bool:
     """Whether another try would end alike."""
     error = future.exception()
+    if isinstance(error, GrammarTimedOut):
+        return time.monotonic() - error.since < RETRY_SECONDS
     return error is None or isinstance(error, GrammarRefused)
 
 

@@ -3,8 +3,8 @@
 A grammar is a program from a stranger. This process has the libraries loaded and forks for each one; the child has
 limits on time and memory that the kernel enforces, so that nothing a library does can hurt more than its own spec.
 
-FD carries one frame, the vocabulary, and then a socket for each spec. On that socket comes the spec; the builds go
-back as they are made, or the reason why there is none. Its end is the child's end.
+FD carries one frame, the vocabulary, and back the word that all is ready; then a socket for each spec. On that socket
+comes the spec; the builds go back as they are made, or the reason why there is none. Its end is the child's end.
 """
 
 import os
@@ -21,9 +21,11 @@ from descant_engine.grammar.build import BackendName, Backends, Build, builds
 from descant_engine.grammar.spec import GrammarRefused, GrammarSpec
 from descant_engine.grammar.vocabulary import Vocabulary
 
+READY = b"r"
+"""What the process says once it has loaded the libraries."""
 CPU_SECONDS = 1.0
-WALL_SECONDS = 20.0
-"""For a machine on which others keep all processors busy."""
+WALL_SECONDS = 1.2
+"""Whoever asked waits no longer, however busy the machine is."""
 MEMORY_BYTES = 1 << 30
 """Beside what the libraries take."""
 POLITENESS = 5
@@ -97,6 +99,7 @@ def compile_into(connection: socket.socket, backends: Backends) -> None:
 
 def _limit_this_process() -> None:
     """What exceeds a limit of time is killed by the kernel, whatever it is doing."""
+    os.nice(POLITENESS)
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -129,6 +132,7 @@ def serve(control: socket.socket) -> None:
         return
     backends = Backends(setup.vocabulary, setup.backends)
     backends.warm_up()
+    control.sendall(READY)
     while True:
         data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not data:
@@ -141,7 +145,6 @@ def serve(control: socket.socket) -> None:
 
 
 def main() -> None:
-    os.nice(POLITENESS)
     # Nobody waits for the children: the kernel may forget them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

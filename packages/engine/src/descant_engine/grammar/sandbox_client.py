@@ -1,4 +1,4 @@
-"""The engine's end of the sandbox: starts it when it is first needed, and again should it die."""
+"""The engine's end of the sandbox: starts it when it is first needed, and again as soon as it has died."""
 
 import socket
 import subprocess
@@ -8,73 +8,42 @@ import time
 from contextlib import suppress
 
 from descant_engine.grammar.build import Build
-from descant_engine.grammar.sandbox import CPU_SECONDS, Built, Refused, Setup, receive_outcome, send_frame
+from descant_engine.grammar.sandbox import (
+    CPU_SECONDS,
+    READY,
+    WALL_SECONDS,
+    Built,
+    Refused,
+    Setup,
+    receive_outcome,
+    send_frame,
+)
 from descant_engine.grammar.spec import GrammarRefused, GrammarSpec
 
 STDERR = 2
+START_SECONDS = 60.0
+"""The libraries take some two seconds of a processor to load."""
 EXIT_SECONDS = 2.0
+DEADLINE_SECONDS = WALL_SECONDS + 0.1
+"""From a spec's way into the sandbox to the last build that is taken."""
 
 
 class SandboxFailed(RuntimeError):
     """The process that compiles grammars cannot be started or talked to."""
 
 
-class Sandbox:
-    """May be used from several threads."""
+class GrammarTimedOut(GrammarRefused):
+    """It could not be built in time; on a machine that is less busy, it perhaps could."""
+
+    def __init__(self) -> None:
+        super().__init__(f"it takes more than {CPU_SECONDS:g} second to compile; make it simpler")
+        self.since = time.monotonic()
+
+
+class SandboxProcess:
+    """One start of the process. Used by one thread at a time, but for `is_ready`."""
 
     def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
-
-    def build(self, spec: GrammarSpec) -> Build:
-        """The best build that was made within the limits. Waits for it.
-
-        Raises:
-            GrammarRefused: it cannot be built, or not within the limits of time and memory.
-            SandboxFailed: nothing can be compiled at all.
-        """
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                self._hand_over(theirs)
-            return self._take_builds(ours, spec)
-
-    def close(self) -> None:
-        with self._lock:
-            self._stop()
-
-    def _take_builds(self, connection: socket.socket, spec: GrammarSpec) -> Build:
-        best: Build | None = None
-        started = time.monotonic()
-        with suppress(ConnectionError):
-            send_frame(connection, spec)
-            while (outcome := receive_outcome(connection)) is not None:
-                match outcome:
-                    case Built(build):
-                        best = build
-                    case Refused(reason):
-                        raise GrammarRefused(reason)
-        if best is None:
-            raise GrammarRefused(_cause_of_death(time.monotonic() - started))
-        return best
-
-    def _hand_over(self, connection: socket.socket) -> None:
-        for _ in range(2):
-            with self._lock:
-                try:
-                    socket.send_fds(self._running(), [b"+"], [connection.fileno()])
-                except OSError:
-                    self._stop()
-                else:
-                    return
-        raise SandboxFailed("the process that compiles grammars ended as soon as it was started; the log says why")
-
-    def _running(self) -> socket.socket:
-        if self._control is not None and self._process is not None and self._process.poll() is None:
-            return self._control
-        self._stop()
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -83,23 +52,138 @@ class Sandbox:
                 stdin=subprocess.DEVNULL,
                 stdout=STDERR,
             )
-        send_frame(self._control, self._setup)
-        return self._control
+        send_frame(self._control, setup)
+        self._has_said_so = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def is_ready(self) -> bool:
+        return self._has_said_so and self.is_alive
+
+    def wait_until_ready(self) -> None:
+        """Raises OSError: it ended, or takes too long."""
+        if self._has_said_so:
+            return
+        self._control.settimeout(START_SECONDS)
+        if self._control.recv(len(READY)) != READY:
+            raise ConnectionError("the process that compiles grammars ended before it was ready")
+        self._control.settimeout(None)
+        self._has_said_so = True
+
+    def hand_over(self, connection: socket.socket) -> None:
+        """Raises OSError: it has ended."""
+        socket.send_fds(self._control, [b"+"], [connection.fileno()])
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def stop(self) -> None:
+        self._control.close()
+        try:
+            self._process.wait(EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Sandbox:
+    """May be used from several threads."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._lock = threading.Lock()
+        self._process: SandboxProcess | None = None
+        self._is_closed = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a spec would be compiled at once."""
+        process = self._process
+        return process is not None and process.is_ready
+
+    def start(self) -> None:
+        """Waits until it is ready; `build` does so by itself. Raises SandboxFailed."""
+        for _ in range(2):
+            with self._lock:
+                try:
+                    self._running().wait_until_ready()
+                except OSError:
+                    self._stop()
+                else:
+                    return
+        raise SandboxFailed("the process that compiles grammars ended as soon as it was started; the log says why")
+
+    def build(self, spec: GrammarSpec) -> Build:
+        """The best build that was made within the limits. Waits for it.
+
+        Raises:
+            GrammarRefused: it cannot be built, or not within the limits of time (GrammarTimedOut) and memory.
+            SandboxFailed: nothing can be compiled at all.
+        """
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                self._hand_over(theirs)
+            try:
+                return _take_builds(ours, spec)
+            finally:
+                self._replace_dead()
+
+    def close(self) -> None:
+        self._is_closed = True
+        if (process := self._process) is not None:
+            process.kill()  # whoever holds the lock, and waits for it to start, hears of it
+        with self._lock:
+            self._stop()
+
+    def _hand_over(self, connection: socket.socket) -> None:
+        for _ in range(2):
+            self.start()
+            with self._lock, suppress(OSError):
+                self._running().hand_over(connection)
+                return
+        raise SandboxFailed("the process that compiles grammars ends again and again; the log says why")
+
+    def _running(self) -> SandboxProcess:
+        if self._is_closed:
+            raise SandboxFailed("the engine is about to end")
+        if self._process is None or not self._process.is_alive:
+            self._stop()
+            self._process = SandboxProcess(self._setup)
+        return self._process
+
+    def _replace_dead(self) -> None:
+        """The next spec need not wait for a new process, if this one took the sandbox with it."""
+        with self._lock:
+            if not self._is_closed and self._process is not None and not self._process.is_alive:
+                self._running()
 
     def _stop(self) -> None:
-        if self._control is not None:
-            self._control.close()
-            self._control = None
         if self._process is not None:
-            try:
-                self._process.wait(EXIT_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            self._process.stop()
             self._process = None
 
 
-def _cause_of_death(seconds: float) -> str:
-    if seconds >= CPU_SECONDS:
-        return f"it takes more than {CPU_SECONDS} seconds to compile; make it simpler"
-    return "it takes too much memory to compile; make it simpler"
+def _take_builds(connection: socket.socket, spec: GrammarSpec) -> Build:
+    """Until the sandbox has made the last one, or the deadline."""
+    best: Build | None = None
+    started = time.monotonic()
+    with suppress(OSError):
+        send_frame(connection, spec)
+        while (seconds_left := started + DEADLINE_SECONDS - time.monotonic()) > 0:
+            connection.settimeout(seconds_left)
+            match receive_outcome(connection):
+                case None:
+                    break
+                case Built(build):
+                    best = build
+                case Refused(reason):
+                    raise GrammarRefused(reason)
+    if best is not None:
+        return best
+    if time.monotonic() - started >= min(CPU_SECONDS, WALL_SECONDS):
+        raise GrammarTimedOut
+    raise GrammarRefused("it takes too much memory to compile; make it simpler")

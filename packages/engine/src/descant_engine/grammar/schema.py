@@ -13,8 +13,8 @@ MAX_DEPTH = 64
 Schema = dict[str, Any] | bool
 
 
-def read_schema(text: str) -> Schema:
-    """Raises GrammarRefused: no JSON, no schema, or nested too deeply."""
+def read_schema(text: str) -> dict[str, Any]:
+    """`true` is read as {}, which means the same. Raises GrammarRefused: no JSON, no schema, or nested too deeply."""
     try:
         schema = json.loads(text)
     except RecursionError:
@@ -23,8 +23,10 @@ def read_schema(text: str) -> Schema:
         raise GrammarRefused(f"it is not JSON: {error}") from None
     if not isinstance(schema, (dict, bool)):
         raise GrammarRefused(f"a schema is an object; got {type(schema).__name__}")
+    if schema is False:
+        raise GrammarRefused("no value satisfies the schema `false`")
     _check_depth(schema, 0)
-    return schema
+    return {} if schema is True else schema
 
 
 def _check_depth(value: object, depth: int) -> None:

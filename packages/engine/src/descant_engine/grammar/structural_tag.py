@@ -10,8 +10,6 @@ from descant_engine.grammar.spec import GrammarRefused
 def read_structural_tag(text: str) -> dict[str, Any]:
     """In the current form, with its schemas closed. Raises GrammarRefused: it has neither form."""
     tag = read_schema(text)
-    if not isinstance(tag, dict):
-        raise GrammarRefused("a structural tag is an object")
     if "structures" in tag:
         tag = _from_older_form(tag)
     if not isinstance(tag.get("format"), dict):

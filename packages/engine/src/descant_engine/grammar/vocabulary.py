@@ -36,6 +36,11 @@ class Vocabulary:
             start = end
         return token_ids
 
+    def beginnings_of(self, data: bytes) -> list[int]:
+        """Tokens whose bytes `data` begins with, the shortest first."""
+        beginnings = (data[:end] for end in range(1, len(data) + 1))
+        return [self._id_of[beginning] for beginning in beginnings if beginning in self._id_of]
+
     @cached_property
     def _id_of(self) -> dict[bytes, int]:
         return {data: token_id for token_id, data in enumerate(self.tokens) if data}
