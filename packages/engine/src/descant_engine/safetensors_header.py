@@ -5,7 +5,9 @@ object {name: {dtype, shape, data_offsets}}; the tensors' bytes, without gap or 
 """
 
 import json
+import os
 from dataclasses import dataclass
+from io import BufferedReader
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -54,6 +56,11 @@ class RawHeader(NamedTuple):
     num_data_bytes: int
     """How many bytes follow it."""
 
+    @property
+    def length_bytes(self) -> bytes:
+        """What precedes it in the file."""
+        return len(self.text).to_bytes(_LENGTH_BYTES, "little")
+
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Name -> tensor of every tensor in the file.
@@ -67,16 +74,21 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def read_raw_header(path: Path) -> RawHeader:
     """Raises CorruptFile for a file that is too short for its header, OSError if it cannot be read."""
-    file_size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        num_data_bytes = file_size - _LENGTH_BYTES - length
-        if file_size < _LENGTH_BYTES or num_data_bytes < 0 or length > MAX_HEADER_BYTES:
-            raise CorruptFile(
-                f"{path.name}: the header claims {length} bytes, but the file has {file_size} and the format allows "
-                f"{MAX_HEADER_BYTES}; the file is truncated or not safetensors"
-            )
-        return RawHeader(path.name, file.read(length), num_data_bytes)
+        return take_raw_header(file, path.name)
+
+
+def take_raw_header(file: BufferedReader, name: str) -> RawHeader:
+    """Reads a file that was just opened up to its tensors; errors as `read_raw_header`."""
+    file_size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    num_data_bytes = file_size - _LENGTH_BYTES - length
+    if file_size < _LENGTH_BYTES or num_data_bytes < 0 or length > MAX_HEADER_BYTES:
+        raise CorruptFile(
+            f"{name}: the header claims {length} bytes, but the file has {file_size} and the format allows "
+            f"{MAX_HEADER_BYTES}; the file is truncated or not safetensors"
+        )
+    return RawHeader(name, file.read(length), num_data_bytes)
 
 
 def parse_header(header: RawHeader) -> dict[str, TensorInfo]:

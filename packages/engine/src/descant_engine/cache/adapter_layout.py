@@ -32,8 +32,10 @@ class TilePlacement(NamedTuple):
     width: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class AdapterLayout:
+    """Shared by adapters of one shape, and told apart by identity: it is a key of what is worked out once for each."""
+
     num_blocks: int
     rank_tile: int
     tiles: tuple[TilePlacement, ...]
