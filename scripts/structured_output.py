@@ -1,111 +1,154 @@
-"""Structured output on a real model: does every completed output validate, and what does it cost?
+"""Structured output on a real model at temperature 1: does every completed output validate?
 
-python scripts/structured_output.py path/to/SmolLM2-135M-Instruct.Q4_1.gguf --schemas 200
-python scripts/structured_output.py path/to/SmolLM2-135M-Instruct.Q4_1.gguf --cost
+python scripts/structured_output.py path/to/SmolLM2-135M-Instruct.Q4_1.gguf --suite path/to/JSON-Schema-Test-Suite
+
+Schemas of tools and, at random, in their manner; with --suite, also every schema of the standard's own tests (the
+required part of draft 2020-12), of which those that the engine refuses are counted with their reasons. What grammars
+cost is another measurement: `descant bench grammar-cost`.
 """
 
 import argparse
+import asyncio
 import json
-import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from jsonschema import Draft202012Validator
 
+from descant_bench.environment import describe_environment
 from descant_bench.random_schemas import TOOLS, random_schemas
-from descant_engine import LLM, SamplingParams
-from descant_engine.grammar.spec import GrammarKind, GrammarSpec
-from descant_engine.text.chat_template import ChatMessage
+from descant_engine import AsyncEngine, EngineConfig, SamplingParams
+from descant_engine.frontend import Chat
+from descant_engine.grammar.spec import GrammarKind, GrammarRefused, GrammarSpec
+from descant_engine.request import FinishReason
+from descant_engine.request_stream import RequestFailed, RequestStream
 
-CONVERSATION: Sequence[ChatMessage] = [{"role": "user", "content": "Answer with an example, in JSON."}]
-LONG = {
-    "type": "object",
-    "properties": {"items": {"type": "array", "minItems": 60, "items": TOOLS[2]["$defs"]["condition"]}},
-    "required": ["items"],
-}
-"""Of which no output of the measured length gets to the end."""
+ASK = "Answer with a short example of this JSON schema: "
+PROMPT_TOKENS = 1024
+CONCURRENCY = 16
+
+
+class Case(NamedTuple):
+    source: str
+    """tools, random, or a file of the suite."""
+    schema: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    source: str
+    kind: str
+    """valid, invalid, cut, refused"""
+    num_tokens: int
+    detail: str = ""
+    """Why it was refused; what was invalid, or cut."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--schemas", type=int, default=200)
-    parser.add_argument("--max-tokens", type=int, default=256)
-    parser.add_argument("--cost", action="store_true", help="tokens/s with and without a grammar, in turns")
-    parser.add_argument("--concurrency", type=int, default=8)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--load-format", default="auto", choices=["auto", "dummy"])
-    arguments = parser.parse_args()
-    llm = LLM(
-        arguments.model,
-        device=arguments.device,
-        load_format=arguments.load_format,
-        max_model_len=2048,
-        max_num_seqs=128,
-    )
-    if arguments.cost:
-        measure_cost(llm, arguments.concurrency, arguments.runs)
-    else:
-        validate(llm, arguments.schemas, arguments.max_tokens)
-    llm.close()
-
-
-def grammar(schema: object) -> GrammarSpec:
-    return GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(schema))
-
-
-def validate(llm: LLM, count: int, max_tokens: int) -> None:
-    schemas = random_schemas(count)
-    params = [
-        SamplingParams(temperature=1.0, max_tokens=max_tokens, seed=i, grammar=grammar(s))
-        for i, s in enumerate(schemas)
+    parser.add_argument("--schemas", type=int, default=200, help="of tools and at random")
+    parser.add_argument("--suite", type=Path, metavar="FOLDER", help="a checkout of JSON-Schema-Test-Suite")
+    parser.add_argument("--max-tokens", type=int, default=1024)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--output", type=Path, metavar="OUT.json")
+    args = parser.parse_args()
+    cases = [
+        Case("tools" if number < len(TOOLS) else "random", schema)
+        for number, schema in enumerate(random_schemas(args.schemas))
     ]
+    if args.suite is not None:
+        cases += suite_cases(args.suite)
     started = time.monotonic()
-    outputs = llm.chat([CONVERSATION] * count, params)
-    results = Counter(
-        result_of(schema, output.text) if output.finish_reason == "stop" else str(output.finish_reason)
-        for schema, output in zip(schemas, outputs, strict=True)
-    )
-    for schema, output in zip(schemas, outputs, strict=True):
-        if output.finish_reason not in ("stop", "length") or (
-            output.finish_reason == "stop" and result_of(schema, output.text) != "valid"
-        ):
-            print(json.dumps(schema), repr(output.text), output.finish_reason, output.error)
-    print(f"{count} schemas in {time.monotonic() - started:.0f} s: {dict(results)}")
+    outcomes = asyncio.run(answer_all(args.model, cases, args.temperature, args.max_tokens))
+    seconds = time.monotonic() - started
+    for name, counts in summary(outcomes).items():
+        print(f"{name:8} {counts}")
+    if args.output is not None:
+        write_report(args.output, args, outcomes, seconds)
 
 
-def result_of(schema: dict[str, object], text: str) -> str:
+def suite_cases(folder: Path) -> Iterator[Case]:
+    """Boolean schemas are left out: there is nothing to keep to."""
+    for path in sorted((folder / "tests" / "draft2020-12").glob("*.json")):
+        for group in json.loads(path.read_text()):
+            if isinstance(group["schema"], dict):
+                yield Case(path.name, group["schema"])
+
+
+async def answer_all(model: str, cases: Sequence[Case], temperature: float, max_tokens: int) -> list[Outcome]:
+    engine = await AsyncEngine.start(EngineConfig(model=model, max_model_len=max_tokens + PROMPT_TOKENS))
+    places = asyncio.Semaphore(CONCURRENCY)
+
+    async def answer(seed: int, case: Case) -> Outcome:
+        grammar = GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(case.schema))
+        params = SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed, grammar=grammar)
+        async with places:
+            return await outcome_of(case, await engine.submit(prompt_for(case.schema), params))
+
+    try:
+        return await asyncio.gather(*(answer(seed, case) for seed, case in enumerate(cases)))
+    finally:
+        await engine.close()
+
+
+def prompt_for(schema: Any) -> Chat:
+    """The model is told the schema, as applications do."""
+    return Chat([{"role": "user", "content": (ASK + json.dumps(schema))[:PROMPT_TOKENS]}])
+
+
+async def outcome_of(case: Case, stream: RequestStream) -> Outcome:
+    text = ""
+    try:
+        async for output in stream:
+            text += output.text
+    except (GrammarRefused, RequestFailed) as error:
+        return Outcome(case.source, "refused", 0, str(error))
+    num_tokens = output.usage.completion_tokens
+    if output.finish_reason is not FinishReason.STOP:
+        return Outcome(case.source, "cut", num_tokens, text)
+    fault = fault_of(case.schema, text)
+    if fault is None:
+        return Outcome(case.source, "valid", num_tokens)
+    return Outcome(case.source, "invalid", num_tokens, f"{json.dumps(case.schema)}: {text!r}: {fault}")
+
+
+def fault_of(schema: Any, text: str) -> str | None:
     try:
         value = json.loads(text)
-    except ValueError:
-        return "no JSON"
+    except ValueError as error:
+        return str(error)
     validator = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
-    return "valid" if validator.is_valid(value) else "invalid"
+    return next((error.message for error in validator.iter_errors(value)), None)
 
 
-def measure_cost(llm: LLM, concurrency: int, runs: int) -> None:
-    """Pairs of runs, since the machine's speed drifts; the first pair compiles the grammar and is not counted."""
-    chats = [CONVERSATION] * concurrency
-    params = {
-        "free": SamplingParams(max_tokens=64, ignore_eos=True),
-        "schema": SamplingParams(max_tokens=64, grammar=grammar(LONG)),
+def summary(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("tools", "random", "suite", "all")}
+    for each in outcomes:
+        counts[each.source if each.source in counts else "suite"][each.kind] += 1
+        counts["all"][each.kind] += 1
+    return {name: dict(count) for name, count in counts.items() if count}
+
+
+def write_report(path: Path, args: argparse.Namespace, outcomes: Sequence[Outcome], seconds: float) -> None:
+    valid = sorted(each.num_tokens for each in outcomes if each.kind == "valid")
+    report = {
+        "environment": asdict(describe_environment("cpu")),
+        "model": Path(args.model).name,
+        "temperature": args.temperature,
+        "max_tokens": args.max_tokens,
+        "seconds": round(seconds, 1),
+        "outputs": summary(outcomes),
+        "tokens_of_valid_outputs": {"median": valid[len(valid) // 2], "longest": valid[-1]},
+        "refusals": dict(Counter(each.detail for each in outcomes if each.kind == "refused").most_common()),
+        "invalid": [each.detail for each in outcomes if each.kind == "invalid"],
+        "cut": [f"{each.source}: {each.detail[:200]}" for each in outcomes if each.kind == "cut"],
     }
-    ratios = []
-    for run in range(runs + 1):
-        speeds = {name: speed(llm, chats, each) for name, each in params.items()}
-        if run:
-            ratios.append(speeds["schema"] / speeds["free"])
-            print({name: round(value, 1) for name, value in speeds.items()}, f"ratio {ratios[-1]:.3f}")
-    print(f"concurrency {concurrency}: median ratio {statistics.median(ratios):.3f}")
-
-
-def speed(llm: LLM, chats: Sequence[Sequence[ChatMessage]], params: SamplingParams) -> float:
-    """Tokens a second."""
-    started = time.monotonic()
-    outputs = llm.chat(chats, params, use_tqdm=False)
-    return sum(output.usage.completion_tokens for output in outputs) / (time.monotonic() - started)
+    path.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ preemption and aborts need no care here. Compiling happens elsewhere, masks are 
 device is busy with the forward pass whose samples they are for.
 """
 
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, wait
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from time import thread_time
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from descant_engine.grammar.after_text import AfterTextMatcher
 from descant_engine.grammar.bitmask import GrammarBitmask
@@ -25,6 +27,9 @@ from descant_engine.scheduler.plan import ScheduledRequest
 SECONDS_AT_ONCE = 0.25
 SECONDS_A_TOKEN = 0.002
 """How long one request's grammar may keep the engine's thread busy: so much, and so much more for each token."""
+MASK_THREADS = min(8, (os.cpu_count() or 1) // 2)
+ROWS_A_THREAD = 8
+"""Masks that are made at once are shared out, so many to a thread at least: the libraries let go of the interpreter."""
 ANY_TOKEN = -1
 """As a word of a bitmask: all bits set."""
 DEAD_END = "the grammar led to a point from which no output can be completed"
@@ -64,9 +69,11 @@ class _Following:
 class RequestGrammars:
     """By request id. Used from the engine's thread."""
 
-    def __init__(self, compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
+    def __init__(self, compiler: GrammarCompiler, vocabulary: Vocabulary, num_mask_threads: int = MASK_THREADS) -> None:
         self._compiler = compiler
         self._vocabulary = vocabulary
+        self._num_mask_threads = num_mask_threads
+        self._mask_threads = ThreadPoolExecutor(max(1, num_mask_threads), thread_name_prefix="mask")
         self._may_go_on = _all_but(vocabulary.stop_token_ids, vocabulary.size)
         """Every token that is no end."""
         self._waiting: dict[str, _Waiting] = {}
@@ -123,8 +130,13 @@ class RequestGrammars:
         if not places:
             return None
         words = np.empty((len(places), num_words(self._vocabulary.size)), dtype=np.int32)
-        for row, (_, request_id) in zip(words, places, strict=True):
-            self._fill(row, self._following[request_id])
+        followings = [self._following[request_id] for _, request_id in places]
+        num_parts = min(self._num_mask_threads, len(places) // ROWS_A_THREAD)
+        if num_parts < 2:
+            _fill_all(words, followings)
+        else:
+            parts = [slice(first, None, num_parts) for first in range(num_parts)]
+            list(self._mask_threads.map(_fill_all, (words[part] for part in parts), (followings[p] for p in parts)))
         return GrammarBitmask(tuple(index for index, _ in places), words)
 
     def accept(self, delta: TokenDelta) -> GrammarEnd | None:
@@ -158,19 +170,30 @@ class RequestGrammars:
         matcher.fill_bitmask(row)
         return not (row & self._may_go_on).any()
 
-    def _fill(self, row: BitmaskRow, following: _Following) -> None:
-        started = thread_time()
-        following.matcher.fill_bitmask(row)
-        following.seconds_left -= thread_time() - started
-        if not row.any():
-            # Something has to be sampled; the request ends with the next delta.
-            row.fill(ANY_TOKEN)
-            following.is_at_dead_end = True
-
     def _sampled(self, scheduled: tuple[ScheduledRequest, ...]) -> Iterator[tuple[int, str]]:
         """(place among the step's samples, request id) of those with a grammar."""
-        sampled = (request.request_id for request in scheduled if request.samples)
-        return ((index, name) for index, name in enumerate(sampled) if name in self._following)
+        index = 0
+        for request in scheduled:
+            if request.samples:
+                if request.request_id in self._following:
+                    yield index, request.request_id
+                index += 1 + request.num_draft_tokens
+
+
+def _fill_all(rows: npt.NDArray[np.int32], followings: Sequence[_Following]) -> None:
+    """rows [len(followings), words of the vocabulary]"""
+    for row, following in zip(rows, followings, strict=True):
+        _fill(row, following)
+
+
+def _fill(row: BitmaskRow, following: _Following) -> None:
+    started = thread_time()
+    following.matcher.fill_bitmask(row)
+    following.seconds_left -= thread_time() - started
+    if not row.any():
+        # Something has to be sampled; the request ends with the next delta.
+        row.fill(ANY_TOKEN)
+        following.is_at_dead_end = True
 
 
 def _all_but(token_ids: tuple[int, ...], vocab_size: int) -> BitmaskRow:
