@@ -48,6 +48,7 @@ class CountingEngine:
     adapters: set[str] = field(default_factory=set)
     num_steps: int = 0
     is_closed: bool = False
+    num_to_prepare: int = 0
     late_refusals: list[LateRefusal] = field(default_factory=list)
     running: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -81,6 +82,10 @@ class CountingEngine:
             raise self.step_error
         self.num_steps += 1
         return [self._advance(request_id) for request_id in list(self.running)]
+
+    def prepare(self) -> bool:
+        self.num_to_prepare -= 1
+        return self.num_to_prepare > 0
 
     def _advance(self, request_id: str) -> TokenDelta:
         start, limit = self.running[request_id]
@@ -195,6 +200,27 @@ def test_serves_requests_and_rests_between_them(front: Front) -> None:
     assert front.engine.num_steps == 3
     front.send(request("b", 2))
     assert front.tokens_of("b") == [0, 1]
+
+
+def test_prepares_while_nobody_waits_and_then_rests() -> None:
+    front = Front(CountingEngine(num_to_prepare=3))
+    assert eventually(lambda: front.engine.num_to_prepare == 0)
+    front.send(request("a", 2))
+    assert front.tokens_of("a") == [0, 1]
+    time.sleep(0.05)
+    assert front.engine.num_to_prepare == 0
+    front.send(Shutdown())
+    front.join()
+
+
+def test_work_comes_before_preparing() -> None:
+    engine = CountingEngine(num_to_prepare=2**30)
+    engine.running["endless"] = (0, 2**30)
+    front = Front(engine)
+    assert isinstance(front.receive(), Deltas)
+    assert engine.num_to_prepare == 2**30
+    front.send(Shutdown())
+    front.join()
 
 
 def test_messages_are_heeded_between_steps(front: Front) -> None:

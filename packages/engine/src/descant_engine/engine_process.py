@@ -137,8 +137,9 @@ def start(channel: Channel) -> "Engine":
 def serve(engine: "Engine", channel: Channel) -> None:
     """Until the front says Shutdown. Raises FrontGone, and whatever a step raises: that is the engine's end."""
     stats_due: float | None = None
+    prepares = True
     while True:
-        for message in channel.receive(_patience(engine, stats_due)):
+        for message in channel.receive(0 if prepares else _patience(engine, stats_due)):
             if isinstance(message, Shutdown):
                 return
             apply(engine, channel, message)
@@ -149,6 +150,8 @@ def serve(engine: "Engine", channel: Channel) -> None:
             for request_id, error in engine.take_refusals():
                 channel.send(refusal(request_id, error))
             stats_due = stats_due or time.monotonic() + STATS_SECONDS
+        elif prepares:
+            prepares = engine.prepare()
         if stats_due is not None and time.monotonic() >= stats_due:
             channel.send(Stats(engine.stats()))
             stats_due = None

@@ -1,10 +1,10 @@
 """Decode steps as CUDA graphs: one token a request, everything from the rows' tokens to the logits in one launch.
 
-A graph is captured when its batch size is first needed. The host copies two short arrays in (`rows`, `positions`), and
-the graph gathers the rest from the request rows on the device.
+A graph is captured when its batch size is first needed, or before, while nobody waits. The host copies two short arrays
+in (`rows`, `positions`), and the graph gathers the rest from the request rows on the device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,7 @@ class DecodeGraphs:
         kv_caches: tuple[KvCache, ...],
         lora_tables: LoraTables | None,
         block_size: int,
+        memory_pool: "torch.cuda._POOL_HANDLE",
     ) -> None:
         self._model = model
         self._states = states
@@ -65,7 +66,7 @@ class DecodeGraphs:
         # A graph remembers addresses: what it reads and did not make itself must live as long as it does.
         self._query_start_loc = torch.arange(states.spare_row + 8, dtype=torch.int32, device=states.device)
         self._graphs: dict[tuple[int, frozenset[TargetModule]], DecodeGraph] = {}
-        self._memory_pool = torch.cuda.graph_pool_handle()
+        self._memory_pool = memory_pool
 
     def replay(self, rows: Tensor, positions: Tensor, modules: frozenset[TargetModule]) -> Tensor:
         """rows [n], positions [n] int64 on the device -> logits [n, vocab]; `modules`: what their adapters change."""
@@ -79,6 +80,13 @@ class DecodeGraphs:
         captured.positions[len(rows) :] = 0
         captured.graph.replay()
         return captured.logits[: len(rows)]
+
+    def capture_missing(self, modules: frozenset[TargetModule], max_num_seqs: int) -> Iterator[None]:
+        """Those of every batch size, each when the next is asked for."""
+        for size in dict.fromkeys(padded_size(num_requests) for num_requests in range(1, max_num_seqs + 1)):
+            if (size, modules) not in self._graphs:
+                self._graphs[size, modules] = self._capture(size, modules)
+                yield
 
     def _capture(self, size: int, modules: frozenset[TargetModule]) -> DecodeGraph:
         rows = torch.full((size,), self._states.spare_row, device=self._states.device)

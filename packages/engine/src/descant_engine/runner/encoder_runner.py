@@ -16,7 +16,7 @@ from descant_engine.models import load_encoder
 from descant_engine.runner.model_runner import LaunchedForward, PendingStep
 from descant_engine.runner.pooler import NO_VECTORS, IntArray, PendingVectors, PooledRequest, finish, pool
 from descant_engine.runner.transfer import to_device
-from descant_engine.scheduler.plan import AdmittedRequest, StepPlan
+from descant_engine.scheduler.plan import AdapterEvent, AdmittedRequest, StepPlan
 
 STEPS_UNDER_WAY = 3
 """One that is planned, one that runs, and room to spare."""
@@ -39,11 +39,19 @@ class EncoderRunner:
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> LaunchedForward:
         """Launches the step; on CUDA returns before it has run."""
-        return LaunchedForward(plan.step_id, (), pooled=self._compute(plan.admitted) if plan.admitted else NO_VECTORS)
+        return LaunchedForward(plan.step_id, pooled=self._compute(plan.admitted) if plan.admitted else NO_VECTORS)
 
     def sample(self, forward: LaunchedForward, bitmask: GrammarBitmask | None = None) -> PendingStep:
         """There is nothing to sample."""
         return forward.without_samples()
+
+    def prepare_next(self) -> bool:
+        """There is nothing to prepare."""
+        return False
+
+    def finished_loads(self) -> tuple[AdapterEvent, ...]:
+        """There are none."""
+        return ()
 
     def wait_for_adapters(self, timeout: float) -> None:
         """There are none."""

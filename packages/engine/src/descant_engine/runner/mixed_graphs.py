@@ -4,7 +4,7 @@ host longer than they take the device. Larger steps hide their launches behind t
 The step's inputs, of whatever lengths, are copied into buffers of a few sizes; what pads them belongs to no request.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,9 @@ from descant_engine.forward_context import AttentionInputs, KvCache, LoraInputs,
 from descant_engine.models.llama import LlamaForCausalLM
 from descant_engine.runner.cuda_graphs import NO_SLOT, covering_modules
 from descant_engine.runner.input_batch import InputBatch
+from descant_engine.runner.request_states import RequestStates
 
-TOKEN_SIZES = (64, 128, 192, 256, 384, 512)
+TOKEN_SIZES = (64, 128, 192, 256, 384, 512, 768, 1024)
 MIN_REQUESTS = 8
 BASE_SLOT = -1
 
@@ -36,8 +37,20 @@ class MixedSize:
         num_tokens = next((size for size in TOKEN_SIZES if size >= len(batch.input_ids)), None)
         if num_tokens is None:
             return None
-        num_requests = max(MIN_REQUESTS, len(batch.attention.seq_lens), len(batch.logits_indices))
-        return cls(num_tokens, 1 << (num_requests - 1).bit_length(), covering_modules(modules))
+        num_requests = max(len(batch.attention.seq_lens), len(batch.logits_indices))
+        return cls(num_tokens, padded_requests(num_requests), covering_modules(modules))
+
+    @classmethod
+    def all_of(cls, modules: frozenset[TargetModule], max_num_seqs: int) -> "Iterator[MixedSize]":
+        for num_tokens in TOKEN_SIZES:
+            num_requests = MIN_REQUESTS
+            while num_requests <= min(padded_requests(max_num_seqs), num_tokens):
+                yield cls(num_tokens, num_requests, modules)
+                num_requests *= 2
+
+
+def padded_requests(num_requests: int) -> int:
+    return max(MIN_REQUESTS, 1 << (num_requests - 1).bit_length())
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,24 +111,26 @@ class MixedGraph:
 
 
 class MixedGraphs:
-    """One graph for each size that came up twice: a capture costs what many launches cost, and rare sizes never pay."""
+    """One graph for each size, captured while nobody waits, or when it comes up again: a capture costs what many
+    launches cost."""
 
     def __init__(
         self,
         model: LlamaForCausalLM,
+        states: RequestStates,
         kv_caches: tuple[KvCache, ...],
         lora_tables: LoraTables | None,
-        max_model_len: int,
-        block_size: int,
+        memory_pool: "torch.cuda._POOL_HANDLE",
     ) -> None:
         self._model = model
         self._kv_caches = kv_caches
         self._lora_tables = lora_tables
-        self._max_model_len = max_model_len
-        self._max_blocks = -(-max_model_len // block_size)
+        self._max_model_len = states.max_model_len
+        self._max_blocks = states.block_tables.shape[1]
+        self._device = states.device
         self._seen: set[MixedSize] = set()
         self._graphs: dict[MixedSize, MixedGraph] = {}
-        self._memory_pool = torch.cuda.graph_pool_handle()
+        self._memory_pool = memory_pool
 
     def forward(self, batch: InputBatch, modules: frozenset[TargetModule]) -> ForwardOutput | None:
         """`modules`: what the batch's adapters change. None if the step is to be launched kernel by kernel."""
@@ -126,11 +141,18 @@ class MixedGraphs:
             if size not in self._seen:
                 self._seen.add(size)
                 return None
-            self._graphs[size] = self._capture(size, batch.input_ids.device)
+            self._graphs[size] = self._capture(size)
         return self._graphs[size].replay(batch)
 
-    def _capture(self, size: MixedSize, device: torch.device) -> MixedGraph:
-        buffers = MixedBuffers(size, self._max_blocks, device)
+    def capture_missing(self, modules: frozenset[TargetModule], max_num_seqs: int) -> Iterator[None]:
+        """Those of every size, each when the next is asked for."""
+        for size in MixedSize.all_of(modules, max_num_seqs):
+            if size not in self._graphs:
+                self._graphs[size] = self._capture(size)
+                yield
+
+    def _capture(self, size: MixedSize) -> MixedGraph:
+        buffers = MixedBuffers(size, self._max_blocks, self._device)
         step = self._step(size, buffers)
         step()  # compiles kernels, which a capture must not do
         graph = torch.cuda.CUDAGraph()

@@ -13,16 +13,17 @@ from descant_engine.forward_context import LoraInputs, StepContext, step_context
 from descant_engine.grammar.bitmask import GrammarBitmask
 from descant_engine.models import attach_lora, load_model
 from descant_engine.runner.adapter_memory import AdapterMemory
-from descant_engine.runner.cuda_graphs import NO_MODULES, DecodeGraphs
+from descant_engine.runner.cuda_graphs import NO_MODULES
 from descant_engine.runner.grammar_mask import apply_bitmask
 from descant_engine.runner.input_batch import InputBatch, StepRows, gather
 from descant_engine.runner.logprobs import NO_LOGPROBS, Logprobs, PendingLogprobs
 from descant_engine.runner.memory import allocate_pool, kv_caches, profile_num_blocks
-from descant_engine.runner.mixed_graphs import ForwardOutput, MixedGraphs
+from descant_engine.runner.mixed_graphs import ForwardOutput
 from descant_engine.runner.pooler import NO_VECTORS, PendingVectors, Pooler
 from descant_engine.runner.request_states import RequestStates
 from descant_engine.runner.sampler import LogitsMask, Sampler
 from descant_engine.runner.sampling_states import SampleRows
+from descant_engine.runner.step_graphs import StepGraphs
 from descant_engine.runner.transfer import to_device, to_host
 from descant_engine.scheduler.plan import AdapterEvent, StepPlan, StepResult
 
@@ -101,8 +102,7 @@ class ModelRunner:
         self._logprobs = Logprobs(config.shape.vocab_size)
         self._pooler = Pooler(config.pooling)
         self._adapters = AdapterMemory(config, pool, self.num_adapter_slots) if config.user.enable_lora else None
-        self._graphs = self._decode_graphs() if config.device == "cuda" else None
-        self._mixed_graphs = self._small_mixed_graphs() if config.device == "cuda" else None
+        self._graphs = self._step_graphs() if config.device == "cuda" else None
 
     def execute(self, plan: StepPlan) -> PendingStep:
         """Launches the step; on CUDA returns before it has run."""
@@ -145,6 +145,11 @@ class ModelRunner:
             forward.pooled,
         )
 
+    @torch.inference_mode()
+    def prepare_next(self) -> bool:
+        """Makes ready one thing that steps would stop for; False if nothing is left to prepare."""
+        return self._graphs is not None and self._graphs.capture_next()
+
     def wait_for_adapters(self, timeout: float) -> None:
         if self._adapters is not None:
             self._adapters.wait(timeout)
@@ -159,14 +164,14 @@ class ModelRunner:
         self._adapters.start(plan.adapter_moves)
         return self._adapters.finished()
 
-    def _decode(self, step: StepRows, graphs: DecodeGraphs) -> tuple[Tensor, Tensor, Tensor]:
+    def _decode(self, step: StepRows, graphs: StepGraphs) -> tuple[Tensor, Tensor, Tensor]:
         rows, positions = to_device(np.stack([step.rows, step.num_computed]), self._device)
-        logits = graphs.replay(rows, positions, self._adapted_modules(step))
+        logits = graphs.decode(rows, positions, self._adapted_modules(step))
         return logits, rows, positions + 1
 
     def _forward(self, step: StepRows) -> tuple[Tensor | None, Tensor, Tensor, PendingVectors]:
         batch = gather(step, self._states, self._config.user.block_size)
-        output = self._mixed_graphs.forward(batch, self._adapted_modules(step)) if self._mixed_graphs else None
+        output = None if self._graphs is None else self._graphs.mixed(batch, self._adapted_modules(step))
         if output is None:
             output = self._launch(batch, step)
         self._logprobs.score_prompts(output.hidden, step, self._states, self._model.compute_logits)
@@ -198,15 +203,9 @@ class ModelRunner:
         self._states.append_sampled(rows, positions, token_ids)
         return Sampled(token_ids, self._logprobs.score(kept, token_ids, batch, step.sampled_request_ids))
 
-    def _decode_graphs(self) -> DecodeGraphs:
+    def _step_graphs(self) -> StepGraphs:
         tables = None if self._adapters is None else self._adapters.tables
-        return DecodeGraphs(self._model, self._states, self._kv_caches, tables, self._config.user.block_size)
-
-    def _small_mixed_graphs(self) -> MixedGraphs:
-        tables = None if self._adapters is None else self._adapters.tables
-        return MixedGraphs(
-            self._model, self._kv_caches, tables, self._config.max_model_len, self._config.user.block_size
-        )
+        return StepGraphs(self._model, self._states, self._kv_caches, tables, self._config)
 
 
 def _recorded_event() -> torch.cuda.Event:
