@@ -1,9 +1,11 @@
 # `make test` and `make up` do everything on a fresh machine; ARGS passes options on: make test ARGS="-k limits -x".
+# All tests are run by WORKERS processes side by side; with ARGS, one does what they say.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup up test lint types bench
 
 BIN := .venv/bin
+WORKERS ?= 2
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -15,7 +17,7 @@ up: setup ## Start everything on this machine
 	@exec $(BIN)/descant up $(ARGS)
 
 test: setup ## Run the tests
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest $(or $(ARGS),--numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder)
 
 lint: setup ## Check style, format and import rules
 	$(BIN)/ruff check .

@@ -1,10 +1,56 @@
-"""Tests that need a device the machine does not have are left out, visibly, by their marker."""
+"""Tests that need a device the machine does not have are left out, visibly, by their marker. Several processes
+(pytest-xdist) take the tests by groups, long ones first, with one thread each."""
+
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported; whatever a test starts inherits it.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
 
 import pytest
 import torch
 
+TESTS = Path(__file__).parent
+SHARED_ENGINE = "engine_under_test"
+LONGEST = (
+    "system/test_real_model.py",
+    SHARED_ENGINE,
+    "system/test_up.py",
+    "system/faults/test_faults.py",
+    "system/test_revocation.py",
+    "engine/test_async_engine.py",
+    "cli/run_batch/test_run.py",
+    "system/test_never_oversold.py",
+    "engine/test_grammars.py",
+    "kernels/test_compiles_for_hopper.py",
+)
+"""The groups of more than ten seconds. One that began last would leave the other processes idle."""
 
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist writes the groups into the names of the tests
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    leave_out_without_device(config, items)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        form_groups(items)
+
+
+def form_groups(items: list[pytest.Item]) -> None:
+    groups = {item: group_of(item) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
+
+
+def group_of(item: pytest.Item) -> str:
+    """What stays in one process: a file, and all files that share the engine of the real model."""
+    if SHARED_ENGINE in getattr(item, "fixturenames", ()):
+        return SHARED_ENGINE
+    return item.path.relative_to(TESTS).as_posix()
+
+
+def leave_out_without_device(config: pytest.Config, items: list[pytest.Item]) -> None:
     num_devices = torch.cuda.device_count()
     needed = {"gpu": 1, "multigpu": 2}
     without_device = [
