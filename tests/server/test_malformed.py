@@ -81,7 +81,6 @@ def http(server):
         (CHAT, ASK | {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs"),
         (CHAT, ASK | {"top_logprobs": 2}, 400, "top_logprobs"),
         (CHAT, ASK | {"prompt_logprobs": 21}, 400, "prompt_logprobs"),
-        (CHAT, ASK | {"prompt_logprobs": 1, "stream": True}, 400, "prompt_logprobs"),
         (CHAT, ASK | {"logit_bias": {"1": 101}}, 400, "logit_bias"),
         (CHAT, ASK | {"logit_bias": {"a": 1}}, 400, "logit_bias"),
         (CHAT, ASK | {"logit_bias": {"264": 1}}, 400, "logit_bias"),

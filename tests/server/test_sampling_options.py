@@ -187,6 +187,17 @@ def test_prompt_logprobs(client):
     assert len(in_chat.model_extra["prompt_logprobs"]) == in_chat.usage.prompt_tokens
 
 
+def test_prompt_logprobs_come_with_the_first_event_of_a_stream(client):
+    ask = {"n": 2, "temperature": 1.0, "seed": 3, "extra_body": {"prompt_logprobs": 1}}
+    whole, chunks = complete(client, **ask), list(complete(client, stream=True, **ask))
+    for index, (first, *others) in by_choice(chunks).items():
+        assert first.model_extra["prompt_logprobs"] == whole.choices[index].model_extra["prompt_logprobs"]
+        assert all("prompt_logprobs" not in (part.model_extra or {}) for part in others)
+    in_chat, (first, *others) = chat(client, **ask), list(chat(client, stream=True, **ask))
+    assert first.model_extra["prompt_logprobs"] == in_chat.model_extra["prompt_logprobs"]
+    assert all("prompt_logprobs" not in (chunk.model_extra or {}) for chunk in others)
+
+
 def test_logit_bias_and_allowed_tokens_and_bad_words(client):
     text = text_of(chat(client, max_tokens=1, logit_bias={"80": 100}))
     assert text == text_of(chat(client, max_tokens=1, extra_body={"allowed_token_ids": [80]}))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from descant_wire.errors import invalid_request
 from descant_wire.inputs import Input, inputs_of
@@ -84,6 +84,8 @@ class CompletionChunkChoice(Struct, frozen=True, kw_only=True):
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    """In the choice's first event, if they were asked for."""
 
 
 class CompletionChunk(Struct, frozen=True, kw_only=True):

@@ -50,7 +50,7 @@ async def _events(
     """What goes wrong from here on is an event, as the status is sent already; OpenAI's clients raise it."""
     index, output = first
     usage = {index: output.usage}
-    yield answer_format.opening() + answer_format.events(index, output)
+    yield answer_format.opening(output) + answer_format.events(index, output)
     try:
         async for index, output in outputs:
             usage[index] = output.usage

@@ -20,8 +20,8 @@ class AnswerFormat(Protocol):
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> bytes:
         """The answer in one piece, from each choice's complete output."""
 
-    def opening(self) -> bytes:
-        """The events before the first output."""
+    def opening(self, first: RequestOutput) -> bytes:
+        """The events before those of the first output, which is the first sample's of a prompt."""
 
     def events(self, index: int, output: RequestOutput) -> bytes:
         """The events of one output: none while all of its text is held back."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from descant_engine.outputs import RequestOutput
@@ -22,7 +23,7 @@ from descant_wire.chat import (
     ChatDelta,
     ResponseMessage,
 )
-from descant_wire.logprobs import ChatLogprobs
+from descant_wire.logprobs import ChatLogprobs, PromptLogprobs
 from descant_wire.sampling import FinishReason
 from descant_wire.sse import encode_event
 from descant_wire.tools import AnsweredToolCall, FunctionCall, FunctionCallDelta, ToolCallDelta
@@ -45,7 +46,6 @@ class ChatFormat:
 
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> bytes:
         choices = [self._choice(index, output) for index, output in enumerate(outputs)]
-        asks_for_prompt = self.params.prompt_logprobs is not None
         return _encode(
             ChatCompletion(
                 id=self.id,
@@ -53,13 +53,16 @@ class ChatFormat:
                 model=self.model,
                 choices=choices,
                 usage=self._with_reasoning(usage),
-                prompt_logprobs=prompt_logprobs(outputs[0].prompt_logprobs, self.names) if asks_for_prompt else None,
+                prompt_logprobs=self._prompt_logprobs(outputs[0]),
             )
         )
 
-    def opening(self) -> bytes:
+    def opening(self, first: RequestOutput) -> bytes:
         delta = ChatDelta(role="assistant", content="")
-        return b"".join(self._event(ChatChunkChoice(index=index, delta=delta)) for index in range(self.params.n))
+        first_choice, *others = (ChatChunkChoice(index=index, delta=delta) for index in range(self.params.n))
+        scores = self._prompt_logprobs(first)
+        opening = self._chunk([first_choice], None, UNSET if scores is None else scores)
+        return opening + b"".join(self._event(choice) for choice in others)
 
     def events(self, index: int, output: RequestOutput) -> bytes:
         deltas = [_delta(piece) for piece in self.readers[index].read(output)]
@@ -105,11 +108,24 @@ class ChatFormat:
     def _logprobs(self, output: RequestOutput) -> ChatLogprobs | None:
         return None if self.params.logprobs is None else chat_logprobs(output.logprobs, self.names)
 
+    def _prompt_logprobs(self, first: RequestOutput) -> PromptLogprobs | None:
+        """They come with the first sample."""
+        return None if self.params.prompt_logprobs is None else prompt_logprobs(first.prompt_logprobs, self.names)
+
     def _event(self, choice: ChatChunkChoice) -> bytes:
         return self._chunk([choice], None)
 
-    def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None) -> bytes:
-        chunk = ChatCompletionChunk(id=self.id, created=self.created, model=self.model, choices=choices, usage=usage)
+    def _chunk(
+        self, choices: list[ChatChunkChoice], usage: Usage | None, scores: PromptLogprobs | UnsetType = UNSET
+    ) -> bytes:
+        chunk = ChatCompletionChunk(
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            choices=choices,
+            usage=usage,
+            prompt_logprobs=scores,
+        )
         return encode_event(_encode(chunk))
 
 

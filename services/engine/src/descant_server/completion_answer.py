@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import UNSET
 
 from descant_engine.outputs import RequestOutput
 from descant_engine.request import TokenLogprobs
@@ -74,15 +75,16 @@ class CompletionFormat:
             Completion(id=self.id, created=self.created, model=self.model, choices=choices, usage=self._counted(usage))
         )
 
-    def opening(self) -> bytes:
+    def opening(self, first: RequestOutput) -> bytes:
         return b""
 
     def events(self, index: int, output: RequestOutput) -> bytes:
         self._take_prompt_scores(index, output)
         text, logprobs = self._text(index, output), self._logprobs(index, output)
+        scores = None if index in self._begun else self._prompt_logprobs(index)
         self._begun.add(index)
         has_tokens = logprobs is not None and logprobs.tokens
-        if not (text or has_tokens or output.finish_reason):
+        if not (text or has_tokens or scores or output.finish_reason):
             return b""
         choice = CompletionChunkChoice(
             index=index,
@@ -90,6 +92,7 @@ class CompletionFormat:
             logprobs=logprobs,
             finish_reason=None if output.finish_reason is None else finish_reason_of(output),
             stop_reason=output.stop_reason,
+            prompt_logprobs=UNSET if scores is None else scores,
         )
         return self._chunk([choice], None)
 

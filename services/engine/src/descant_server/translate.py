@@ -220,8 +220,6 @@ def sampling_params(
     Raises:
         ApiError: 400, a value outside its range.
     """
-    if request.prompt_logprobs is not None and request.stream:
-        raise invalid_request("`prompt_logprobs` can't be streamed.", param="prompt_logprobs")
     try:
         return SamplingParams(
             n=_given(request.n, _DEFAULTS.n),
