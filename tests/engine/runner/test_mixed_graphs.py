@@ -38,8 +38,8 @@ def test_the_smallest_size_that_has_room():
 
 
 def test_large_steps_have_no_graph():
-    assert MixedSize.of(batch([512]), NO_MODULES) is not None
-    assert MixedSize.of(batch([1, 512]), NO_MODULES) is None
+    assert MixedSize.of(batch([1024]), NO_MODULES) is not None
+    assert MixedSize.of(batch([1, 1024]), NO_MODULES) is None
 
 
 def test_what_an_earlier_batch_left_belongs_to_nobody():
