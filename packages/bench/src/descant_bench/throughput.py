@@ -22,6 +22,7 @@ from descant_bench.environment import Environment, describe_environment, peak_me
 from descant_bench.recorded import RecordedRequest, random_requests, read_requests
 from descant_bench.replay import Replay, RunResult, median_run
 from descant_bench.step_work import Ceilings
+from descant_engine.engine import Engine
 from descant_engine.steady_heap import settle_heap
 
 
@@ -37,6 +38,8 @@ class CaseResult:
 @dataclass(frozen=True, slots=True)
 class ThroughputReport:
     startup_s: float
+    prepare_s: float
+    """What a serving process does afterwards, while nobody waits: CUDA graphs."""
     environment: Environment
     options: dict[str, object]
     """The engine's, as `EngineConfig` names them."""
@@ -71,9 +74,12 @@ def main() -> None:
     replay = Replay(config, args.adapters)
     settle_heap()  # as a serving process does
     startup = round(time.perf_counter() - start, 1)
-    print(json.dumps({"startup_s": startup}), flush=True)
+    prepare = prepare_s(replay.engine)
+    print(json.dumps({"startup_s": startup, "prepare_s": prepare}), flush=True)
     cases: dict[str, CaseResult] = {}
-    report = ThroughputReport(startup, describe_environment(config.device, args.commit), asdict(config.user), cases)
+    report = ThroughputReport(
+        startup, prepare, describe_environment(config.device, args.commit), asdict(config.user), cases
+    )
     for name, requests in _cases(args, config.shape.vocab_size):
         case = measure_case(replay, requests, name=name, num_warmups=args.warmups, repeats=args.repeats, limits=limits)
         cases[name] = case
@@ -81,6 +87,13 @@ def main() -> None:
         if args.output is not None:  # after every case: what has been measured survives what breaks later
             args.output.write_text(json.dumps(asdict(report), indent=1) + "\n")
     replay.engine.close()
+
+
+def prepare_s(engine: Engine) -> float:
+    start = time.perf_counter()
+    while engine.prepare():
+        pass
+    return round(time.perf_counter() - start, 1)
 
 
 def _cases(args: argparse.Namespace, vocab_size: int) -> Iterator[tuple[str, list[RecordedRequest]]]:
