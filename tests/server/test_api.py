@@ -180,6 +180,27 @@ def test_tokenize_and_back(http):
     assert text == "<user>hello\n<assistant>"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"add_generation_prompt": False},
+        {"add_generation_prompt": False, "continue_final_message": True},
+        {"tools": [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]},
+        {"chat_template_kwargs": {"shout": True}},
+    ],
+)
+def test_tokenize_counts_what_a_chat_is_charged(http, options):
+    ask = {"model": "tiny", "messages": [*HELLO, {"role": "assistant", "content": "well"}], **options}
+    counted = http.post("/tokenize", json=ask).json()
+    charged = http.post("/v1/chat/completions", json=ask | {"max_tokens": 1}).json()
+    if "chat_template_kwargs" in options:
+        assert counted["error"] == charged["error"]
+        assert "shout" in counted["error"]["message"]
+    else:
+        assert counted["count"] == charged["usage"]["prompt_tokens"]
+        assert counted["count"] != http.post("/tokenize", json={"messages": ask["messages"]}).json()["count"]
+
+
 def test_too_long_a_prompt_names_both_numbers(client):
     with pytest.raises(openai.BadRequestError) as caught:
         chat(client, messages=[{"role": "user", "content": "x" * (MAX_MODEL_LEN + 1)}])

@@ -8,9 +8,10 @@ from descant_engine.frontend import Prompt, PromptTooLong, Text
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.text.chat_template import render_chat
 from descant_engine.text.tokenizer import TextTooLong
+from descant_server.chat_prompt import chat_prompt
 from descant_server.completion_answer import EchoedPrompt
 from descant_server.errors import ENGINE_ERRORS, from_engine
-from descant_server.translate import chat_messages
+from descant_wire.chat import ChatMessage
 from descant_wire.completions import CompletionRequest
 from descant_wire.errors import invalid_request
 from descant_wire.tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
@@ -47,7 +48,7 @@ async def tokenize(request: TokenizeRequest, engine: AsyncEngine) -> TokenizeRes
         raise invalid_request("Give either `prompt` or `messages`.", param="prompt")
     text, field, add_special_tokens = request.prompt, "prompt", True
     if request.messages is not None:
-        text, field, add_special_tokens = await _render(request, engine), "messages", False
+        text, field, add_special_tokens = await _render(request, request.messages, engine), "messages", False
     assert text is not None
     if request.add_special_tokens is not None:
         add_special_tokens = request.add_special_tokens
@@ -64,11 +65,17 @@ async def detokenize(request: DetokenizeRequest, engine: AsyncEngine) -> Detoken
     return DetokenizeResponse(prompt=await asyncio.to_thread(engine.tokenizer.decode, request.tokens))
 
 
-async def _render(request: TokenizeRequest, engine: AsyncEngine) -> str:
-    messages = chat_messages(request.messages or [])
+async def _render(request: TokenizeRequest, messages: Sequence[ChatMessage], engine: AsyncEngine) -> str:
+    chat = chat_prompt(messages, request, request.tools or [])
     try:
         return await asyncio.to_thread(
-            render_chat, engine.tokenizer, messages, add_generation_prompt=request.add_generation_prompt
+            render_chat,
+            engine.tokenizer,
+            chat.messages,
+            add_generation_prompt=chat.add_generation_prompt,
+            continue_final_message=chat.continue_final_message,
+            template_kwargs=chat.template_kwargs,
+            tools=chat.tools,
         )
     except ENGINE_ERRORS as error:
         raise from_engine(error, "messages") from None

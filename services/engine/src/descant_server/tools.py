@@ -1,7 +1,7 @@
 """From the wire's tools to what the engine needs: tools for the template, a grammar where a call must come, and how the
 output is to be read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -35,7 +35,7 @@ def tools_of(request: ChatCompletionRequest) -> list[Tool]:
     return [] if request.tool_choice == "none" else tools
 
 
-def for_template(tools: list[Tool]) -> tuple[dict[str, Any], ...]:
+def for_template(tools: Sequence[Tool]) -> tuple[dict[str, Any], ...]:
     """In OpenAI's form, as plain data."""
     return tuple(_plain(tool) for tool in tools)
 

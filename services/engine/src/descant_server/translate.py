@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
-from descant_engine.frontend import Chat, Prompt
+from descant_engine.frontend import Prompt
 from descant_engine.grammar.spec import GrammarSpec
 from descant_engine.sampling_params import SamplingParams
-from descant_engine.text import chat_template
 from descant_server.chat_model import ChatModel
+from descant_server.chat_prompt import chat_prompt
 from descant_server.chat_reading import REQUIRED_CALLS, Reading
 from descant_server.errors import field_of
 from descant_server.structured_output import demand_of
-from descant_server.tools import arguments_object, for_template, tool_demand, tools_of
-from descant_wire.chat import ChatCompletionRequest, ChatMessage
+from descant_server.tools import tool_demand, tools_of
+from descant_wire.chat import ChatCompletionRequest
 from descant_wire.completions import CompletionRequest
 from descant_wire.errors import ApiError, invalid_request
 from descant_wire.sampling import SamplingFields
-from descant_wire.tools import NamedToolChoice, Tool, ToolCall
+from descant_wire.tools import NamedToolChoice, Tool
 
 ValueT = TypeVar("ValueT")
 
@@ -61,7 +61,7 @@ def chat_call(request: ChatCompletionRequest, model: ChatModel, max_model_len: i
         request, max_model_len, max_tokens=request.completion_limit, logprobs=_chat_logprobs(request)
     )
     return EngineCall(
-        prompts=(_chat(request, tools),),
+        prompts=(chat_prompt(request.messages, request, tools),),
         prompt_field="messages",
         params=replace(
             params,
@@ -142,24 +142,6 @@ def _needs_special_tokens(reading: Reading) -> bool:
     return reading.named_tool is None and reading.tools is not None and reading.tools.needs_special_tokens
 
 
-def _chat(request: ChatCompletionRequest, tools: list[Tool]) -> Chat:
-    add_generation_prompt = request.add_generation_prompt is not False
-    if request.continue_final_message and add_generation_prompt:
-        raise invalid_request(
-            "`continue_final_message` needs `add_generation_prompt` to be false: the last message either stays open or"
-            " is followed by a new turn.",
-            param="continue_final_message",
-        )
-    return Chat(
-        chat_messages(request.messages),
-        add_generation_prompt=add_generation_prompt,
-        continue_final_message=bool(request.continue_final_message),
-        template_kwargs=request.chat_template_kwargs or {},
-        tools=for_template(tools),
-        add_special_tokens=bool(request.add_special_tokens),
-    )
-
-
 def _chat_logprobs(request: ChatCompletionRequest) -> int | None:
     if request.logprobs:
         return request.top_logprobs or 0
@@ -171,37 +153,6 @@ def _chat_logprobs(request: ChatCompletionRequest) -> int | None:
 def _own_salt(cache_salt: str | None) -> str:
     """A client's salt divides its tenant's blocks further. It can't mean a tenant's: those begin with no separator."""
     return f"\0{cache_salt}" if cache_salt else ""
-
-
-def chat_messages(messages: Sequence[ChatMessage]) -> list[chat_template.ChatMessage]:
-    return [_chat_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
-
-
-def _chat_message(message: ChatMessage, path: str) -> chat_template.ChatMessage:
-    # OpenAI renamed "system" for its newer models; no open model's template knows the new name.
-    role = "system" if message.role == "developer" else message.role
-    content: str | list[chat_template.TextPart]
-    if isinstance(message.content, list):
-        content = [{"type": "text", "text": part.text} for part in message.content]
-    else:
-        content = message.content or ""
-    plain: chat_template.ChatMessage = {"role": role, "content": content}
-    if message.name is not None:
-        plain["name"] = message.name
-    if message.tool_calls:
-        plain["tool_calls"] = [
-            _tool_call(call, f"{path}.tool_calls[{index}]") for index, call in enumerate(message.tool_calls)
-        ]
-    if message.tool_call_id is not None:
-        plain["tool_call_id"] = message.tool_call_id
-    if message.reasoning_content is not None:
-        plain["reasoning_content"] = message.reasoning_content
-    return plain
-
-
-def _tool_call(call: ToolCall, path: str) -> dict[str, object]:
-    arguments = arguments_object(call.function.arguments, f"{path}.function.arguments")
-    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
 def sampling_params(
