@@ -33,13 +33,20 @@ def batch(query_lens: list[int], *, num_samples: int | None = None, num_blocks: 
 def test_the_smallest_size_that_has_room():
     assert MixedSize.of(batch([1, 63]), NO_MODULES) == MixedSize(64, 8, NO_MODULES)
     assert MixedSize.of(batch([1, 64]), frozenset({TargetModule.Q_PROJ})) == MixedSize(128, 8, ATTENTION_MODULES)
-    assert MixedSize.of(batch([1] * 9 + [300]), frozenset({TargetModule.UP_PROJ})) == MixedSize(384, 16, ALL_MODULES)
+    assert MixedSize.of(batch([1] * 9 + [300]), frozenset({TargetModule.UP_PROJ})) == MixedSize(320, 16, ALL_MODULES)
     assert MixedSize.of(batch([8] * 4, num_samples=20), NO_MODULES) == MixedSize(64, 32, NO_MODULES)
 
 
-def test_large_steps_have_no_graph():
-    assert MixedSize.of(batch([1024]), NO_MODULES) is not None
-    assert MixedSize.of(batch([1, 1024]), NO_MODULES) is None
+def test_large_steps_have_no_graph_and_adapters_have_one_for_longer():
+    for modules, limit in ((NO_MODULES, 256), (ATTENTION_MODULES, 768)):
+        assert MixedSize.of(batch([limit]), modules) == MixedSize(limit, 8, modules)
+        assert MixedSize.of(batch([1, limit]), modules) is None
+
+
+def test_every_step_that_has_a_graph_finds_it_among_those_captured_ahead():
+    ahead = set(MixedSize.all_of(ALL_MODULES, max_num_seqs=48))
+    sizes = {MixedSize.of(batch([2] * n + [rest]), ALL_MODULES) for n in range(48) for rest in (1, 60, 400, 672)}
+    assert sizes <= ahead
 
 
 def test_what_an_earlier_batch_left_belongs_to_nobody():

@@ -17,7 +17,10 @@ from descant_engine.runner.cuda_graphs import NO_SLOT, covering_modules
 from descant_engine.runner.input_batch import InputBatch
 from descant_engine.runner.request_states import RequestStates
 
-TOKEN_SIZES = (64, 128, 192, 256, 384, 512, 768, 1024)
+BASE_TOKEN_SIZES = (64, 128, 192, 256)
+ADAPTER_TOKEN_SIZES = (*BASE_TOKEN_SIZES, 320, 384, 448, 512, 640, 768)
+"""Up to where the host takes longer to launch a step than the device to run it; adapters have twice as many launches.
+Steps that are bound by their products pay for padding, so they get none."""
 MIN_REQUESTS = 8
 BASE_SLOT = -1
 
@@ -34,7 +37,7 @@ class MixedSize:
     @classmethod
     def of(cls, batch: InputBatch, modules: frozenset[TargetModule]) -> "MixedSize | None":
         """The smallest one that has room; None if the batch is too large for any."""
-        num_tokens = next((size for size in TOKEN_SIZES if size >= len(batch.input_ids)), None)
+        num_tokens = next((size for size in token_sizes(modules) if size >= len(batch.input_ids)), None)
         if num_tokens is None:
             return None
         num_requests = max(len(batch.attention.seq_lens), len(batch.logits_indices))
@@ -42,11 +45,15 @@ class MixedSize:
 
     @classmethod
     def all_of(cls, modules: frozenset[TargetModule], max_num_seqs: int) -> "Iterator[MixedSize]":
-        for num_tokens in TOKEN_SIZES:
+        for num_tokens in token_sizes(modules):
             num_requests = MIN_REQUESTS
             while num_requests <= min(padded_requests(max_num_seqs), num_tokens):
                 yield cls(num_tokens, num_requests, modules)
                 num_requests *= 2
+
+
+def token_sizes(modules: frozenset[TargetModule]) -> tuple[int, ...]:
+    return ADAPTER_TOKEN_SIZES if modules else BASE_TOKEN_SIZES
 
 
 def padded_requests(num_requests: int) -> int:
