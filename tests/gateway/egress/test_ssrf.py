@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from ipaddress import ip_network
 from typing import Any
 
 import httpx
@@ -13,9 +14,9 @@ from tests.gateway.oidc_provider import CLIENT_ID, CLIENT_SECRET, Provider, runn
 from tests.gateway.upstream import Upstream, running
 
 from descant_gateway.catalogue.snapshot import Backend, LimitRule, Webhook
-from descant_gateway.config import OidcConfig, Secret
-from descant_gateway.egress.address import keeps_credentials, normal_base_url
-from descant_gateway.egress.connections import GuardedResolver
+from descant_gateway.config import LimitsConfig, OidcConfig, Secret
+from descant_gateway.egress.address import is_internal, keeps_credentials, normal_base_url
+from descant_gateway.egress.connections import GuardedResolver, for_webhooks
 from descant_gateway.identity.oidc import OidcClient
 from descant_gateway.limits.limit import LimitKind
 from descant_wire.errors import ApiError
@@ -136,12 +137,12 @@ async def hook() -> AsyncIterator[Hook]:
     await runner.cleanup()
 
 
-async def warned(world: World, valkey_url: str, url: str) -> dict[str, float]:
+async def warned(world: World, valkey_url: str, url: str, **parts: object) -> dict[str, float]:
     """What became of the warning that the first request causes."""
     world.webhooks[world.organization_id] = Webhook(url, "a secret")
     team = world.add_team()
     world.limits[team.id] = (LimitRule(kind=LimitKind.REQUESTS_PER_MINUTE, capacity=10, warn_at=(1,)),)
-    async with running_gateway(world, valkey_url) as gateway:
+    async with running_gateway(world, valkey_url, **parts) as gateway:
         assert (await gateway.client.post(CHAT, json=BODY, headers=bearer(world.add_key(team)))).status_code == 200
         async with asyncio.timeout(5):
             while not (counts := _warnings(gateway.gateway.metrics.registry)):  # noqa: ASYNC110
@@ -175,6 +176,71 @@ async def test_a_webhook_s_redirect_is_not_followed(world: World, valkey_url: st
 
 async def test_a_webhook_s_name_is_looked_at_too(lying_names: None, world: World, valkey_url: str) -> None:
     assert await warned(world, valkey_url, "http://evil.example/latest/api/token") == {"failed": 1}
+
+
+INTERNAL = [
+    "127.0.0.1",
+    "127.1",
+    "2130706433",
+    "0",
+    "10.0.0.7",
+    "172.16.3.4",
+    "192.168.1.1",
+    "100.64.0.1",
+    "224.0.0.1",
+    "::1",
+    "::",
+    "fd00::7",
+    "ff02::1",
+    "::ffff:10.0.0.7",
+    "64:ff9b::7f00:1",
+    *SPELLINGS,
+]
+
+
+@pytest.mark.parametrize("host", INTERNAL)
+def test_no_spelling_of_an_internal_address_is_the_public_internet(host: str) -> None:
+    assert is_internal(host)
+
+
+@pytest.mark.parametrize("host", ["hooks.example.com", "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"])
+def test_the_public_internet_is_open_to_webhooks(host: str) -> None:
+    assert not is_internal(host)
+
+
+def test_an_operator_opens_a_network_but_never_what_keeps_credentials() -> None:
+    allowed = (ip_network("10.1.0.0/16"), ip_network("169.254.0.0/16"), ip_network("fd00::/8"))
+    assert not is_internal("10.1.2.3", allowed)
+    assert is_internal("10.2.2.3", allowed)
+    assert is_internal(METADATA, allowed)
+    assert is_internal("fd00:ec2::254", allowed)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433"])
+async def test_a_webhook_of_a_tenant_does_not_reach_into_the_house(
+    world: World, valkey_url: str, hook: Hook, host: str
+) -> None:
+    """Whether the address stands in the URL or a name means it: nothing is connected to."""
+    url = hook.url.replace("127.0.0.1", host)
+    assert await warned(world, valkey_url, f"{url}/hook", limits=LimitsConfig()) == {"failed": 1}
+    assert hook.paths == []
+
+
+async def test_a_name_that_turns_between_two_looks_is_not_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rebinding: what was looked up is what gets connected to, and what gets connected to is looked at."""
+    answers = iter(["93.184.215.14", "127.0.0.1"])
+    truth = socket.getaddrinfo
+
+    def look_up(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+        if host == "turning.example":
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), int(port or 0)))]
+        return truth(host, port, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    resolver = GuardedResolver(for_webhooks(()))
+    assert (await resolver.resolve("turning.example", 80))[0]["host"] == "93.184.215.14"
+    with pytest.raises(OSError, match="internal address"):
+        await resolver.resolve("turning.example", 80)
 
 
 async def test_a_backend_s_redirect_is_not_followed(valkey_url: str, hook: Hook) -> None:

@@ -7,9 +7,10 @@ from uuid import uuid4
 from prometheus_client import CollectorRegistry, generate_latest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.gateway.gateway_under_test import config_for_tests, database
 
 from descant_gateway.catalogue.snapshot import Catalogue
-from descant_gateway.config import GatewayConfig, Secret
+from descant_gateway.config import LedgerConfig
 from descant_gateway.ledger.books import open_books, show_books
 
 from .test_journal import charge, encode_line, opened
@@ -23,13 +24,8 @@ async def test_charges_of_a_killed_gateway_reach_the_ledger_and_the_metrics_say_
     dead.begin(begun.charge_id, encode_line(begun))
     dead.end(ended.charge_id, encode_line(ended))
     dead.close(is_all_stored=False)
-    config = GatewayConfig(
-        database_url=Secret(postgres_url),
-        valkey_url=Secret(valkey_url),
-        key_pepper=Secret("p" * 32),
-        admin_key=Secret("a" * 16),
-        ledger_spool_dir=tmp_path,
-    )
+    parts = {"database": database(postgres_url), "ledger": LedgerConfig(spool_dir=tmp_path)}
+    config = config_for_tests(valkey_url, **parts)
     registry = CollectorRegistry()
     async with open_books(config, engine, lambda: Catalogue(version=1)) as books:
         show_books(books, registry)

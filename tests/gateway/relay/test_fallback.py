@@ -63,7 +63,7 @@ async def stage(valkey_url: str) -> AsyncIterator[Stage]:
         for model, name in (("first", "one"), ("second", "two"), ("cloud", "out")):
             world.add_model(model, upstreams[name].backend)
         gateway = await stack.enter_async_context(
-            running_gateway(world, valkey_url, health_interval_s=60.0, upstream_first_byte_timeout_s=0.3)
+            running_gateway(world, valkey_url, upstreams=upstreams(health_interval_s=60.0, first_byte_timeout_s=0.3))
         )
         stage = Stage(world, gateway, upstreams)
         stage.keys["key"] = world.add_key()

@@ -4,14 +4,15 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import httpx
 import pytest
-from tests.gateway.gateway_under_test import Running, World, bearer, eventually, running_gateway
+from tests.gateway.gateway_under_test import IDENTITY, Running, World, bearer, eventually, running_gateway, upstreams
 from tests.gateway.upstream import Upstream, running
 
 from descant_gateway.catalogue.snapshot import Backend
-from descant_gateway.config import Secret
+from descant_gateway.config import ProcessConfig, Secret
 from descant_gateway.providers.upstream_request import rewrite_body
 from descant_gateway.request import read_request
 from descant_gateway.usage.record import Outcome
@@ -155,7 +156,8 @@ async def test_the_client_s_key_and_hop_headers_stay_here(upstream: Upstream, va
         "te": "trailers",
         "accept-encoding": "gzip",
     }
-    async with running_gateway(world, valkey_url, internal_key=Secret("i" * 32)) as gateway:
+    identity = replace(IDENTITY, internal_key=Secret("i" * 32))
+    async with running_gateway(world, valkey_url, identity=identity) as gateway:
         reply = await ask(world, gateway, headers=bearer(key) | given)
         team = world.teams[world.records[0].team_id]
         tenant = gateway.gateway.channel.identity_of(team).tenant
@@ -195,7 +197,7 @@ async def two(valkey_url: str) -> AsyncIterator[tuple[Running, World, Upstream, 
         world = World()
         world.add_model("m", a.backend, b.backend)
         # Probes are too rare to help: the request itself has to find out.
-        async with running_gateway(world, valkey_url, health_interval_s=60.0) as gateway:
+        async with running_gateway(world, valkey_url, upstreams=upstreams(health_interval_s=60.0)) as gateway:
             yield gateway, world, a, b
 
 
@@ -212,7 +214,7 @@ async def test_a_backend_that_refuses_connections_is_passed_over(valkey_url: str
     world = World()
     async with running(Upstream(name="gone")) as gone, running(Upstream(name="here")) as here:
         world.add_model("m", gone.backend, here.backend)
-        async with running_gateway(world, valkey_url, health_interval_s=60.0) as gateway:
+        async with running_gateway(world, valkey_url, upstreams=upstreams(health_interval_s=60.0)) as gateway:
             world.backends[0] = type(gone.backend)(name="gone", base_url="http://127.0.0.1:1")
             for stream in (False, True, False):
                 assert (await ask(world, gateway, stream=stream)).status_code == 200
@@ -268,7 +270,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event(
 async def test_a_hung_stream_ends_with_an_error_event(upstream: Upstream, world: World, valkey_url: str) -> None:
     upstream.num_tokens = 2
     upstream.delay_s = 30
-    async with running_gateway(world, valkey_url, upstream_idle_timeout_s=0.2) as gateway:
+    async with running_gateway(world, valkey_url, upstreams=upstreams(idle_timeout_s=0.2)) as gateway:
         reply = await ask(world, gateway, stream=True)
     assert '"code":"timeout"' in reply.text
     await eventually(lambda: upstream.num_cancelled == 1)
@@ -328,7 +330,7 @@ async def test_a_stale_kept_connection_is_not_an_error(valkey_url: str) -> None:
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     world = World()
     world.add_model("m", type(Upstream().backend)(name="closing", base_url=url))
-    async with server, running_gateway(world, valkey_url, health_interval_s=60.0) as gateway:
+    async with server, running_gateway(world, valkey_url, upstreams=upstreams(health_interval_s=60.0)) as gateway:
         for pause_s in (0.0, 0.02, 0.021, 0.019, 0.05):
             await asyncio.sleep(pause_s)
             assert (await ask(world, gateway)).status_code == 200
@@ -411,7 +413,7 @@ async def test_a_backend_without_a_possible_address_costs_the_others_nothing(
 
 
 async def test_a_body_above_the_limit_is_413(upstream: Upstream, world: World, valkey_url: str) -> None:
-    async with running_gateway(world, valkey_url, max_body_bytes=1000) as gateway:
+    async with running_gateway(world, valkey_url, process=ProcessConfig(max_body_bytes=1000)) as gateway:
         key = bearer(world.add_key())
 
         async def in_pieces() -> AsyncIterator[bytes]:
@@ -438,7 +440,7 @@ async def test_a_client_that_stops_reading_holds_nothing_upstream(
 ) -> None:
     monkeypatch.setattr("descant_gateway.relay.exchange._LAST_WORDS_S", 0.1)
     upstream.num_tokens = 200_000  # more than all the buffers between hold
-    async with running_gateway(world, valkey_url, upstream_idle_timeout_s=0.3) as gateway:
+    async with running_gateway(world, valkey_url, upstreams=upstreams(idle_timeout_s=0.3)) as gateway:
         host, port = gateway.url.removeprefix("http://").split(":")
         _, writer = await asyncio.open_connection(host, int(port), limit=1024)
         body = json.dumps({"model": "m", "messages": MESSAGES, "stream": True})

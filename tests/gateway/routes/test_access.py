@@ -9,10 +9,10 @@ import pytest
 from litestar import Litestar, get
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.gateway.admin_under_test import ADMIN_KEY, admin_app, client_of, refused
-from tests.gateway.gateway_under_test import config_for_tests
+from tests.gateway.gateway_under_test import config_for_tests, database
 
 from descant_gateway.app import build_app, open_app
-from descant_gateway.config import Secret
+from descant_gateway.config import LedgerConfig
 from descant_gateway.identity.roles import Level, Permission, Role
 from descant_gateway.routes.access import LIMIT, OPT, PERMISSION, Access, Rate, RateLimitedBy, Undeclared, walk
 
@@ -34,7 +34,7 @@ PUBLIC = {
 
 @pytest.fixture
 async def whole(postgres_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[Litestar]:
-    config = config_for_tests(valkey_url, database_url=Secret(postgres_url), ledger_spool_dir=tmp_path)
+    config = config_for_tests(valkey_url, database=database(postgres_url), ledger=LedgerConfig(spool_dir=tmp_path))
     async with open_app(config) as app:
         yield app
 

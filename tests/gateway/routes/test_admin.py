@@ -3,52 +3,34 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import cast
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from litestar import Litestar
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.gateway.admin_under_test import ADMIN_KEY, PEPPER, Json, admin_app, client_of
 
-from descant_gateway.app import build_app
-from descant_gateway.config import GatewayConfig, Secret
+from descant_gateway.config import Secret
 from descant_gateway.identity import keys
 from descant_gateway.identity.authenticate import valid_hmacs
-from descant_gateway.pipeline import Gateway
 from descant_gateway.routes.access import OPT, Access, walk
-from descant_gateway.routes.admin import admin_router
 from descant_gateway.sealing import Sealer
 from descant_gateway.store import catalogue, ledger
 from descant_gateway.store.session import create_engine
 from descant_gateway.usage.record import Outcome, UsageRecord
 
-ADMIN_KEY = "an admin key of the tests"
-HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}
-PEPPER = Secret("p" * 32)
-
-Json = dict[str, Any]
-
-
-@asynccontextmanager
-async def no_data_side() -> AsyncIterator[Gateway]:
-    yield cast("Gateway", None)
-
 
 @pytest.fixture
-def app(postgres_url: str, engine: AsyncEngine) -> Litestar:
-    config = GatewayConfig(
-        database_url=Secret(postgres_url), valkey_url=Secret(""), key_pepper=PEPPER, admin_key=Secret(ADMIN_KEY)
-    )
-    return build_app(no_data_side, [admin_router(config, engine)])
+def app(engine: AsyncEngine) -> Litestar:
+    return admin_app(engine)
 
 
 @pytest.fixture
 async def client(app: Litestar) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)  # type: ignore[arg-type]
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway/admin/v1", headers=HEADERS) as client:
+    async with client_of(app, ADMIN_KEY) as client:
         yield client
 
 
@@ -410,13 +392,9 @@ class TestUsage:
         assert error_of(await client.get(f"/usage?{query}"), 400)["param"] == param
 
 
-async def test_a_database_outage_is_a_503_with_retry_after(app: Litestar, postgres_url: str) -> None:
-    config = GatewayConfig(
-        database_url=Secret(""), valkey_url=Secret(""), key_pepper=PEPPER, admin_key=Secret(ADMIN_KEY)
-    )
+async def test_a_database_outage_is_a_503_with_retry_after() -> None:
     away = create_engine(Secret("postgresql://postgres@127.0.0.1:1/nowhere"))
-    transport = httpx.ASGITransport(app=build_app(no_data_side, [admin_router(config, away)]))  # type: ignore[arg-type]
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway/admin/v1", headers=HEADERS) as client:
+    async with client_of(admin_app(away), ADMIN_KEY) as client:
         reply = await client.get("/teams")
     assert error_of(reply, 503)["code"] == "service_unavailable"
     assert reply.headers["retry-after"] == "2"

@@ -2,46 +2,28 @@
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import cast
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from litestar import Litestar
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.gateway.admin_under_test import ADMIN_KEY, PEPPER, Json, admin_app, client_of
 
-from descant_gateway.app import build_app
 from descant_gateway.catalogue.snapshot import Catalogue, LimitRule, Price
-from descant_gateway.config import GatewayConfig, Secret
-from descant_gateway.pipeline import Gateway
-from descant_gateway.routes.admin import admin_router
 from descant_gateway.sealing import Sealer
 from descant_gateway.store import catalogue
 
-ADMIN_KEY = "an admin key of the tests"
-PEPPER = Secret("p" * 32)
-Json = dict[str, Any]
-
-
-@asynccontextmanager
-async def no_data_side() -> AsyncIterator[Gateway]:
-    yield cast("Gateway", None)
-
 
 @pytest.fixture
-def app(postgres_url: str, engine: AsyncEngine) -> Litestar:
-    config = GatewayConfig(
-        database_url=Secret(postgres_url), valkey_url=Secret(""), key_pepper=PEPPER, admin_key=Secret(ADMIN_KEY)
-    )
-    return build_app(no_data_side, [admin_router(config, engine)])
+def app(engine: AsyncEngine) -> Litestar:
+    return admin_app(engine)
 
 
 @pytest.fixture
 async def client(app: Litestar) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)  # type: ignore[arg-type]
-    headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway/admin/v1", headers=headers) as client:
+    async with client_of(app, ADMIN_KEY) as client:
         yield client
 
 
@@ -157,6 +139,15 @@ async def test_prices_hold_for_adapters_and_aliases_of_their_model(
     assert (await refused(client, "PUT", "/prices", {"model": "no", "input": 1, "output": 1}))["status"] == 400
 
 
+INTERNAL = (
+    "http://127.0.0.1:8080/admin",
+    "http://10.0.0.7/",
+    "http://[::1]/",
+    "http://[::ffff:192.168.0.1]/",
+    "http://2130706433/",
+)
+
+
 async def test_a_webhook_s_secret_is_shown_once_and_sealed(
     client: httpx.AsyncClient, engine: AsyncEngine, team: Json
 ) -> None:
@@ -167,7 +158,13 @@ async def test_a_webhook_s_secret_is_shown_once_and_sealed(
     async with engine.connect() as connection:
         stored = (await connection.exec_driver_sql("SELECT sealed_secret FROM webhooks")).scalar_one()
     assert made["secret"].encode() not in stored
-    for url in ("http://169.254.169.254/latest", "http://0xa9fea9fe/", "file:///etc/passwd", "http://u:p@host/"):
+    for url in (
+        "http://169.254.169.254/latest",
+        "http://0xa9fea9fe/",
+        "file:///etc/passwd",
+        "http://u:p@host/",
+        *INTERNAL,
+    ):
         assert (await refused(client, "PUT", f"/webhooks/{organization}", {"url": url}))["status"] == 400
     await sent(client, "DELETE", f"/webhooks/{organization}")
     assert (await loaded(engine)).webhooks == {}

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from jsonschema import Draft202012Validator
 from litestar import Litestar
 from schemathesis.generation import GenerationMode
 from tests.gateway.admin_under_test import ADMIN_KEY, client_of
-from tests.gateway.gateway_under_test import config_for_tests
+from tests.gateway.gateway_under_test import IDENTITY, config_for_tests, database
 
 from descant_gateway.app import open_app
-from descant_gateway.config import Secret
+from descant_gateway.config import LedgerConfig, Secret
 
 NUM_CASES = 3
 pytestmark = pytest.mark.slow
@@ -60,7 +61,10 @@ class Stage:
 @pytest.fixture
 def stage(postgres_url: str, valkey_url: str, tmp_path: Path) -> Iterator[Stage]:
     config = config_for_tests(
-        valkey_url, database_url=Secret(postgres_url), admin_key=Secret(ADMIN_KEY), ledger_spool_dir=tmp_path
+        valkey_url,
+        database=database(postgres_url),
+        identity=replace(IDENTITY, admin_key=Secret(ADMIN_KEY)),
+        ledger=LedgerConfig(spool_dir=tmp_path),
     )
     with asyncio.Runner() as runner:
         opened = open_app(config)

@@ -11,11 +11,11 @@ import openai
 import pytest
 from aiohttp import web
 from msgspec.structs import replace
-from tests.gateway.gateway_under_test import Running, World, bearer, eventually, running_gateway
+from tests.gateway.gateway_under_test import VALKEY_IS_AWAY, Running, World, bearer, eventually, running_gateway
 from tests.gateway.upstream import Upstream, running
 
 from descant_gateway.catalogue.snapshot import LimitRule, Price, RateLimits, Webhook
-from descant_gateway.config import Outage
+from descant_gateway.config import LimitsConfig, Outage, ProcessConfig
 from descant_gateway.limits.limit import Amounts, Level, Limit, LimitKind, Period, Standing, period_end
 from descant_gateway.limits.local_shares import LocalShares, OutagePolicy
 from descant_gateway.limits.output_estimate import NUM_NEEDED, OutputEstimates
@@ -162,8 +162,8 @@ async def test_limits_explain_themselves(world: World, gateway: Running) -> None
 
 async def test_a_share_of_the_limits_serves_while_valkey_is_away(world: World) -> None:
     key = limited(world, rule(LimitKind.REQUESTS_PER_MINUTE, 6))
-    options = {"valkey_timeout_s": 0.2, "valkey_outage_rates": Outage.LOCAL, "num_processes": 2}
-    async with running_gateway(world, "redis://127.0.0.1:1/0", **options) as gateway:
+    parts = {"limits": LimitsConfig(outage_rates=Outage.LOCAL), "process": ProcessConfig(num_processes=2)}
+    async with running_gateway(world, "", valkey=VALKEY_IS_AWAY, **parts) as gateway:
         replies = [await gateway.client.post(CHAT, json=BODY, headers=key) for _ in range(5)]
         told = (await gateway.client.get("/v1/limits", headers=key)).json()["error"]
     assert [reply.status_code for reply in replies] == [200, 200, 200, 503, 503]
@@ -173,8 +173,8 @@ async def test_a_share_of_the_limits_serves_while_valkey_is_away(world: World) -
 
 async def test_budgets_fail_closed_unless_told_otherwise(world: World) -> None:
     key = limited(world, rule(LimitKind.MONEY_PER_DAY, 10**9))
-    options = {"valkey_timeout_s": 0.2, "valkey_outage_rates": Outage.LOCAL}
-    async with running_gateway(world, "redis://127.0.0.1:1/0", **options) as gateway:
+    limits = LimitsConfig(outage_rates=Outage.LOCAL)
+    async with running_gateway(world, "", valkey=VALKEY_IS_AWAY, limits=limits) as gateway:
         reply = await gateway.client.post(CHAT, json=BODY, headers=key)
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
 

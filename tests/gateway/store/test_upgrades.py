@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection
 from datetime import date
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -19,6 +20,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from descant_gateway.catalogue.snapshot import Catalogue
 from descant_gateway.config import Secret
 from descant_gateway.identity import keys
 from descant_gateway.identity.authenticate import authenticate
@@ -98,6 +100,43 @@ DATA: dict[str, list[str]] = {
            VALUES ('cloud-{n}', 'https://cloud.example.com', 'anthropic', true, 'CLOUD_KEY_{n}')""",
         charges("at 0004", cost_microdollars="4200", served_model="'base-{n}'"),
     ],
+    "0005": [
+        """INSERT INTO price_versions (model, valid_from, input, cached, output)
+           VALUES ('gpt-{n}', '2026-10-01Z', 4, 1, 9), ('gpt-{n}', '2026-10-02Z', NULL, NULL, NULL)""",
+        charges(
+            "at 0005",
+            project_id="md5('project {n}')::uuid",
+            alias_of="'base-{n}'",
+            price_version="(SELECT max(version) FROM price_versions WHERE model = 'gpt-{n}')",
+            tags="""'{{"project": "apollo"}}'""",
+        ),
+        """INSERT INTO usage_hourly (hour, organization_id, team_id, key_id, model, outcome, tags, requests,
+               estimated_requests, prompt_tokens, cached_tokens, completion_tokens, cost_microdollars)
+           SELECT '2026-10-01T07:00Z', id, md5('team {n}')::uuid, md5('key {n}')::uuid, 'tickets-{n}', 'completed',
+               '{{"project": "apollo"}}', 7, 0, 700, 70, 140, 4200 FROM organizations WHERE name = 'default'""",
+        """INSERT INTO usage_unrolled (hour, writer) VALUES ('2026-10-30T12:00Z', md5('writer {n}')::uuid)""",
+    ],
+    "0006": [
+        "UPDATE teams SET prompt_log_days = 30, response_cache_s = 60 WHERE id = md5('team {n}')::uuid",
+        "INSERT INTO prompt_log_keys (team_id, sealed_key) VALUES (md5('team {n}')::uuid, '\\x{team_key}')",
+        """INSERT INTO prompt_log (team_id, at, key_id, request_id, model, sealed_request)
+           VALUES (md5('team {n}')::uuid, now(), md5('key {n}')::uuid, 'req-0', 'tickets-{n}', '\\x00')""",
+    ],
+    "0007": [
+        """INSERT INTO responses (id, team_id, previous_id, input, body, expires_at)
+           VALUES ('resp_{n}', md5('team {n}')::uuid, NULL, '[{{"id": "msg_{n}"}}]', '{{"output": [{{"id": "a"}}]}}',
+               now() + interval '1 day')""",
+        """INSERT INTO files (id, team_id, filename, purpose, num_bytes, expires_at)
+           VALUES ('file-{n}', md5('team {n}')::uuid, 'in.jsonl', 'batch', 10, now() + interval '1 day')""",
+        "INSERT INTO file_chunks (file_id, position, data) VALUES ('file-{n}', 0, 'hello'), ('file-{n}', 1, 'world')",
+        """INSERT INTO batches (id, team_id, key_public_id, endpoint, input_file_id, status, completion_window, labels,
+               num_lines, expires_at)
+           VALUES ('batch_{n}', md5('team {n}')::uuid, '{public_id}', '/v1/chat/completions', 'file-{n}', 'in_progress',
+               '24h', '{{"run": "nightly"}}', 2, now() + interval '1 day')""",
+        """INSERT INTO batch_lines (batch_id, position, custom_id, body, free_at, result, is_failed)
+           VALUES ('batch_{n}', 0, 'one', '{{"model": "tickets-{n}"}}', NULL, '{{"id": "batch_req_0"}}', false),
+                  ('batch_{n}', 1, 'two', '{{"model": "tickets-{n}"}}', now(), NULL, NULL)""",
+    ],
 }
 ONCE = {
     "0002": [
@@ -137,7 +176,10 @@ async def insert(url: str, statements: list[str], number: int, public_id: str, s
     connection = await asyncpg.connect(url)
     sealed = Sealer(PEPPER).seal("the backend's own key", name=f"engine-{number}").hex()
     hook = Sealer(PEPPER).seal("signs", name=f"webhook of {hashlib.md5(b'hooked').hexdigest()}").hex()
+    team_id = UUID(hex=hashlib.md5(f"team {number}".encode()).hexdigest())
+    team_key = Sealer(PEPPER).seal("7f" * 32, name=f"prompt log {team_id}").hex()
     values = {"n": str(number), "public_id": public_id, "secret": secret, "sealed": sealed, "hook": hook}
+    values["team_key"] = team_key
     for statement in statements:
         text = statement.replace("{{", "\0").replace("}}", "\1")
         for name, value in values.items():
@@ -208,6 +250,8 @@ async def serves_what_it_served(url: str, revision: str) -> None:
         assert {rule.kind for rule in current.limits[caller.team.id]} >= {"tokens_per_day"}
         assert (caller.team.priority, caller.team.weight) == (3, 7)
         assert [webhook.secret for webhook in current.webhooks.values()] == ["signs"]
+    if revision >= "0006":
+        assert (caller.team.prompt_log_days, caller.team.response_cache_s) == (30, 60)
     await usage_goes_on(engine, url)
     await engine.dispose()
 
@@ -230,7 +274,32 @@ async def old_replicas_go_on(url: str, revision: str) -> None:
     hmac = keys.hmac_secret(PEPPER.reveal(), other.secret).hex()
     statements = [text for each in DATA if each <= revision for text in DATA[each]]
     await insert(url, statements, 2, other.public_id, hmac)
-    engine = create_engine(Secret(url))
-    current = await catalogue.load(engine, Sealer(PEPPER))
-    await engine.dispose()
+    current = await loaded(url)
     assert authenticate(f"Bearer {other.text}".encode(), "10.1.2.3", current, PEPPER.reveal()).team.name == "payments 2"
+    if revision in PRICES_WERE_IN:
+        await prices_of_old_replicas_are_kept(url)
+
+
+async def prices_of_old_replicas_are_kept(url: str) -> None:
+    """What they write to the table that the price list was in becomes a version, and a withdrawal one too."""
+    connection = await asyncpg.connect(url)
+    await connection.execute("INSERT INTO prices (model, input, cached, output) VALUES ('base-2', 3, 2, 7)")
+    assert price_of(await loaded(url), "base-2") == 7
+    await connection.execute("UPDATE prices SET output = 8 WHERE model = 'base-2'")
+    assert price_of(await loaded(url), "base-2") == 8
+    await connection.execute("DELETE FROM prices WHERE model = 'base-2'")
+    assert price_of(await loaded(url), "base-2") == 0
+    assert await connection.fetchval("SELECT count(*) FROM price_versions WHERE model = 'base-2'") == 3
+    await connection.close()
+
+
+def price_of(current: Catalogue, model: str) -> int:
+    return current.price_of(current.models[model], time.time()).output
+
+
+async def loaded(url: str) -> Catalogue:
+    engine = create_engine(Secret(url), pool_size=1)
+    try:
+        return await catalogue.load(engine, Sealer(PEPPER))
+    finally:
+        await engine.dispose()

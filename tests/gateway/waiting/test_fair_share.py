@@ -11,6 +11,7 @@ from tests.gateway.gateway_under_test import Running, World, bearer, eventually,
 from tests.gateway.upstream import Upstream, running
 
 from descant_gateway.catalogue.snapshot import RateLimits
+from descant_gateway.config import QueueConfig
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Say hello"}], "max_tokens": 100}
@@ -24,11 +25,11 @@ async def upstream() -> AsyncIterator[Upstream]:
 
 @asynccontextmanager
 async def gateway_with_room_for(
-    upstream: Upstream, valkey_url: str, num_at_once: int, **fields: object
+    upstream: Upstream, valkey_url: str, num_at_once: int, **queue: float
 ) -> AsyncIterator[tuple[World, Running]]:
     world = World()
     world.add_model("m", replace(upstream.backend, max_in_flight=num_at_once))
-    async with running_gateway(world, valkey_url, **fields) as gateway:
+    async with running_gateway(world, valkey_url, queue=QueueConfig(**queue)) as gateway:
         yield world, gateway
 
 
@@ -60,7 +61,7 @@ async def test_more_than_the_backend_takes_wait_and_are_served(upstream: Upstrea
 
 async def test_who_waits_too_long_is_told_when_to_come_back(upstream: Upstream, valkey_url: str) -> None:
     upstream.first_delay_s = 1.0
-    async with gateway_with_room_for(upstream, valkey_url, 1, queue_timeout_s=0.2) as (world, gateway):
+    async with gateway_with_room_for(upstream, valkey_url, 1, timeout_s=0.2) as (world, gateway):
         key = bearer(world.add_key(limits=RateLimits(requests_per_minute=2)))
         first = asyncio.create_task(gateway.client.post(CHAT, json=BODY, headers=key))
         await eventually(lambda: upstream.num_running == 1)
@@ -77,7 +78,7 @@ async def test_who_waits_too_long_is_told_when_to_come_back(upstream: Upstream, 
 
 async def test_a_full_queue_refuses_at_once(upstream: Upstream, valkey_url: str) -> None:
     upstream.first_delay_s = 0.5
-    async with gateway_with_room_for(upstream, valkey_url, 1, queue_length=1) as (world, gateway):
+    async with gateway_with_room_for(upstream, valkey_url, 1, length=1) as (world, gateway):
         key = bearer(world.add_key())
         replies = await asyncio.gather(*(gateway.client.post(CHAT, json=BODY, headers=key) for _ in range(4)))
     refused = [reply for reply in replies if reply.status_code == 503]
@@ -88,7 +89,7 @@ async def test_a_full_queue_refuses_at_once(upstream: Upstream, valkey_url: str)
 
 async def test_another_team_gets_into_a_queue_that_one_team_filled(upstream: Upstream, valkey_url: str) -> None:
     upstream.first_delay_s = 0.3
-    async with gateway_with_room_for(upstream, valkey_url, 1, queue_length=3) as (world, gateway):
+    async with gateway_with_room_for(upstream, valkey_url, 1, length=3) as (world, gateway):
         flood, other = bearer(world.add_key()), bearer(world.add_key())
         requests = [asyncio.create_task(gateway.client.post(CHAT, json=BODY, headers=flood)) for _ in range(4)]
         await eventually(lambda: gateway.gateway.fair_share.num_waiting == 3)
@@ -135,7 +136,7 @@ async def test_a_priority_goes_first(upstream: Upstream, valkey_url: str) -> Non
 async def waits_beside(num_others: int, upstream: Upstream, valkey_url: str) -> list[int]:
     """How many of the backend's requests went before each request of a team, while another has so many at once."""
     upstream.received.clear()
-    async with gateway_with_room_for(upstream, valkey_url, 4, queue_length=500) as (world, gateway):
+    async with gateway_with_room_for(upstream, valkey_url, 4, length=500) as (world, gateway):
         calm, flood = bearer(world.add_key()), bearer(world.add_key())
         is_over = False
 

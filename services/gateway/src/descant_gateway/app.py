@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -17,6 +16,7 @@ from descant_gateway.config import GatewayConfig
 from descant_gateway.dialects import Dialect
 from descant_gateway.dialects.messages import MessagesDialect
 from descant_gateway.dialects.responses import ResponsesDialect
+from descant_gateway.egress.connections import for_webhooks
 from descant_gateway.endpoints import MESSAGES, RESPONSES
 from descant_gateway.errors import from_framework
 from descant_gateway.feed.catalogue_feed import CatalogueFeed
@@ -115,22 +115,22 @@ async def open_app(
     Raises what the database raises, or SchemaMismatch, if there is no first catalogue to serve from; and what
     CatalogueWatch.start raises of a catalogue file that can't be served from.
     """
-    engine = create_engine(config.database_url, pool_size=config.database_pool_size)
+    engine = create_engine(config.database.url, pool_size=config.database.pool_size)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engine.dispose)
         await check_schema(engine)
         # Of its own: reports that keep the other connections busy must not hold up a revocation.
-        feed_engine = create_engine(config.database_url, pool_size=2)
+        feed_engine = create_engine(config.database.url, pool_size=2)
         stack.push_async_callback(feed_engine.dispose)
-        messages = ValkeySignal(connect(config.valkey_url.reveal()))
+        messages = ValkeySignal(connect(config.valkey.url.reveal()))
         stack.push_async_callback(messages.close)
-        signals: list[ChangeSignal] = [messages, *([PostgresSignal(feed_engine)] if config.database_listen else [])]
-        sealer = Sealer(config.key_pepper)
-        if config.catalogue_file is not None and place.is_first:
-            watch = CatalogueWatch(engine, config.catalogue_file)
+        signals: list[ChangeSignal] = [messages, *([PostgresSignal(feed_engine)] if config.database.listen else [])]
+        sealer = Sealer(config.identity.key_pepper)
+        if config.catalogue.file is not None and place.is_first:
+            watch = CatalogueWatch(engine, config.catalogue.file)
             await watch.start()
             stack.push_async_callback(watch.close)
-        feed = CatalogueFeed(feed_engine, sealer, signals=signals, poll_s=config.catalogue_poll_s)
+        feed = CatalogueFeed(feed_engine, sealer, signals=signals, poll_s=config.catalogue.poll_s)
         await feed.start()
         stack.push_async_callback(feed.close)
         books = await stack.enter_async_context(open_books(config, engine, lambda: feed.current))
@@ -138,9 +138,9 @@ async def open_app(
         prompt_log.start()
         stack.push_async_callback(prompt_log.close)
         # Of their own: large files and many lines keep the other connections free.
-        stored_engine = create_engine(config.database_url, pool_size=config.database_pool_size)
+        stored_engine = create_engine(config.database.url, pool_size=config.database.pool_size)
         stack.push_async_callback(stored_engine.dispose)
-        responses = ResponsesDialect(stored_engine, timedelta(days=config.retention_days))
+        responses = ResponsesDialect(stored_engine, config.stored.keep)
         dialects = {**STATELESS_DIALECTS, RESPONSES: responses}
         data_side = open_data_side(config, feed, books.ledger, dialects, prompt_log=prompt_log)
         gateway = await stack.enter_async_context(data_side)
@@ -153,7 +153,7 @@ async def open_app(
         page = MetricsPage(lambda: gateway.metrics, place)
         await page.start()
         stack.push_async_callback(page.close)
-        proxies = TrustedProxies(config.trusted_proxies)
+        proxies = TrustedProxies(config.identity.trusted_proxies)
         yield build_app(gateway, (*DATA_ROUTES, stored, admin), proxies=proxies, drain=drain, metrics_page=page)
 
 
@@ -167,28 +167,31 @@ async def open_data_side(
 ) -> AsyncIterator[Gateway]:
     """Valkey and the backends, around a catalogue and a ledger that are open already."""
     async with AsyncExitStack() as stack:
-        queue = ScriptQueue(connect(config.valkey_url.reveal()), limits_script(), config.valkey_timeout_s)
+        queue = ScriptQueue(connect(config.valkey.url.reveal()), limits_script(), config.valkey.timeout_s)
         queue.start()
         stack.push_async_callback(queue.close)
         metrics = Metrics()
-        warnings = LimitWarnings(lambda: feed.current.webhooks, connect(config.valkey_url.reveal()), metrics)
+        refusal = for_webhooks(config.limits.webhook_networks)
+        warnings = LimitWarnings(lambda: feed.current.webhooks, connect(config.valkey.url.reveal()), metrics, refusal)
         warnings.start()
         stack.push_async_callback(warnings.close)
-        limiter = Limiter(queue, lease_s=config.limit_lease_s)
+        limiter = Limiter(queue, lease_s=config.limits.lease_s)
         limiter.start()
-        stack.push_async_callback(limiter.close, config.shutdown_grace_s)
+        stack.push_async_callback(limiter.close, config.process.shutdown_grace_s)
         backends = Backends(
             lambda: feed.current,
-            connect_timeout_s=config.upstream_connect_timeout_s,
-            health_interval_s=config.health_interval_s,
+            connect_timeout_s=config.upstreams.connect_timeout_s,
+            health_interval_s=config.upstreams.health_interval_s,
         )
         stack.push_async_callback(backends.close)
         await backends.start()
         fair_share = FairShare(queue_bounds(config), lambda: feed.current, lambda: backends.states, metrics)
-        tracer = None if not config.otlp_endpoint else open_tracer(config.otlp_endpoint, "descant-gateway")
+        tracer = (
+            None if not config.process.otlp_endpoint else open_tracer(config.process.otlp_endpoint, "descant-gateway")
+        )
         if tracer is not None:
             stack.push_async_callback(asyncio.to_thread, tracer.close)
-        cache = ResponseCache(config.valkey_url, config.key_pepper, config.valkey_timeout_s)
+        cache = ResponseCache(config.valkey.url, config.identity.key_pepper, config.valkey.timeout_s)
         stack.push_async_callback(cache.close)
         shadows = Shadows(backends)
         stack.push_async_callback(shadows.close)
@@ -208,48 +211,48 @@ async def open_data_side(
             tracer=tracer,
             prompt_log=prompt_log,
             response_cache=cache,
-            channel=InternalChannel(config.key_pepper, config.internal_key),
-            pepper=config.key_pepper.reveal(),
-            max_body_bytes=config.max_body_bytes,
+            channel=InternalChannel(config.identity.key_pepper, config.identity.internal_key),
+            pepper=config.identity.key_pepper.reveal(),
+            max_body_bytes=config.process.max_body_bytes,
             dialects=dialects,
         )
 
 
 def batch_settings(config: GatewayConfig) -> BatchSettings:
     return BatchSettings(
-        concurrency=config.batch_concurrency,
-        lease_s=config.batch_lease_s,
-        keep=timedelta(days=config.retention_days),
+        concurrency=config.stored.batch_concurrency,
+        lease_s=config.stored.batch_lease_s,
+        keep=config.stored.keep,
     )
 
 
 def store_bounds(config: GatewayConfig) -> StoreBounds:
     return StoreBounds(
-        max_file_bytes=config.max_file_bytes,
-        max_team_bytes=config.max_team_file_bytes,
-        keep=timedelta(days=config.retention_days),
+        max_file_bytes=config.stored.max_file_bytes,
+        max_team_bytes=config.stored.max_team_file_bytes,
+        keep=config.stored.keep,
     )
 
 
 def queue_bounds(config: GatewayConfig) -> QueueBounds:
     return QueueBounds(
-        max_length=config.queue_length, timeout_s=config.queue_timeout_s, num_processes=config.num_processes
+        max_length=config.queue.length, timeout_s=config.queue.timeout_s, num_processes=config.process.num_processes
     )
 
 
 def outage_policy(config: GatewayConfig) -> OutagePolicy:
     return OutagePolicy(
-        rates=config.valkey_outage_rates,
-        budgets=config.valkey_outage_budgets,
-        num_processes=config.num_processes,
+        rates=config.limits.outage_rates,
+        budgets=config.limits.outage_budgets,
+        num_processes=config.process.num_processes,
     )
 
 
 def timeouts_of(config: GatewayConfig) -> Timeouts:
     return Timeouts(
-        first_byte_s=config.upstream_first_byte_timeout_s,
-        idle_s=config.upstream_idle_timeout_s,
-        total_s=config.upstream_deadline_s,
+        first_byte_s=config.upstreams.first_byte_timeout_s,
+        idle_s=config.upstreams.idle_timeout_s,
+        total_s=config.upstreams.deadline_s,
     )
 
 

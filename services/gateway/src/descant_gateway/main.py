@@ -19,7 +19,7 @@ from litestar import Litestar
 from descant_gateway.app import open_app
 from descant_gateway.catalogue.file import CatalogueFileError
 from descant_gateway.check_command import check
-from descant_gateway.config import ConfigError, GatewayConfig
+from descant_gateway.config import ConfigError, GatewayConfig, ProcessConfig
 from descant_gateway.feed.catalogue_feed import FAILURES
 from descant_gateway.process import logs
 from descant_gateway.process.drain import Drain
@@ -40,12 +40,12 @@ def serve(config: GatewayConfig) -> None:
 
     Raises StartFailed if it can't listen or has no catalogue to serve from.
     """
-    logs.configure(config.log_level)
-    if config.workers == 1:
-        with _listen(config) as listener:
+    logs.configure(config.process.log_level)
+    if config.process.workers == 1:
+        with _listen(config.process) as listener:
             _run(config, listener, SOLE)
         return
-    with _reserve(config) as reserved:
+    with _reserve(config.process) as reserved:
         try:
             Workers(config, reserved, _run_worker).run()
         except WorkersFailed as error:
@@ -61,7 +61,7 @@ def _run_worker(config: GatewayConfig, reserved: socket.socket, place: WorkerPla
     """`reserved` holds the port while workers come and go; it never listens."""
     host, port = reserved.getsockname()[:2]
     try:
-        with _listen(replace(config, host=host, port=port)) as listener:
+        with _listen(replace(config.process, host=host, port=port)) as listener:
             _run(config, listener, place, parent)
     except StartFailed as error:
         print(f"Error: {error}", file=sys.stderr, flush=True)
@@ -69,59 +69,59 @@ def _run_worker(config: GatewayConfig, reserved: socket.socket, place: WorkerPla
 
 
 async def _serve(config: GatewayConfig, listener: socket.socket, place: WorkerPlace, parent: int | None) -> None:
-    drain = Drain(config.drain_delay_s)
+    drain = Drain(config.process.drain_delay_s)
     async with AsyncExitStack() as stack:
         try:
             app = await stack.enter_async_context(open_app(config, place, drain))
         except SchemaMismatch as error:
             raise StartFailed(str(error)) from error
         except (CatalogueFileError, UnicodeDecodeError, InUse) as error:
-            raise StartFailed(f"the catalogue file {config.catalogue_file} cannot be served from: {error}") from error
+            raise StartFailed(f"the catalogue file {config.catalogue.file} cannot be served from: {error}") from error
         except TracingUnavailable as error:
             raise StartFailed(str(error)) from error
         except FAILURES as error:
             raise StartFailed(f"the database cannot be read: {type(error).__name__}: {error}") from error
-        server = _Server(_uvicorn_config(config, app), drain)
+        server = _Server(_uvicorn_config(config.process, app), drain)
         if parent is not None:  # which ends this pipe by its own end, however it comes
             asyncio.get_running_loop().add_reader(parent, server.parent_is_gone, parent)
-        _log.info("gateway is listening", host=config.host, port=listener.getsockname()[1])
+        _log.info("gateway is listening", host=config.process.host, port=listener.getsockname()[1])
         await server.serve(sockets=[listener])
         await _settle_cancelled(server)
 
 
-def _listen(config: GatewayConfig) -> socket.socket:
+def _listen(process: ProcessConfig) -> socket.socket:
     """Bound before anything is opened: a taken port is the commonest mistake and should be told first."""
     try:
         return socket.create_server(
-            (config.host, config.port), family=_family(config), backlog=2048, reuse_port=config.workers > 1
+            (process.host, process.port), family=_family(process), backlog=2048, reuse_port=process.workers > 1
         )
     except OSError as error:
-        raise _cannot_listen(config, error) from error
+        raise _cannot_listen(process, error) from error
 
 
-def _reserve(config: GatewayConfig) -> socket.socket:
+def _reserve(process: ProcessConfig) -> socket.socket:
     """Bound for workers to share, and not listening."""
-    reserved = socket.socket(_family(config), socket.SOCK_STREAM)
+    reserved = socket.socket(_family(process), socket.SOCK_STREAM)
     try:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        reserved.bind((config.host, config.port))
+        reserved.bind((process.host, process.port))
     except OSError as error:
         reserved.close()
-        raise _cannot_listen(config, error) from error
+        raise _cannot_listen(process, error) from error
     return reserved
 
 
-def _family(config: GatewayConfig) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in config.host else socket.AF_INET
+def _family(process: ProcessConfig) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in process.host else socket.AF_INET
 
 
-def _cannot_listen(config: GatewayConfig, error: OSError) -> StartFailed:
+def _cannot_listen(process: ProcessConfig, error: OSError) -> StartFailed:
     reason = "the port is taken." if error.errno == errno.EADDRINUSE else str(error)
-    return StartFailed(f"cannot listen on {config.host}:{config.port}: {reason}")
+    return StartFailed(f"cannot listen on {process.host}:{process.port}: {reason}")
 
 
-def _uvicorn_config(config: GatewayConfig, app: Litestar) -> uvicorn.Config:
+def _uvicorn_config(process: ProcessConfig, app: Litestar) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="httptools",
@@ -133,7 +133,7 @@ def _uvicorn_config(config: GatewayConfig, app: Litestar) -> uvicorn.Config:
         # The client's address decides about keys with IP ranges, so no header may set it.
         proxy_headers=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, round(config.shutdown_grace_s)),
+        timeout_graceful_shutdown=max(1, round(process.shutdown_grace_s)),
     )
 
 
@@ -180,15 +180,14 @@ def gateway(
         return
     try:
         config = GatewayConfig.from_environment(os.environ)
-        serve(
-            replace(
-                config,
-                host=config.host if host is None else host,
-                port=config.port if port is None else port,
-                workers=config.workers if workers is None else workers,
-                log_level=config.log_level if log_level is None else log_level,
-            )
+        process = replace(
+            config.process,
+            host=config.process.host if host is None else host,
+            port=config.process.port if port is None else port,
+            workers=config.process.workers if workers is None else workers,
+            log_level=config.process.log_level if log_level is None else log_level,
         )
+        serve(replace(config, process=process))
     except (ConfigError, StartFailed) as error:
         raise click.ClickException(str(error)) from error
 

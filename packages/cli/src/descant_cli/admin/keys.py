@@ -20,7 +20,10 @@ COLUMNS: Final = ("public_id", "name", "team_id", "requests_per_minute", "tokens
 MORE_COLUMNS: Final = ("allowed_adapters", "scopes", "role", "ip_ranges", "project_id", "service_account_id",
                        "created_by")  # fmt: skip
 ADMIN: Final = "admin"
-SCOPES: Final = ("chat", "completions", "responses", "embeddings", "tokenize", "models", "limits", ADMIN)
+SCOPES: Final = (
+    "chat", "completions", "responses", "embeddings", "rerank", "score", "tokenize", "models", "limits", "files",
+    "batches", ADMIN,
+)  # fmt: skip
 
 scopes_option = click.option("--scope", "scopes", type=click.Choice(SCOPES), multiple=True,
                              help="Open only this endpoint; may be repeated.")  # fmt: skip

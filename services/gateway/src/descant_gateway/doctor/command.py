@@ -29,7 +29,7 @@ async def examine(env: Mapping[str, str]) -> AsyncIterator[Finding]:
         return
     for finding in examine_surroundings(config):
         yield finding
-    engine = create_engine(config.database_url, pool_size=1)
+    engine = create_engine(config.database.url, pool_size=1)
     try:
         has_database = True
         async for finding in examine_postgres(config, engine):

@@ -53,8 +53,8 @@ async def _postgres_clock(connection: AsyncConnection) -> Finding:
 
 async def _postgres_connections(connection: AsyncConnection, config: GatewayConfig) -> Finding:
     most = int((await connection.execute(text("SHOW max_connections"))).scalar_one())
-    processes = config.num_processes * config.workers
-    needed = processes * (config.database_pool_size + CONNECTIONS_BESIDE)
+    processes = config.process.num_processes * config.process.workers
+    needed = processes * (config.database.pool_size + CONNECTIONS_BESIDE)
     if needed > most:
         return problem(
             f"{processes} gateway processes may open {needed} connections, PostgreSQL takes {most}",
@@ -72,7 +72,7 @@ async def _schema(engine: AsyncEngine) -> Finding:
 
 
 async def examine_valkey(config: GatewayConfig) -> AsyncIterator[Finding]:
-    valkey = connect(config.valkey_url.reveal())
+    valkey = connect(config.valkey.url.reveal())
     try:
         await valkey.ping()
         yield good("Valkey answers")

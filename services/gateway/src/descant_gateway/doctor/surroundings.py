@@ -19,7 +19,7 @@ def examine_surroundings(config: GatewayConfig) -> Iterator[Finding]:
     yield _database_encryption(config)
     yield _valkey_encryption(config)
     yield _internal_key(config)
-    yield from _spool(config.ledger_spool_dir)
+    yield from _spool(config.ledger.spool_dir)
 
 
 def is_local(host: str | None) -> bool:
@@ -27,7 +27,7 @@ def is_local(host: str | None) -> bool:
 
 
 def _database_encryption(config: GatewayConfig) -> Finding:
-    parts = urlsplit(config.database_url.reveal())
+    parts = urlsplit(config.database.url.reveal())
     mode = parse_qs(parts.query).get("sslmode", ["prefer"])[0]
     if is_local(parts.hostname) or mode in {"require", "verify-ca", "verify-full"}:
         return good("PostgreSQL is here, or is spoken to over TLS")
@@ -38,14 +38,14 @@ def _database_encryption(config: GatewayConfig) -> Finding:
 
 
 def _valkey_encryption(config: GatewayConfig) -> Finding:
-    parts = urlsplit(config.valkey_url.reveal())
+    parts = urlsplit(config.valkey.url.reveal())
     if is_local(parts.hostname) or parts.scheme in {"rediss", "valkeys", "unix"}:
         return good("Valkey is here, or is spoken to over TLS")
     return warning(f"Valkey at {parts.hostname} is spoken to without TLS", "use valkeys:// in DESCANT_VALKEY_URL")
 
 
 def _internal_key(config: GatewayConfig) -> Finding:
-    if config.internal_key is not None:
+    if config.identity.internal_key is not None:
         return good("engines are told whose a request is, signed")
     return warning(
         "DESCANT_INTERNAL_KEY is not set: teams share the engines' prefix cache, and one can time another's prompts",

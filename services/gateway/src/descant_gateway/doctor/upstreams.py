@@ -30,7 +30,7 @@ class _ModelList(Struct, frozen=True):
 
 async def examine_catalogue(config: GatewayConfig, engine: AsyncEngine) -> AsyncIterator[Finding]:
     try:
-        catalogue = await store.load(engine, Sealer(config.key_pepper))
+        catalogue = await store.load(engine, Sealer(config.identity.key_pepper))
     except UnsealError as error:
         yield problem(str(error), "give DESCANT_KEY_PEPPER its old value, or set the backend's key anew")
         return
@@ -101,7 +101,7 @@ async def _examine_engine(
             f"engine {backend.name} reports its load in version {load.version}, this gateway reads {LOAD_VERSION}",
             "run the same release on both",
         )
-    if load.verifies_identity != (config.internal_key is not None):
+    if load.verifies_identity != (config.identity.internal_key is not None):
         lacking = "gateway" if load.verifies_identity else "engine"
         yield problem(
             f"engine {backend.name}: the {lacking} has no DESCANT_INTERNAL_KEY: teams share its prefix cache",

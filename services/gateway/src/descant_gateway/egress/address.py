@@ -1,7 +1,7 @@
-"""What may be the address of a backend: a plain http URL, and not where clouds keep their credentials."""
+"""What may be the address of a backend or a webhook: a plain http URL, and not where clouds keep their credentials."""
 
 import re
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from socket import inet_aton
 from typing import Final
 from urllib.parse import urlsplit
@@ -11,6 +11,8 @@ _LABEL: Final = re.compile(r"[0-9A-Za-z_]([0-9A-Za-z_-]{0,61}[0-9A-Za-z_])?")
 
 _METADATA_SERVERS: Final = frozenset({"fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"})
 """Of clouds that do not keep to link-local addresses: Amazon's by IPv6, Alibaba's, Azure's, Oracle's."""
+Networks = tuple[IPv4Network | IPv6Network, ...]
+
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 _COMPATIBLE: Final = IPv6Network("::/96")
 
@@ -42,13 +44,33 @@ def _is_host(host: str) -> bool:
 
 def keeps_credentials(host: str) -> bool:
     """In any form that a resolver takes for an address: 169.254.1.1 is 0xa9fe0101 and ::ffff:169.254.1.1 as well."""
+    address = _address(host)
+    return address is not None and _is_metadata(address)
+
+
+def is_internal(host: str, allowed: Networks = ()) -> bool:
+    """An address that is not of the public internet, in any of its forms: this machine, a private network, a link.
+
+    Those of the `allowed` networks count as public, but for the ones where clouds keep their credentials.
+    """
+    address = _address(host)
+    if address is None:
+        return False
+    is_public = address.is_global and not address.is_multicast
+    return _is_metadata(address) or not (is_public or any(address in network for network in allowed))
+
+
+def _is_metadata(address: IPv4Address | IPv6Address) -> bool:
+    return address.is_link_local or str(address) in _METADATA_SERVERS
+
+
+def _address(host: str) -> IPv4Address | IPv6Address | None:
+    """None for a name."""
     try:
         address = ip_address(inet_aton(host.removesuffix("."))) if ":" not in host else ip_address(host)
     except (ValueError, OSError):
-        return False
-    if isinstance(address, IPv6Address):
-        address = _embedded(address) or address
-    return address.is_link_local or str(address) in _METADATA_SERVERS
+        return None
+    return (_embedded(address) or address) if isinstance(address, IPv6Address) else address
 
 
 def _embedded(address: IPv6Address) -> IPv4Address | None:

@@ -9,6 +9,8 @@ class Scope(StrEnum):
     COMPLETIONS = "completions"
     RESPONSES = "responses"
     EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
+    SCORE = "score"
     TOKENIZE = "tokenize"
     MODELS = "models"
     LIMITS = "limits"
@@ -28,6 +30,10 @@ _BY_PATH: Final = {
     "/v1/completions": Scope.COMPLETIONS,
     "/v1/responses": Scope.RESPONSES,
     "/v1/embeddings": Scope.EMBEDDINGS,
+    "/v1/rerank": Scope.RERANK,
+    "/rerank": Scope.RERANK,
+    "/v1/score": Scope.SCORE,
+    "/score": Scope.SCORE,
     "/v1/tokenize": Scope.TOKENIZE,
     "/v1/detokenize": Scope.TOKENIZE,
     "/tokenize": Scope.TOKENIZE,

@@ -29,16 +29,16 @@ async def open_books(
 ) -> AsyncIterator[Books]:
     """The ledger is flushed when it is left: whatever appends to it must have ended before."""
     async with AsyncExitStack() as stack:
-        ledger = LedgerWriter(engine, config.ledger_spool_dir)
+        ledger = LedgerWriter(engine, config.ledger.spool_dir)
         await ledger.start()
         stack.push_async_callback(ledger.close)
         # Of its own: summing an hour must keep no connection from what writes.
-        upkeep_engine = create_engine(config.database_url, pool_size=2)
+        upkeep_engine = create_engine(config.database.url, pool_size=2)
         stack.push_async_callback(upkeep_engine.dispose)
-        upkeep = LedgerUpkeep(upkeep_engine, keep_days=config.ledger_keep_days, recover=ledger.recover)
+        upkeep = LedgerUpkeep(upkeep_engine, keep_days=config.ledger.keep_days, recover=ledger.recover)
         upkeep.start()
         stack.push_async_callback(upkeep.close)
-        reconciler = Reconciler(catalogue, upkeep_engine, connect(config.valkey_url.reveal()))
+        reconciler = Reconciler(catalogue, upkeep_engine, connect(config.valkey.url.reveal()))
         reconciler.start()
         stack.push_async_callback(reconciler.close)
         yield Books(ledger, reconciler)

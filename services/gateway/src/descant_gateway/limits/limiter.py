@@ -70,7 +70,7 @@ class Limiter:
         self._all_settled = asyncio.Event()
         self._all_settled.set()
         self._renewer: asyncio.Task[None] | None = None
-        self._log = structlog.get_logger("descant_gateway.limits.limit.limiter")
+        self._log = structlog.get_logger("descant_gateway.limits.limiter")
 
     def start(self) -> None:
         """Begins to renew leases."""

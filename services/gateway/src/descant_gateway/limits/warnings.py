@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from descant_gateway.catalogue.snapshot import Webhook
-from descant_gateway.egress.connections import guarded_connector
+from descant_gateway.egress.connections import Refusal, guarded_connector
 from descant_gateway.limits.limit import Limit, Standing, period_end
 from descant_gateway.limits.paths import LimitPath, tag_of
 from descant_gateway.process.metrics import Metrics
@@ -55,19 +55,27 @@ class LimitWarning(Struct, frozen=True, kw_only=True):
 class LimitWarnings:
     """Owns the warnings on their way. `look` costs a division for each limit that has thresholds."""
 
-    def __init__(self, webhooks: Callable[[], Mapping[UUID, Webhook]], valkey: "Redis", metrics: Metrics) -> None:
+    def __init__(
+        self,
+        webhooks: Callable[[], Mapping[UUID, Webhook]],
+        valkey: "Redis",
+        metrics: Metrics,
+        refusal: Refusal,
+    ) -> None:
+        """`refusal` says where no webhook may lead."""
         self._webhooks = webhooks
         self._valkey = valkey
         self._metrics = metrics
+        self._refusal = refusal
         self._warned: dict[str, tuple[float, int]] = {}
         self._waiting: asyncio.Queue[LimitWarning] = asyncio.Queue(_MAX_WAITING)
         self._session: aiohttp.ClientSession | None = None
         self._sender: asyncio.Task[None] | None = None
-        self._log = structlog.get_logger("descant_gateway.limits.limit.warnings")
+        self._log = structlog.get_logger("descant_gateway.limits.warnings")
 
     def start(self) -> None:
         self._session = aiohttp.ClientSession(
-            connector=guarded_connector(keepalive_s=5),
+            connector=guarded_connector(self._refusal, keepalive_s=5),
             timeout=aiohttp.ClientTimeout(total=_SEND_TIMEOUT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,

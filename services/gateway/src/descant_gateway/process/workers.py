@@ -60,6 +60,11 @@ class WorkersFailed(Exception):
     """A worker could not start; it said why."""
 
 
+def _counting_workers(config: GatewayConfig) -> GatewayConfig:
+    process = config.process
+    return replace(config, process=replace(process, num_processes=process.num_processes * process.workers))
+
+
 class Workers:
     """Owns the processes. `run` is given what one of them does: config, listener, place, and a pipe that is closed
     when this process is gone."""
@@ -67,8 +72,8 @@ class Workers:
     def __init__(self, config: GatewayConfig, listener: socket.socket, run: RunWorker) -> None:
         self._listener = listener
         self._run_worker = run
-        self._count = config.workers
-        self._config = replace(config, num_processes=config.num_processes * config.workers)
+        self._count = config.process.workers
+        self._config = _counting_workers(config)
         self._processes: dict[int, tuple[ForkProcess, float]] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="descant-workers-"))
         self._alive_end, self._parent_end = os.pipe()
@@ -134,7 +139,12 @@ class Workers:
         """Each drains by itself; who has not ended in time is killed."""
         for process, _ in self._processes.values():
             process.terminate()
-        give_up_at = time.monotonic() + self._config.drain_delay_s + self._config.shutdown_grace_s + _GRACE_BEYOND_S
+        give_up_at = (
+            time.monotonic()
+            + self._config.process.drain_delay_s
+            + self._config.process.shutdown_grace_s
+            + _GRACE_BEYOND_S
+        )
         for process, _ in self._processes.values():
             process.join(max(0.0, give_up_at - time.monotonic()))
             if process.exitcode is None:

@@ -39,7 +39,7 @@ DROPPED_REPLY_PREFIX: Final = b"x-descant-"
 
 _STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 _LAST_WORDS_S: Final = 2.0
-_log = structlog.get_logger("descant_gateway.relay.relay.relay")
+_log = structlog.get_logger("descant_gateway.relay")
 
 
 class Attempt(Struct, frozen=True):

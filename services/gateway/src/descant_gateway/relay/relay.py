@@ -30,7 +30,7 @@ BACKEND_HEADER: Final = b"x-descant-backend"
 REASON_HEADER: Final = b"x-descant-route-reason"
 """How the model was come to, if it is not the one that was asked for, and why this backend of its."""
 
-_log = structlog.get_logger("descant_gateway.relay.relay.relay")
+_log = structlog.get_logger("descant_gateway.relay")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ MAX_UNDER_WAY: Final = 16
 TIMEOUT_S: Final = 120.0
 MAX_PROMPT_TOKENS: Final = 65_536
 
-_log = structlog.get_logger("descant_gateway.relay.relay.shadow")
+_log = structlog.get_logger("descant_gateway.relay.shadow")
 
 
 class Shadows:

@@ -11,7 +11,7 @@ import aiohttp
 import structlog
 
 from descant_gateway.catalogue.snapshot import Backend, Catalogue, ModelRoute
-from descant_gateway.egress.connections import guarded_connector
+from descant_gateway.egress.connections import for_backends, guarded_connector
 from descant_gateway.routing.backend_state import UNKNOWN, BackendState
 from descant_gateway.routing.load_feed import LoadFeed
 from descant_gateway.routing.retry_budget import RetryBudget
@@ -50,7 +50,7 @@ class Backends:
 
     async def start(self) -> None:
         self._session = aiohttp.ClientSession(
-            connector=guarded_connector(keepalive_s=30),
+            connector=guarded_connector(for_backends, keepalive_s=30),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,

@@ -35,7 +35,7 @@ class AdminGuard:
         self._sessions = people
         self._config = config
         self._engine = engine
-        self._pepper = config.key_pepper.reveal()
+        self._pepper = config.identity.key_pepper.reveal()
 
     async def check(self, connection: Connection, handler: BaseRouteHandler) -> None:
         if handler.opt[OPT] is Access.PUBLIC:
@@ -72,7 +72,7 @@ class AdminGuard:
         presented = presented.strip()
         if scheme.lower() != "bearer":
             raise _not_signed_in()
-        if self._config.admin_key.matches(presented):
+        if self._config.identity.admin_key.matches(presented):
             return Principal.admin_key()
         if presented.startswith(sessions.PREFIX):
             return await self._by_session(presented)
@@ -105,7 +105,7 @@ class AdminGuard:
     def _require_own_page(self, connection: Connection, token: str) -> None:
         """A browser sends its cookie for any page: a change needs what only a page of ours can know and send."""
         origin = connection.headers.get("origin")
-        if origin is not None and origin != (self._config.public_url or _own_origin(connection)):
+        if origin is not None and origin != (self._config.identity.public_url or _own_origin(connection)):
             raise permission_denied("This change was asked for by another site's page.", code="csrf")
         if not self._sessions.is_csrf_token(connection.headers.get(sessions.CSRF_HEADER, ""), token):
             message = f"A change within a session needs the header {sessions.CSRF_HEADER}; GET /admin/v1/me tells it."

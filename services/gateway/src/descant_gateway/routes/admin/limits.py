@@ -6,6 +6,7 @@ Whoever sets a limit stands above its owner: nobody raises their own.
 import secrets
 from enum import StrEnum
 from typing import Annotated
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from litestar import delete, get, put
@@ -15,17 +16,18 @@ from msgspec import Meta, Struct
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from descant_gateway.catalogue.snapshot import Webhook
+from descant_gateway.egress.address import normal_base_url
+from descant_gateway.egress.connections import Refusal
 from descant_gateway.identity.roles import ActorKind, Level, Principal, Role
 from descant_gateway.limits.limit import LimitKind
 from descant_gateway.routes.access import needs
 from descant_gateway.routes.admin.administration import require
-from descant_gateway.routes.admin.backends import checked_base_url
 from descant_gateway.routes.admin.fields import Listing, Name
 from descant_gateway.sealing import Sealer
 from descant_gateway.store import fair_shares, teams, webhooks
 from descant_gateway.store import limits as store
 from descant_gateway.store.limits import LimitRow, NewLimit
-from descant_wire.errors import permission_denied
+from descant_wire.errors import invalid_request, permission_denied
 
 Capacity = Annotated[int, Meta(ge=0, le=10**15)]
 Percent = Annotated[int, Meta(ge=1, le=100)]
@@ -130,11 +132,14 @@ async def put_webhook(
     engine: NamedDependency[AsyncEngine],
     principal: NamedDependency[Principal],
     sealer: NamedDependency[Sealer],
+    webhook_refusal: NamedDependency[Refusal],
 ) -> IssuedWebhook:
-    """A new secret each time. The URL is held to what a backend's is."""
+    """A new secret each time.
+
+    What a name means is looked at when a warning is sent, not here: nobody is told which names the house knows.
+    """
     require(principal, Role.ADMIN, organization_id)
-    checked_base_url(data.url)
-    webhook = Webhook(data.url, secrets.token_urlsafe(32))
+    webhook = Webhook(checked_webhook_url(data.url, webhook_refusal), secrets.token_urlsafe(32))
     async with engine.begin() as connection:
         await webhooks.put(connection, organization_id, webhook, sealer)
     return IssuedWebhook(url=webhook.url, secret=webhook.secret)
@@ -181,6 +186,18 @@ async def _require_above(connection: AsyncConnection, principal: Principal, leve
             require(principal, Role.ADMIN, place.organization_id)
         case _:
             require(principal, Role.ADMIN, place.organization_id, place.team_id)
+
+
+def checked_webhook_url(text: str, refusal: Refusal) -> str:
+    """Raises ApiError for what is no plain http address, or one of the house that is not opened to webhooks."""
+    try:
+        normal_base_url(text)
+    except ValueError as error:
+        raise invalid_request(f"url {error}.", param="url") from None
+    if reason := refusal(urlsplit(text).hostname or ""):
+        message = f"url is {reason}. An operator can open its network with DESCANT_WEBHOOK_NETWORKS."
+        raise invalid_request(message, param="url")
+    return text
 
 
 ROUTES = (
