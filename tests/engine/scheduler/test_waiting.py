@@ -103,3 +103,12 @@ def test_tenants_that_are_gone_are_forgotten(queue: Queue) -> None:
     assert request.share.parent is not None
     assert request.share.parent.parent is not None
     assert len(request.share.parent.parent.children) <= MAX_IDLE_SHARES + 1
+
+
+def test_a_request_that_comes_back_finds_its_place_beside_what_is_left_of_its_former_line(queue: Queue) -> None:
+    preempted = queue.add("a0", adapter="a")
+    queue.add("b0", adapter="b")
+    for _ in range(3):
+        queue.waiting.remove(preempted)
+        queue.waiting.add(preempted)
+    assert queue.serve_all(cost=0) == ["a0", "b0"]

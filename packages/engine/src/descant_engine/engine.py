@@ -101,6 +101,7 @@ class Engine:
     def step(self) -> list[TokenDelta]:
         """Launches the next step and applies the oldest one that is due. Returns what became known."""
         self._submit_compiled()
+        loaded = self._follow_all(self._scheduler.finish_loads(self._runner.finished_loads()))
         plan = self._scheduler.schedule()
         deltas: list[TokenDelta] = []
         if plan.is_empty and not self._launched:
@@ -111,7 +112,7 @@ class Engine:
             self._launched.append((plan, self._runner.sample(forward, bitmask)))
         if len(self._launched) > self._steps_ahead or not plan.scheduled:
             deltas += self._apply_oldest()
-        return deltas
+        return loaded + deltas
 
     def _bitmask(self, plan: StepPlan) -> tuple[GrammarBitmask | None, list[TokenDelta]]:
         """What grammars allow in a step whose forward pass is under way. That takes the tokens of the steps before it,
@@ -125,7 +126,9 @@ class Engine:
 
     def _apply_oldest(self) -> list[TokenDelta]:
         plan, launched = self._launched.popleft()
-        deltas = self._scheduler.update(plan, launched.result())
+        return self._follow_all(self._scheduler.update(plan, launched.result()))
+
+    def _follow_all(self, deltas: list[TokenDelta]) -> list[TokenDelta]:
         return deltas if self._grammars is None else [self._follow(self._grammars, delta) for delta in deltas]
 
     def _follow(self, grammars: "RequestGrammars", delta: TokenDelta) -> TokenDelta:

@@ -16,10 +16,10 @@ from descant_engine.cache.block_pool import BlockPool
 from descant_engine.config import ResolvedConfig
 from descant_engine.scheduler.plan import AdapterEvent, AdapterMove, AdapterMoveKind
 
-MAX_READS = 8
-"""Files being read at once: enough to keep the loading threads busy. More would take host memory for nothing."""
-MAX_COPIES = 8
-"""Copies into the pool at once: some milliseconds of the bus."""
+MAX_READ_BYTES = 1 << 30
+"""Being read at once. Decisions are taken once a step, and a step with prompts takes long enough for a gigabyte."""
+MAX_COPY_BYTES = 512 << 20
+"""On the way into the pool at once: ten milliseconds of the bus, behind which a step's own inputs would wait."""
 
 
 class Readiness(IntEnum):
@@ -62,6 +62,8 @@ class AdapterCache:
         self._moves: list[AdapterMove] = []
         self._host = HostTier(config.user.adapter_host_bytes // config.block_bytes, self._moves)
         self._device = DeviceTier(pool, num_slots, self._moves)
+        self._max_read_blocks = MAX_READ_BYTES // config.block_bytes
+        self._max_copy_blocks = MAX_COPY_BYTES // config.block_bytes
 
     def __contains__(self, digest: str) -> bool:
         """Whether new requests may use it."""
@@ -157,7 +159,7 @@ class AdapterCache:
             return Readiness.READING
         if adapter.host is Copy.ABSENT:
             return self._read(adapter, keep)
-        if self._device.num_copies >= MAX_COPIES:
+        if _is_too_much(self._device.num_copying_blocks, adapter, self._max_copy_blocks):
             return Readiness.IN_LINE
         if not into_pool or not self._device.start_copy(adapter, num_spare_blocks, evict_wanted=evict_wanted):
             return Readiness.NO_ROOM
@@ -165,7 +167,7 @@ class AdapterCache:
         return Readiness.COPYING
 
     def _read(self, adapter: Adapter, keep: Collection[str]) -> Readiness:
-        if self._host.num_reads >= MAX_READS:
+        if _is_too_much(self._host.num_reading_blocks, adapter, self._max_read_blocks):
             return Readiness.IN_LINE
         return Readiness.READING if self._host.start_read(adapter, keep) else Readiness.NO_HOST_ROOM
 
@@ -244,6 +246,11 @@ class AdapterCache:
         if adapter.host is Copy.READY:
             self._host.drop(adapter)
         del self._adapters[adapter.digest]
+
+
+def _is_too_much(num_blocks_under_way: int, adapter: Adapter, limit: int) -> bool:
+    """One is always allowed, however large."""
+    return num_blocks_under_way > 0 and num_blocks_under_way + adapter.num_blocks > limit
 
 
 def _tier(adapter: Adapter) -> AdapterTier:

@@ -52,8 +52,8 @@ class HostTier:
 
     def __init__(self, max_blocks: int, moves: list[AdapterMove]) -> None:
         self.max_blocks = max_blocks
-        self.num_reads = 0
-        """Under way."""
+        self.num_reading_blocks = 0
+        """Of reads under way."""
         self._moves = moves
         self._num_blocks = 0
         self._age = 0.0
@@ -65,14 +65,14 @@ class HostTier:
         if not self._make_room(adapter.num_blocks, keep):
             return False
         adapter.host = Copy.LOADING
-        self.num_reads += 1
+        self.num_reading_blocks += adapter.num_blocks
         self._num_blocks += adapter.num_blocks
         self._order.put(adapter, self._age)
         self._moves.append(AdapterMove(AdapterMoveKind.LOAD_HOST, adapter.manifest))
         return True
 
     def finish_read(self, adapter: Adapter, clock: int, *, is_ready: bool) -> None:
-        self.num_reads -= 1
+        self.num_reading_blocks -= adapter.num_blocks
         if is_ready:
             adapter.host = Copy.READY
             self.touch(adapter, clock)
@@ -94,7 +94,7 @@ class HostTier:
         assert len(here) == len(self._order)
         assert all(adapter in self._order for adapter in here)
         assert sum(adapter.num_blocks for adapter in here) == self._num_blocks <= self.max_blocks
-        assert sum(adapter.host is Copy.LOADING for adapter in here) == self.num_reads
+        assert sum(adapter.num_blocks for adapter in here if adapter.host is Copy.LOADING) == self.num_reading_blocks
 
     def _make_room(self, count: int, keep: Collection[str]) -> bool:
         missing = self._num_blocks + count - self.max_blocks
@@ -127,8 +127,8 @@ class DeviceTier:
 
     def __init__(self, pool: BlockPool, num_slots: int, moves: list[AdapterMove]) -> None:
         self.num_slots = num_slots
-        self.num_copies = 0
-        """Under way."""
+        self.num_copying_blocks = 0
+        """Of copies under way."""
         self.num_loads = 0
         self.num_evictions = 0
         self.clock = 0
@@ -154,12 +154,12 @@ class DeviceTier:
         adapter.slot = self._free_slots.pop()
         # Neighbours in the pool are copied as one.
         adapter.block_ids = tuple(sorted(self._pool.allocate(adapter.num_blocks)))
-        self.num_copies += 1
+        self.num_copying_blocks += adapter.num_blocks
         self._moves.append(AdapterMove(AdapterMoveKind.LOAD_DEVICE, adapter.manifest, adapter.slot, adapter.block_ids))
         return True
 
     def finish_copy(self, adapter: Adapter, *, is_ready: bool) -> None:
-        self.num_copies -= 1
+        self.num_copying_blocks -= adapter.num_blocks
         if is_ready:
             adapter.device = Copy.READY
             self.num_loads += 1
@@ -222,7 +222,7 @@ class DeviceTier:
         assert all(adapter in self._idle_like(adapter) for adapter in idle)
         assert self._num_wanted_blocks == sum(a.num_blocks for a in idle if a.num_users)
         assert self._num_unwanted_blocks == sum(a.num_blocks for a in idle if not a.num_users)
-        assert sum(adapter.device is Copy.LOADING for adapter in here) == self.num_copies
+        assert sum(a.num_blocks for a in here if a.device is Copy.LOADING) == self.num_copying_blocks
         for adapter in adapters:
             assert adapter.num_pins == 0 or adapter.device is Copy.READY
             assert adapter.device is not Copy.LOADING or adapter.host is Copy.READY

@@ -40,14 +40,13 @@ class PendingStep:
     """[num_samples] on the host; valid, as `logprobs` are, once `arrived`."""
     logprobs: PendingLogprobs
     arrived: torch.cuda.Event | None
-    adapter_events: tuple[AdapterEvent, ...]
     pooled: PendingVectors = NO_VECTORS
 
     def result(self) -> StepResult:
         if self.arrived is not None:
             self.arrived.synchronize()
         sampled = tuple(zip(self.request_ids, self.token_ids.tolist(), strict=True))
-        return StepResult(self.step_id, sampled, self.adapter_events, self.logprobs.result(), self.pooled.result())
+        return StepResult(self.step_id, sampled, (), self.logprobs.result(), self.pooled.result())
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,6 @@ class LaunchedForward:
     still being computed."""
 
     step_id: int
-    adapter_events: tuple[AdapterEvent, ...]
     step: StepRows | None = None
     """None if nothing was scheduled."""
     logits: Tensor | None = None
@@ -80,7 +78,7 @@ class LaunchedForward:
         """The step, if there is nothing to sample."""
         arrived = _recorded_event() if self.pooled.comes_from_cuda else None
         nothing = torch.empty(0, dtype=torch.int64)
-        return PendingStep(self.step_id, (), nothing, NO_LOGPROBS, arrived, self.adapter_events, self.pooled)
+        return PendingStep(self.step_id, (), nothing, NO_LOGPROBS, arrived, self.pooled)
 
 
 class ModelRunner:
@@ -111,7 +109,8 @@ class ModelRunner:
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> LaunchedForward:
         """Launches all of the step but its samples. `sample` has to follow before the next forward pass."""
-        events = self._move_adapters(plan)
+        if self._adapters is not None:
+            self._adapters.start(plan.adapter_moves)
         self._states.apply(plan)
         for admitted in plan.admitted:
             row = self._states.row(admitted.request_id)
@@ -119,11 +118,11 @@ class ModelRunner:
             self._logprobs.add(row, admitted)
             self._pooler.add(row, admitted)
         if not plan.scheduled:
-            return LaunchedForward(plan.step_id, events)
+            return LaunchedForward(plan.step_id)
         step = StepRows.of(plan.scheduled, self._states)
         if self._graphs and step.is_decode:
-            return LaunchedForward(plan.step_id, events, step, *self._decode(step, self._graphs))
-        return LaunchedForward(plan.step_id, events, step, *self._forward(step))
+            return LaunchedForward(plan.step_id, step, *self._decode(step, self._graphs))
+        return LaunchedForward(plan.step_id, step, *self._forward(step))
 
     @torch.inference_mode()
     def sample(self, forward: LaunchedForward, bitmask: GrammarBitmask | None = None) -> PendingStep:
@@ -141,7 +140,6 @@ class ModelRunner:
             host_ids,
             sampled.logprobs,
             arrived,
-            forward.adapter_events,
             forward.pooled,
         )
 
@@ -150,6 +148,10 @@ class ModelRunner:
         """Makes ready one thing that steps would stop for; False if nothing is left to prepare."""
         return self._graphs is not None and self._graphs.capture_next()
 
+    def finished_loads(self) -> tuple[AdapterEvent, ...]:
+        """Moves of adapters that are over since the last call."""
+        return () if self._adapters is None else self._adapters.finished()
+
     def wait_for_adapters(self, timeout: float) -> None:
         if self._adapters is not None:
             self._adapters.wait(timeout)
@@ -157,12 +159,6 @@ class ModelRunner:
     def close(self) -> None:
         if self._adapters is not None:
             self._adapters.close()
-
-    def _move_adapters(self, plan: StepPlan) -> tuple[AdapterEvent, ...]:
-        if self._adapters is None:
-            return ()
-        self._adapters.start(plan.adapter_moves)
-        return self._adapters.finished()
 
     def _decode(self, step: StepRows, graphs: StepGraphs) -> tuple[Tensor, Tensor, Tensor]:
         rows, positions = to_device(np.stack([step.rows, step.num_computed]), self._device)

@@ -6,8 +6,9 @@ from descant_engine.scheduler.queue import order
 from descant_engine.scheduler.step_draft import StepDraft
 from descant_engine.scheduler.waiting import WaitingRequests
 
-LOOK_AHEAD = 64
-"""Lines looked at in a step, so that its cost does not grow with the queue. Far more than loads can be under way."""
+LOOK_AHEAD = 128
+"""Lines looked at in a step, so that its cost does not grow with the queue. From file to batch an adapter takes three
+steps, each of which may admit some dozens."""
 PATIENCE_STEPS = 32
 """In so many steps others may be admitted past a request whose adapter finds no room in the pool; from then on nobody
 who came later is, until enough has drained. Running requests are never preempted for an adapter."""
@@ -23,12 +24,15 @@ class AdapterLoading:
 
     def bring(self, step: StepDraft, blocked: Request | None, num_spare_blocks: int) -> None:
         """Starts what can be started. Nothing goes into the pool past `blocked`, a request that waits for room for its
-        tokens, nor past a request whose adapter waits for room.
+        tokens, nor past a request whose adapter waits for room. Who is out of patience comes first of his priority: he
+        keeps others from being admitted, so he must not wait for one of them.
         """
         self._impatient = None
         into_pool = True
         readiness: dict[str, Readiness] = {}
-        for request in self._waiting.parked(LOOK_AHEAD):
+        parked = sorted(self._waiting.parked(LOOK_AHEAD), key=lambda r: (r.spec.priority, not _is_impatient(r)))
+        impatient = max((r.spec.priority for r in parked if _is_impatient(r)), default=None)
+        for request in parked:
             digest = request.spec.adapter_digest
             assert digest is not None
             if digest not in readiness:
@@ -38,7 +42,7 @@ class AdapterLoading:
                     readiness.keys(),
                     num_spare_blocks,
                     into_pool=is_allowed,
-                    evict_wanted=_is_impatient(request),
+                    evict_wanted=_is_impatient(request) or _goes_before(request, impatient),
                 )
             if readiness[digest] is Readiness.NO_ROOM:
                 into_pool = False
@@ -52,6 +56,11 @@ class AdapterLoading:
         request.num_steps_overtaken += step.admits_later_than(request)
         if self._impatient is None and _is_impatient(request):
             self._impatient = request
+
+
+def _goes_before(request: Request, priority: int | None) -> bool:
+    """Whether a request out of patience, of this priority if there is any, waits for `request` to find room."""
+    return priority is not None and request.spec.priority < priority
 
 
 def _is_impatient(request: Request) -> bool:

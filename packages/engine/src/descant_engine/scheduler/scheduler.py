@@ -10,7 +10,7 @@ in the meantime.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil
 from random import Random
 
@@ -163,6 +163,12 @@ class Scheduler:
         for event in result.adapter_events:
             deltas += self._apply_adapter_event(event)
         return deltas
+
+    def finish_loads(self, events: Sequence[AdapterEvent]) -> list[TokenDelta]:
+        """Applies moves that are over, whatever steps are under way: nobody waits for their results as well."""
+        if events:
+            self._now = self._clock()
+        return [delta for event in events for delta in self._apply_adapter_event(event)]
 
     @property
     def has_unfinished_requests(self) -> bool:

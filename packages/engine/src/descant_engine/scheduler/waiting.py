@@ -7,10 +7,10 @@ nothing until the adapter has come, and nobody waits behind it.
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
-from itertools import islice
+from itertools import count, islice
 from typing import Generic, Protocol, TypeVar
 
 from descant_engine.request import Request
@@ -36,22 +36,24 @@ class _Contest(Generic[EntrantT]):
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, EntrantT]] = []
+        self._heap: list[tuple[int, int, int, EntrantT]] = []
+        self._entries = count()
+        """Tell entries apart that nothing else does: of a line that was closed, and of its successor."""
 
     def enter(self, entrant: EntrantT) -> None:
         """To be called whenever an entrant has somebody to send again, or somebody who came earlier."""
         if (request := entrant.front) is not None:
-            heappush(self._heap, (entrant.share.rank, request.arrival_number, entrant))
+            heappush(self._heap, (entrant.share.rank, request.arrival_number, next(self._entries), entrant))
 
     def first(self) -> EntrantT | None:
         heap = self._heap
         while heap:
-            counter, arrival_number, entrant = heap[0]
+            counter, arrival_number, entry, entrant = heap[0]
             request = entrant.front
             if request is None:
                 heappop(heap)
             elif (counter, arrival_number) != (entrant.share.rank, request.arrival_number):
-                heapreplace(heap, (entrant.share.rank, request.arrival_number, entrant))
+                heapreplace(heap, (entrant.share.rank, request.arrival_number, entry, entrant))
             else:
                 return entrant
         return None
@@ -66,10 +68,11 @@ class _Line:
     group: "_PriorityClass"
     requests: deque[Request] = field(default_factory=deque)
     is_parked: bool = False
+    is_aside: bool = False
 
     @property
     def front(self) -> Request | None:
-        return None if self.is_parked or not self.requests else self.requests[0]
+        return None if self.is_parked or self.is_aside or not self.requests else self.requests[0]
 
     def add(self, request: Request) -> None:
         if not self.requests or self.requests[-1].arrival_number < request.arrival_number:
@@ -126,6 +129,7 @@ class WaitingRequests:
         self._classes: dict[int, _PriorityClass] = {}
         self._by_adapter: dict[str | None, dict[_Line, None]] = {}
         self._held: dict[Request, None] = {}
+        self._aside: list[_Line] = []
         self._size = 0
         self.num_parked = 0
         """Requests in parked lines."""
@@ -181,12 +185,26 @@ class WaitingRequests:
             self._close_line(line, request)
 
     def first(self) -> Request | None:
-        """Who goes next, of all who are not parked."""
+        """Who goes next, of all who are neither parked nor set aside."""
         for priority in sorted(self._classes):
             tenant = self._classes[priority].contest.first()
             if tenant is not None:
                 return tenant.front
         return None
+
+    def set_aside(self, shares: Iterable[Share]) -> None:
+        """Until `put_back`, their lines send nobody."""
+        for share in shares:
+            for group in self._classes.values():
+                if (line := group.lines.get(share)) is not None:
+                    line.is_aside = True
+                    self._aside.append(line)
+
+    def put_back(self) -> None:
+        for line in self._aside:
+            line.is_aside = False
+            line.group.enter(line)
+        self._aside.clear()
 
     def park(self, adapter_digest: str) -> Iterator[Request]:
         """Parks an adapter's lines; gives the requests in those that were not parked yet."""
