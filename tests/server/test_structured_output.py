@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
+import httpx
 import pytest
 from openai import BadRequestError, OpenAI
 from pydantic import BaseModel, Field
@@ -125,6 +126,42 @@ def streamed_calls(client: OpenAI, options: dict[str, Any]) -> list[tuple[str, s
     assert finish_reason == "tool_calls"
     assert all(len(each) > 2 for each in pieces.values())
     return [(name, "".join(pieces[index])) for index, name in names.items()]
+
+
+class Named(BaseModel):
+    """Looks like a call, but for its name."""
+
+    name: str = Field(max_length=3)
+
+
+def test_content_keeps_to_its_schema_or_is_a_call(client: OpenAI) -> None:
+    """The first token decides: a list of calls, or the schema's object."""
+    schema = {"name": "named", "schema": Named.model_json_schema()}
+    ask = ASK | {"tools": TOOLS, "response_format": {"type": "json_schema", "json_schema": schema}, "seed": 1}
+    content = client.chat.completions.create(**ask, logit_bias=bias(client, "{", "[")).choices[0]
+    Named.model_validate_json(content.message.content or "")
+    assert (content.finish_reason, content.message.tool_calls) == ("stop", None)
+    ask |= {"logit_bias": bias(client, "[", "{"), "parallel_tool_calls": False}
+    call = client.chat.completions.create(**ask).choices[0]
+    assert call.finish_reason == "tool_calls"
+    assert call.message.content is None
+    assert call.message.tool_calls is not None
+    assert call.message.tool_calls[0].function.name in ("now", "get_weather")
+
+
+def test_content_that_keeps_to_a_schema_streams_beside_tools(client: OpenAI) -> None:
+    ask = ASK | {"tools": TOOLS, "extra_body": {"guided_json": Named.model_json_schema()}, "seed": 3}
+    ask |= {"logit_bias": bias(client, "{", "[")}
+    whole = client.chat.completions.create(**ask).choices[0].message.content
+    parts = [chunk.choices[0].delta.content for chunk in client.chat.completions.create(**ask, stream=True)]
+    assert "".join(part or "" for part in parts) == whole
+    assert sum(bool(part) for part in parts) > 2
+
+
+def bias(client: OpenAI, wanted: str, unwanted: str) -> dict[str, int]:
+    base = str(client.base_url).removesuffix("/v1/")
+    ids = [httpx.post(f"{base}/tokenize", json={"prompt": text}).json()["tokens"][0] for text in (wanted, unwanted)]
+    return {str(ids[0]): 60, str(ids[1]): -100}
 
 
 def test_calls_and_their_answers_go_through_the_history(client: OpenAI) -> None:

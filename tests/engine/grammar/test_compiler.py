@@ -12,6 +12,14 @@ import numpy as np
 import pytest
 
 from descant_engine.grammar.after_text import AfterTextMatcher
+from descant_engine.grammar.alternatives import (
+    Alternative,
+    JsonPart,
+    RegexPart,
+    TextPart,
+    TokenPart,
+    alternatives_spec,
+)
 from descant_engine.grammar.build import BackendName
 from descant_engine.grammar.compiler import GrammarCompiler
 from descant_engine.grammar.llguidance_backend import LlguidanceGrammar
@@ -64,6 +72,7 @@ PERSON = {
     "properties": {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 0}},
     "required": ["name", "age"],
 }
+NULL = {"$ref": "#/$defs/n", "$defs": {"n": {"type": "null"}}}
 CASES = [
     (schema(PERSON), ['{"name": "Bo", "age": 3}', '{"name":"","age":0}'], ['{"name": "Bo"}', "x"]),
     (schema(PERSON), [], ['{"name": 3, "age": 3}', '{"name": "Bo", "age": -1}', '{"name": "Bo", "age": 1, "more": 2}']),
@@ -91,6 +100,17 @@ CASES = [
         ),
         ["hello", 'x<f>{"name": "a", "age": 1}</f>y'],
         ["<f>nothing</f>"],
+    ),
+    (
+        alternatives_spec(
+            [
+                Alternative((JsonPart(PERSON),)),
+                Alternative((RegexPart("a/b|c"),)),
+                Alternative((TextPart('<"c">\n'), JsonPart(NULL)), " "),
+            ]
+        ),
+        ['{"name": "a", "age": 1}', "a/b", "c", '<"c">\nnull', '<"c">\nnull <"c">\nnull'],
+        ['{"name": "a", "age": 1} c', '{"name": "a", "more": 2}', '<"c">\n', '<"c">\nnull<"c">\nnull', "null"],
     ),
 ]  # fmt: skip
 
@@ -126,6 +146,8 @@ HOSTILE = [
     (GrammarSpec(GrammarKind.EBNF, "root ::= nothing"), "nothing"),
     (GrammarSpec(GrammarKind.EBNF, "no grammar"), "Expected token"),
     (GrammarSpec(GrammarKind.STRUCTURAL_TAG, '{"type": "structural_tag"}'), "format"),
+    (GrammarSpec(GrammarKind.ALTERNATIVES, '{"parts": []}'), "no alternatives"),
+    (alternatives_spec([Alternative((JsonPart({"$ref": "#"}),))]), "no finite"),
 ]
 
 
@@ -288,3 +310,12 @@ def test_boolean_schemas_are_any_value_and_none(compiler: GrammarCompiler) -> No
     assert takes(compiled(compiler, schema(True)), "[1]")
     with pytest.raises(GrammarRefused, match="no value"):
         compiled(compiler, schema(False))
+
+
+def test_an_alternative_may_begin_with_a_special_token(compiler: GrammarCompiler) -> None:
+    special = VOCABULARY.size - 1
+    forms = [Alternative((TokenPart(special), TextPart("ab"))), Alternative((TextPart("x"),))]
+    matcher = compiled(compiler, alternatives_spec(forms)).matcher()
+    assert allowed(matcher) == {special, ord("x") + 1}
+    assert matcher.accept(special)
+    assert ord("a") + 1 in allowed(matcher)

@@ -39,6 +39,8 @@ class Reading:
     starts_in_reasoning: bool = False
     tools: ToolCallForm | None = None
     """None if no tool may be called."""
+    call_names: frozenset[str] | None = None
+    """What calls begin with, where a grammar sees to their form; None if the model writes them as it likes."""
     named_tool: str | None = None
     """The whole answer is this tool's arguments."""
     is_single_call: bool = False
@@ -138,7 +140,7 @@ def _reasoning(reading: Reading) -> tuple[ReasoningSplitter | None, ReasoningCou
 def _parser(reading: Reading) -> ToolCallParser | None:
     if reading.named_tool is not None:
         return NamedCall(reading.named_tool)
-    return None if reading.tools is None else reading.tools.parser()
+    return None if reading.tools is None else reading.tools.parser(reading.call_names)
 
 
 REQUIRED_CALLS = GENERIC_JSON

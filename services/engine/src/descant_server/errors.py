@@ -57,13 +57,13 @@ def from_engine(error: Exception, prompt_field: str) -> ApiError:
         case UnsupportedTask():
             return invalid_request(_sentence(error), param="model", code="unsupported_task")
         case InvalidDimensions():
-            return invalid_request(_sentence(error), param="dimensions", code="invalid_value")
+            return invalid_request(f"{error}.", param="dimensions", code="invalid_value")
         case PromptTooLong() | InputTooLong() | RequestRefused():
             return context_length_exceeded(_sentence(error), param=prompt_field)
         case QueueFull():
             return rate_limit_exceeded(_sentence(error), retry_after_s=RETRY_FULL_QUEUE_S)
         case InvalidParams():
-            return invalid_request(_sentence(error), param=field_of(str(error)), code="invalid_value")
+            return invalid_request(f"{error}.", param=field_of(str(error)), code="invalid_value")
         case ValueError():
             return invalid_request(_sentence(error), param=prompt_field, code="invalid_value")
         case EngineDraining() | EngineDead():

@@ -6,7 +6,20 @@ from typing import Any
 
 import msgspec
 
+from descant_engine.grammar.alternatives import (
+    Alternative,
+    JsonPart,
+    Part,
+    RegexPart,
+    TextPart,
+    TokenPart,
+    alternatives_spec,
+)
+from descant_engine.grammar.schema import read_schema
 from descant_engine.grammar.spec import GrammarKind, GrammarRefused, GrammarSpec
+from descant_engine.text.tokenizer import Tokenizer
+from descant_engine.text.tool_calls.parsers import CallSyntax
+from descant_server.chat_model import ChatModel
 from descant_server.structured_output import Demand, invalid_grammar
 from descant_wire.chat import ChatCompletionRequest
 from descant_wire.errors import invalid_request
@@ -58,26 +71,74 @@ def tool_demand(request: ChatCompletionRequest, tools: list[Tool]) -> Demand | N
     return None
 
 
+def content_or_calls(
+    demand: Demand, request: ChatCompletionRequest, tools: list[Tool], model: ChatModel
+) -> Demand | None:
+    """The form of an output that keeps to `demand` or calls tools as the model does; None if no grammar can say so.
+
+    Raises:
+        ApiError: 400, a tool's parameters are no schema.
+    """
+    forms, syntax = _content_forms(demand.grammar), model.tools.syntax
+    if not forms or syntax is None:
+        return None
+    calls = JsonPart(_calls(tools, syntax, is_single=request.parallel_tool_calls is False))
+    parts = (*_marker(syntax.begin, model.tokenizer), calls, *_marker(syntax.end, model.tokenizer))
+    separator = None if request.parallel_tool_calls is False else syntax.separator
+    try:
+        return Demand(demand.field, alternatives_spec([*forms, Alternative(parts, separator)]))
+    except (GrammarRefused, RecursionError) as error:
+        raise invalid_grammar(str(error), "tools") from None
+
+
+def _content_forms(grammar: GrammarSpec) -> list[Alternative]:
+    match grammar.kind:
+        case GrammarKind.JSON_SCHEMA:
+            return [Alternative((JsonPart(read_schema(grammar.text)),))]
+        case GrammarKind.REGEX:
+            return [Alternative((RegexPart(grammar.text),))]
+        case GrammarKind.CHOICE:
+            return [Alternative((TextPart(choice),)) for choice in msgspec.json.decode(grammar.text, type=list[str])]
+        case _:
+            return []
+
+
+def _marker(text: str, tokenizer: Tokenizer) -> tuple[Part, ...]:
+    """Special tokens have no text that a grammar could ask for."""
+    token_id = tokenizer.special_token_id(text.strip())
+    if token_id is None:
+        return (TextPart(text),) if text else ()
+    before, _, after = text.partition(text.strip())
+    return tuple(
+        TextPart(part) if isinstance(part, str) else TokenPart(part) for part in (before, token_id, after) if part
+    )
+
+
+def _calls(tools: list[Tool], syntax: CallSyntax, *, is_single: bool) -> dict[str, Any]:
+    schema = _calls_schema(tools, arguments_key=syntax.arguments_key, is_single=is_single)
+    return schema if syntax.is_list else schema["items"] | {"$defs": schema["$defs"]}
+
+
 def _json_demand(schema: dict[str, Any]) -> Demand:
     return Demand("tools", GrammarSpec(GrammarKind.JSON_SCHEMA, msgspec.json.encode(schema).decode()))
 
 
-def _calls_schema(tools: list[Tool], *, is_single: bool) -> dict[str, Any]:
+def _calls_schema(tools: list[Tool], *, is_single: bool, arguments_key: str = "parameters") -> dict[str, Any]:
     """A list of {"name": ..., "parameters": ...}, in this order: so the arguments can be passed on as they come."""
     schema: dict[str, Any] = {
         "type": "array",
         "minItems": 1,
-        "items": {"anyOf": [_call_schema(index, tool) for index, tool in enumerate(tools)]},
+        "items": {"anyOf": [_call_schema(index, tool, arguments_key) for index, tool in enumerate(tools)]},
         "$defs": {f"tool{index}": _moved(_parameters(tool), index) for index, tool in enumerate(tools)},
     }
     return schema | {"maxItems": 1} if is_single else schema
 
 
-def _call_schema(index: int, tool: Tool) -> dict[str, Any]:
+def _call_schema(index: int, tool: Tool, arguments_key: str) -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": {"name": {"const": tool.function.name}, "parameters": {"$ref": f"#/$defs/tool{index}"}},
-        "required": ["name", "parameters"],
+        "properties": {"name": {"const": tool.function.name}, arguments_key: {"$ref": f"#/$defs/tool{index}"}},
+        "required": ["name", arguments_key],
         "additionalProperties": False,
     }
 

@@ -14,8 +14,8 @@ from descant_server.chat_model import ChatModel
 from descant_server.chat_prompt import chat_prompt
 from descant_server.chat_reading import REQUIRED_CALLS, Reading
 from descant_server.errors import field_of
-from descant_server.structured_output import demand_of
-from descant_server.tools import tool_demand, tools_of
+from descant_server.structured_output import Demand, demand_of
+from descant_server.tools import content_or_calls, tool_demand, tools_of
 from descant_wire.chat import ChatCompletionRequest
 from descant_wire.completions import CompletionRequest
 from descant_wire.errors import ApiError, invalid_request
@@ -55,8 +55,10 @@ class EngineCall:
 def chat_call(request: ChatCompletionRequest, model: ChatModel, max_model_len: int, adapter: str | None) -> EngineCall:
     """Raises ApiError 400 for options that are outside their range or don't go together."""
     tools = tools_of(request)
-    demand = tool_demand(request, tools) or demand_of(request)
+    demand = tool_demand(request, tools)
     reading = _reading(request, tools, model)
+    if demand is None and (demand := demand_of(request)) is not None and tools:
+        demand, reading = _free_to_call(demand, request, tools, model, reading)
     params = sampling_params(
         request, max_model_len, max_tokens=request.completion_limit, logprobs=_chat_logprobs(request)
     )
@@ -127,6 +129,17 @@ def _reading(request: ChatCompletionRequest, tools: list[Tool], model: ChatModel
         named_tool=named,
         is_single_call=request.parallel_tool_calls is False,
     )
+
+
+def _free_to_call(
+    demand: Demand, request: ChatCompletionRequest, tools: list[Tool], model: ChatModel, reading: Reading
+) -> tuple[Demand, Reading]:
+    """What is demanded of the content, or a call. Where no grammar can say that, the demand is all there is: no tool
+    can be called then."""
+    widened = content_or_calls(demand, request, tools, model)
+    if widened is None:
+        return demand, replace(reading, tools=None)
+    return widened, replace(reading, call_names=frozenset(tool.function.name for tool in tools))
 
 
 def _after_reasoning(grammar: GrammarSpec, reading: Reading) -> GrammarSpec:

@@ -46,6 +46,7 @@ CASES: list[tuple[str, str, str, Calls]] = [
     ("json", f'{{"arguments": {WEATHER_JSON}, "name": "get_weather"}}', "", [WEATHER]),
     ("json", '{"name": "now", "arguments": "{\\"a\\": 1}"}', "", [("now", {"a": 1})]),
     ("json", "[1, 2, 3]", "[1, 2, 3]", []),
+    ("json", '[{"a": 1}, {"b": 2}]', '[{"a": 1}, {"b": 2}]', []),
     ("pythonic", """[get_weather(city='Rome }]\\\\ "x"', days=[1, 2]), now()]""", "", [WEATHER, NOW]),
     (
         "pythonic",
@@ -98,6 +99,27 @@ def test_a_call_that_breaks_off_keeps_what_was_passed_on(name: str) -> None:
     parser = FORMS[name].parser()
     events = parser.feed(opening + '{"name": "f", "arguments": {"a": 1') + parser.finish()
     assert events == [CallStarted("f"), Arguments('{"a": 1')]
+
+
+@pytest.mark.parametrize("name", ["llama3_json", "json"])
+@pytest.mark.parametrize(
+    "text", ['{"name": "Bo", "age": 3}', '{"age": {"name": "now"}}', '[{"name": "Bo"}, {"name": "now"}]', '{"name": 3}']
+)
+def test_with_names_given_nothing_else_is_a_call(name: str, text: str) -> None:
+    for size in (1, 2, 5, len(text)):
+        parser = FORMS[name].parser(frozenset({"now"}))
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        events = [event for piece in pieces for event in parser.feed(piece)] + parser.finish()
+        assert all(isinstance(event, Content) for event in events)
+        assert "".join(event.text for event in events) == text
+    call = FORMS[name].parser(frozenset({"now"}))
+    assert call.feed('{"name": "now", "parameters": {"a": 1}}') == [CallStarted("now"), Arguments('{"a": 1}')]
+
+
+def test_content_is_passed_on_as_soon_as_it_is_no_call() -> None:
+    parser = GENERIC_JSON.parser(frozenset({"now"}))
+    assert parser.feed('{"name": "Bo"') == [Content('{"name": "Bo"')]
+    assert parser.feed(', "a') == [Content(', "a')]
 
 
 def test_a_broken_pythonic_call_is_content() -> None:

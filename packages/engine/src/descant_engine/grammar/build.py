@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from descant_engine.grammar.alternatives import checked_alternatives
 from descant_engine.grammar.matcher import CompiledGrammar, Matcher, num_words
 from descant_engine.grammar.schema import check_has_finite_output, closed, read_schema
 from descant_engine.grammar.spec import GrammarKind, GrammarRefused, GrammarSpec
@@ -160,6 +161,8 @@ def _prepared(spec: GrammarSpec) -> GrammarSpec:
             return replace(spec, text=_unanchored(spec.text))
         case GrammarKind.STRUCTURAL_TAG:
             return replace(spec, text=json.dumps(read_structural_tag(spec.text)))
+        case GrammarKind.ALTERNATIVES:
+            return replace(spec, text=checked_alternatives(spec.text))
         case _:
             return spec
 
@@ -189,5 +192,7 @@ def _suits_xgrammar(spec: GrammarSpec, backends: Backends) -> bool:
             return honours_regex(spec.text)
         case GrammarKind.EBNF:
             return "::=" in spec.text
+        case GrammarKind.ALTERNATIVES:
+            return False
         case _:
             return True

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.numpy import fill_next_token_bitmask
 
+from descant_engine.grammar.alternatives import lark_of
 from descant_engine.grammar.matcher import BitmaskRow
 from descant_engine.grammar.spec import GrammarKind, GrammarRefused, GrammarSpec
 from descant_engine.grammar.vocabulary import Vocabulary
@@ -120,6 +121,8 @@ def _grammar(spec: GrammarSpec) -> str:
             return str(LLMatcher.grammar_from_lark(f"start: {choices}"))
         case GrammarKind.EBNF:
             return str(LLMatcher.grammar_from_lark(spec.text))
+        case GrammarKind.ALTERNATIVES:
+            return str(LLMatcher.grammar_from_lark(lark_of(spec.text, JSON_OPTIONS)))
         case GrammarKind.STRUCTURAL_TAG:
             raise GrammarRefused("structural tags need the xgrammar backend")
 

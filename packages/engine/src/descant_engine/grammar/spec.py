@@ -19,6 +19,8 @@ class GrammarKind(StrEnum):
     """EBNF with `root ::= ...`, or Lark with `start: ...`."""
     STRUCTURAL_TAG = "structural_tag"
     """xgrammar's JSON: free text in which certain beginnings are followed by text of a certain form."""
+    ALTERNATIVES = "alternatives"
+    """`alternatives`' JSON: the output is one of several sequences of texts, tokens and JSON values."""
 
 
 class GrammarRefused(ValueError):

@@ -78,6 +78,8 @@ def _compile(compiler: xgr.GrammarCompiler, spec: GrammarSpec) -> xgr.CompiledGr
             return compiler.compile_grammar(f"root ::= {' | '.join(map(_quote, json.loads(spec.text)))}")
         case GrammarKind.EBNF:
             return compiler.compile_grammar(spec.text)
+        case GrammarKind.ALTERNATIVES:
+            raise GrammarRefused("it needs the llguidance backend")
         case GrammarKind.STRUCTURAL_TAG:
             return compiler.compile_structural_tag(spec.text)
 

@@ -157,6 +157,12 @@ class Tokenizer:
     def is_special(self, token_id: int) -> bool:
         return token_id in self._bytes.special_token_ids
 
+    def special_token_id(self, text: str) -> int | None:
+        """Of the special token that is written so; None if none is."""
+        token_id = self.pretrained.convert_tokens_to_ids(text) if text else None
+        is_it = isinstance(token_id, int) and self.is_special(token_id) and self.token_text(token_id) == text
+        return token_id if is_it else None
+
     def token_text(self, token_id: int) -> str:
         """One token alone, for people to read."""
         return self.token_bytes(token_id, skip_special_tokens=False).decode("utf-8", errors="replace")

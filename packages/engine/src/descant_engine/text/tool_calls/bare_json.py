@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from descant_engine.text.tool_calls.events import Arguments, CallStarted, Content, ToolEvent, prefix_at_end
-from descant_engine.text.tool_calls.json_calls import WHITESPACE, JsonCall
+from descant_engine.text.tool_calls.json_calls import WHITESPACE, CallNames, JsonCall
 
 _NAMED_CALL = re.compile(r"([\w.\-]+)\s*(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*(?=\{)")
 
@@ -16,10 +16,13 @@ _NAMED_CALL = re.compile(r"([\w.\-]+)\s*(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*(?=\{
 class BareJsonCalls:
     """An output that begins otherwise is content to its end."""
 
-    def __init__(self, openings: Sequence[str] = ()) -> None:
-        """`openings`: what may stand before the JSON, longest first."""
+    def __init__(self, openings: Sequence[str] = (), names: CallNames = None) -> None:
+        """`openings`: what may stand before the JSON, longest first. `names`: see `JsonCall`."""
         self._openings = openings
+        self._names = names
         self._held = ""
+        self._before = ""
+        """What stood before the first object: content too, if that is."""
         self._call: JsonCall | None = None
         self._is_content = False
         self._is_decided = False
@@ -35,7 +38,7 @@ class BareJsonCalls:
 
     def finish(self) -> list[ToolEvent]:
         if self._call is not None:
-            return self._call.finish()
+            return self._with_what_was_before(self._call, self._call.finish())
         held, self._held = self._held, ""
         return [Content(held)] if held.strip() and not self._has_called else []
 
@@ -68,14 +71,14 @@ class BareJsonCalls:
                 start = self._held.find("{")
                 if start < 0:
                     return events + self._unless_call_follows()
-                self._held = self._held[start:]
-                self._call = JsonCall()
+                self._before, self._held = self._held[:start], self._held[start:]
+                self._call = JsonCall(self._names)
             events += self._feed_call(self._call)
         return events
 
     def _feed_call(self, call: JsonCall) -> list[ToolEvent]:
         text, self._held = self._held, ""
-        events = call.feed(text)
+        events = self._with_what_was_before(call, call.feed(text))
         if call.is_complete:
             self._held, self._call = call.rest, None
             self._has_called = self._has_called or call.is_started
@@ -84,6 +87,10 @@ class BareJsonCalls:
                 if self._held:
                     events += self._read()
         return events
+
+    def _with_what_was_before(self, call: JsonCall, events: list[ToolEvent]) -> list[ToolEvent]:
+        is_content = bool(events) and not self._has_called and not call.is_started
+        return [Content(self._before), *events] if is_content and self._before else events
 
     def _unless_call_follows(self) -> list[ToolEvent]:
         """A list that holds something else than objects is content."""

@@ -2,6 +2,7 @@
 piece by piece as soon as the name is known."""
 
 import json
+from collections.abc import Set
 from enum import Enum
 
 from descant_engine.text.tool_calls.events import Arguments, CallStarted, Content, ToolEvent
@@ -9,6 +10,9 @@ from descant_engine.text.tool_calls.events import Arguments, CallStarted, Conten
 NAME_KEYS = ("name", "function")
 ARGUMENT_KEYS = ("arguments", "parameters")
 WHITESPACE = " \t\r\n"
+
+CallNames = Set[str] | None
+"""What may be called; None if any name is taken for one."""
 
 
 class _In(Enum):
@@ -25,10 +29,12 @@ class _In(Enum):
 class JsonCall:
     """Fed with the text from the object's opening brace on; `rest` is what followed the closing one.
 
-    An object that is no call is given back as content when it ends, or breaks off.
+    An object that is no call is given back as content when it ends, or breaks off. With `names`, calls begin with one
+    of them: what does not is given back at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: CallNames = None) -> None:
+        self._names = names
         self.rest = ""
         self._place = _In.BEFORE_KEY
         self._seen = ""
@@ -70,13 +76,17 @@ class JsonCall:
             case _In.KEY:
                 if self._value.take(symbol):
                     self._key = _string(self._value.text)
-                    self._place = _In.BEFORE_VALUE
+                    is_first = not self._values
+                    is_other = is_first and self._names is not None and self._key not in NAME_KEYS
+                    self._place = _In.BROKEN if is_other else _In.BEFORE_VALUE
             case _In.BEFORE_VALUE:
                 self._take_before_value(symbol)
             case _In.VALUE:
                 self._take_value(symbol)
 
     def _take_before_key(self, symbol: str) -> None:
+        if self._place is _In.BROKEN:
+            return
         if symbol == '"':
             self._value = _JsonValue()
             self._value.take(symbol)
@@ -94,15 +104,17 @@ class JsonCall:
 
     def _take_value(self, symbol: str) -> None:
         if self._value.is_bare and symbol in ",}" + WHITESPACE:
-            self._keep_value()
             self._place = _In.BEFORE_KEY
+            self._keep_value()
             self._take_before_key(symbol)
         elif self._value.take(symbol):
-            self._keep_value()
             self._place = _In.BEFORE_KEY
+            self._keep_value()
 
     def _keep_value(self) -> None:
         self._values[self._key] = self._value.text
+        if self._names is not None and self._key in NAME_KEYS and _string(self._value.text) not in self._names:
+            self._place = _In.BROKEN
 
     @property
     def _is_call(self) -> bool:

@@ -5,8 +5,23 @@ from dataclasses import dataclass
 
 from descant_engine.text.tool_calls.bare_json import BareJsonCalls, MistralCalls
 from descant_engine.text.tool_calls.events import ToolCallParser
+from descant_engine.text.tool_calls.json_calls import CallNames
 from descant_engine.text.tool_calls.pythonic import PythonicCalls
 from descant_engine.text.tool_calls.tagged import TaggedCalls
+
+
+@dataclass(frozen=True, slots=True)
+class CallSyntax:
+    """How a call is written where a grammar sees to it: a JSON object, with the name first, between two texts."""
+
+    begin: str = ""
+    """May be the text of a special token."""
+    end: str = ""
+    arguments_key: str = "arguments"
+    is_list: bool = False
+    """The calls stand in one list; otherwise each has texts of its own around it."""
+    separator: str | None = None
+    """Between calls that are in no list; None if there may be but one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,17 +29,37 @@ class ToolCallForm:
     """How a family of models writes calls."""
 
     name: str
-    parser: Callable[[], ToolCallParser]
-    """For one output."""
+    make_parser: Callable[[CallNames], ToolCallParser]
+    syntax: CallSyntax | None = None
+    """None if no grammar can see to it."""
     needs_special_tokens: bool = False
     """Calls are marked by special tokens, which the text must show then."""
 
+    def parser(self, names: CallNames = None) -> ToolCallParser:
+        """For one output. With `names` nothing else is a call, and every call begins with its name."""
+        return self.make_parser(names)
 
-HERMES = ToolCallForm("hermes", lambda: TaggedCalls("<tool_call>", "</tool_call>"))
-LLAMA3_JSON = ToolCallForm("llama3_json", lambda: BareJsonCalls(("<|python_tag|>",)), needs_special_tokens=True)
-MISTRAL = ToolCallForm("mistral", MistralCalls, needs_special_tokens=True)
-PYTHONIC = ToolCallForm("pythonic", PythonicCalls, needs_special_tokens=True)
-GENERIC_JSON = ToolCallForm("json", lambda: BareJsonCalls(("<tool_call>", "```json", "```")))
+
+HERMES = ToolCallForm(
+    "hermes",
+    lambda _: TaggedCalls("<tool_call>", "</tool_call>"),
+    CallSyntax("<tool_call>\n", "\n</tool_call>", separator="\n"),
+)
+LLAMA3_JSON = ToolCallForm(
+    "llama3_json",
+    lambda names: BareJsonCalls(("<|python_tag|>",), names),
+    CallSyntax(arguments_key="parameters"),
+    needs_special_tokens=True,
+)
+MISTRAL = ToolCallForm(
+    "mistral", lambda _: MistralCalls(), CallSyntax("[TOOL_CALLS]", is_list=True), needs_special_tokens=True
+)
+PYTHONIC = ToolCallForm("pythonic", lambda _: PythonicCalls(), needs_special_tokens=True)
+GENERIC_JSON = ToolCallForm(
+    "json",
+    lambda names: BareJsonCalls(("<tool_call>", "```json", "```"), names),
+    CallSyntax(arguments_key="parameters", is_list=True),
+)
 
 FORMS: dict[str, ToolCallForm] = {
     "hermes": HERMES,
