@@ -103,7 +103,12 @@ def test_a_model_without_end_of_sequence(config_with: Callable[..., str]) -> Non
     ("changes", "message"),
     [
         ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel.*LlamaForCausalLM, Mistral"),
-        ({"model_type": "no_such_thing"}, "config cannot be read.*LlamaForCausalLM, Mistral"),
+        ({"model_type": "no_such_thing"}, "'no_such_thing'.*LlamaForCausalLM, Mistral"),
+        ({"model_type": None}, "config cannot be read.*model_type"),
+        ({"hidden_size": "96"}, "config cannot be read.*hidden_size"),
+        ({"head_dim": None, "hidden_size": 97}, "hidden_size=97 is not a multiple"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "'llama3' comes without low_freq_factor"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "each kind of layer"),
         (
             {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 1.0, "short_factor": [1.0] * 8,
                                  "long_factor": [1.0] * 8, "original_max_position_embeddings": 512}},
@@ -113,7 +118,8 @@ def test_a_model_without_end_of_sequence(config_with: Callable[..., str]) -> Non
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
         ({"num_key_value_heads": 4}, "6 query heads cannot share 4 KV heads"),
     ],
-    ids=["architecture", "unknown-type", "rope", "quantization", "activation", "heads"],
+    ids=["architecture", "unknown", "no-type", "wrong-type", "width", "rope-lacks", "rope-by-layer", "rope",
+          "quantization", "activation", "heads"],
 )  # fmt: skip
 def test_what_cannot_be_computed_exactly_is_refused_by_name(
     config_with: Callable[..., str], changes: dict[str, object], message: str

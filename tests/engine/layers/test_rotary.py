@@ -5,6 +5,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from descant_engine.config_file import parse_config
 from descant_engine.layers.rotary import Rotary
 from descant_engine.model_config import model_shape
 
@@ -51,7 +52,7 @@ def test_table_equals_transformers(rope: dict[str, object]) -> None:
     config = LlamaConfig(
         hidden_size=256, num_attention_heads=4, head_dim=64, max_position_embeddings=16384, rope_parameters=rope
     )
-    shape = model_shape(config)
+    shape = model_shape(parse_config(config.to_dict()))
     table = Rotary(shape.head_dim, shape.max_position, shape.rope).cos_sin
     positions = torch.tensor([0, 1, 17, 4096, 16383])
     cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions[None])

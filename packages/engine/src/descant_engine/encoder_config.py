@@ -1,18 +1,17 @@
-"""A transformers config of an encoder, as numbers."""
+"""The config of an encoder, as numbers."""
 
-from typing import Any, Final
+from typing import Final
 
 from descant_engine.config import EncoderShape, ModelShape, RopeScaling
+from descant_engine.config_file import ENCODER_TYPES, BertFile
 from descant_engine.unsupported import UnsupportedModelError
 
-ENCODER_TYPES: Final = {"bert": "BertModel"}
-"""transformers' model_type -> class name; `models.registry` has a line for each, and one for its cross-encoder."""
 CROSS_ENCODERS: Final = {"bert": "BertForSequenceClassification"}
 ACTIVATIONS: Final = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 NO_ROTATION: Final = RopeScaling(kind="default", theta=1.0)
 
 
-def encoder_shape(source: Any) -> ModelShape:
+def encoder_shape(source: BertFile) -> ModelShape:
     """Raises UnsupportedModelError: a variant that we don't have; says which."""
     _refuse_variants(source)
     is_cross_encoder = CROSS_ENCODERS[source.model_type] in (source.architectures or ())
@@ -45,19 +44,19 @@ def encoder_shape(source: Any) -> ModelShape:
     )
 
 
-def _refuse_variants(source: Any) -> None:
+def _refuse_variants(source: BertFile) -> None:
     if source.hidden_act not in ACTIVATIONS:
         raise UnsupportedModelError(
             f"activation {source.hidden_act!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
         )
-    if getattr(source, "position_embedding_type", "absolute") != "absolute":
+    if source.position_embedding_type != "absolute":
         raise UnsupportedModelError(f"position embeddings {source.position_embedding_type!r} are not supported")
-    if getattr(source, "is_decoder", False):
+    if source.is_decoder:
         raise UnsupportedModelError(f"{source.model_type} as a decoder is not supported")
 
 
-def _leaves_scores_alone(source: Any) -> bool:
+def _leaves_scores_alone(source: BertFile) -> bool:
     """sentence-transformers' cross-encoders put a sigmoid over their score unless their config says otherwise."""
-    newer = getattr(source, "sentence_transformers", None) or {}
-    name = newer.get("activation_fn") or getattr(source, "sbert_ce_default_activation_function", None) or ""
+    newer = source.sentence_transformers or {}
+    name = newer.get("activation_fn") or source.sbert_ce_default_activation_function or ""
     return bool(name.endswith("Identity"))

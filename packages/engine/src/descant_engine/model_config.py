@@ -5,20 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from descant_engine.config import Device, Dtype, EngineConfig, ModelShape, ResolvedConfig, RopeScaling
-from descant_engine.encoder_config import ENCODER_TYPES, encoder_shape
+from descant_engine.config_file import ARCHITECTURES, BertFile, LlamaFile, read_config_file, read_generation_file
+from descant_engine.encoder_config import encoder_shape
 from descant_engine.gguf_cache import config_folder
 from descant_engine.model_tasks import is_bare_decoder, pooling_of, tasks_of
 from descant_engine.pooling import PoolingConfig
 from descant_engine.unsupported import UnsupportedModelError as UnsupportedModelError
-
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-"""transformers' model_type -> class name; `models.registry` has a line for each."""
 
 ROPE_KINDS = ("default", "linear", "llama3", "dynamic", "yarn")
 
@@ -29,8 +24,7 @@ class ModelPlace(NamedTuple):
 
 
 class ModelConfig(NamedTuple):
-    source: Any
-    """transformers' config object"""
+    source: LlamaFile | BertFile
     shape: ModelShape
     eos_token_ids: tuple[int, ...]
 
@@ -79,16 +73,15 @@ def read_model_config(model: str) -> ModelConfig:
     Raises:
         UnsupportedModelError: no such model, or one that cannot be computed exactly; says what is supported.
     """
-    from transformers import AutoConfig
-
     place = locate_model(model, with_weights=False)
     try:
         folder = config_folder(place.folder / place.gguf_file) if place.gguf_file is not None else place.folder
-        source = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
-        reason = f"its config cannot be read ({_first_line(error)})"
-        raise UnsupportedModelError(f"{model}: {reason}; supported are {_supported()}") from error
-    return ModelConfig(source, model_shape(source), _eos_token_ids(source, place))
+        source = read_config_file(folder)
+        return ModelConfig(source, model_shape(source), _eos_token_ids(source, place))
+    except UnsupportedModelError:
+        raise
+    except (ValueError, KeyError, OSError, msgspec.ValidationError) as error:
+        raise UnsupportedModelError(f"{model}: its config cannot be read ({_first_line(error)})") from error
 
 
 def locate_model(model: str, *, with_weights: bool) -> ModelPlace:
@@ -121,19 +114,16 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def model_shape(source: Any) -> ModelShape:
-    """The numbers of a transformers config.
+def model_shape(source: LlamaFile | BertFile) -> ModelShape:
+    """The numbers of a model's config.
 
     Raises:
-        UnsupportedModelError: an architecture, rotary embedding, quantization or activation we don't have.
+        UnsupportedModelError: a rotary embedding, quantization or activation we don't have.
     """
-    if source.model_type in ENCODER_TYPES:
+    if isinstance(source, BertFile):
         return encoder_shape(source)
-    if source.model_type not in ARCHITECTURES:
-        named = ", ".join(getattr(source, "architectures", None) or [source.model_type])
-        raise UnsupportedModelError(f"{named} is not supported; supported are {_supported()}")
     _refuse_variants(source)
-    bias = bool(getattr(source, "attention_bias", False))
+    bias = source.attention_bias
     rope = _rope(source)
     return ModelShape(
         architecture=ARCHITECTURES[source.model_type],
@@ -143,25 +133,20 @@ def model_shape(source: Any) -> ModelShape:
         num_layers=source.num_hidden_layers,
         num_q_heads=source.num_attention_heads,
         num_kv_heads=source.num_key_value_heads or source.num_attention_heads,
-        head_dim=getattr(source, "head_dim", None) or source.hidden_size // source.num_attention_heads,
+        head_dim=source.head_dim or source.hidden_size // source.num_attention_heads,
         rms_norm_eps=source.rms_norm_eps,
         max_position=_max_position(source, rope),
         rope=rope,
         tie_word_embeddings=source.tie_word_embeddings or is_bare_decoder(source),
         attention_bias=bias or source.model_type == "qwen2",
         output_bias=bias,
-        mlp_bias=bool(getattr(source, "mlp_bias", False)),
+        mlp_bias=source.mlp_bias,
     )
 
 
-def _supported() -> str:
-    return ", ".join([*ARCHITECTURES.values(), *ENCODER_TYPES.values()])
-
-
-def _refuse_variants(source: Any) -> None:
-    quantization = getattr(source, "quantization_config", None)
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+def _refuse_variants(source: LlamaFile) -> None:
+    if source.quantization_config is not None:
+        method = source.quantization_config.get("quant_method")
         raise UnsupportedModelError(f"quantization {method!r} is not supported; supported are none and GGUF files")
     if source.hidden_act != "silu":
         raise UnsupportedModelError(f"activation {source.hidden_act!r} is not supported; supported is silu")
@@ -169,11 +154,15 @@ def _refuse_variants(source: Any) -> None:
         raise UnsupportedModelError(
             f"{source.num_attention_heads} query heads cannot share {source.num_key_value_heads} KV heads evenly"
         )
+    if source.head_dim is None and source.hidden_size % source.num_attention_heads:
+        raise UnsupportedModelError(
+            f"hidden_size={source.hidden_size} is not a multiple of num_attention_heads={source.num_attention_heads}"
+        )
 
 
-def _rope(source: Any) -> RopeScaling:
-    given = source.rope_parameters
-    kind = given.get("rope_type", "default")
+def _rope(source: LlamaFile) -> RopeScaling:
+    given = source.rope
+    kind = given["rope_type"]
     if kind not in ROPE_KINDS:
         raise UnsupportedModelError(f"rope type {kind!r} is not supported; supported are {', '.join(ROPE_KINDS)}")
     if given.get("partial_rotary_factor", 1.0) != 1.0 or not given.get("truncate", True):
@@ -206,27 +195,24 @@ def _yarn_attention_factor(given: dict[str, Any], factor: float) -> float:
     return mscale(1.0)
 
 
-def _max_position(source: Any, rope: RopeScaling) -> int:
-    trained: int = source.max_position_embeddings
+def _max_position(source: LlamaFile, rope: RopeScaling) -> int:
+    trained = source.max_position_embeddings
     if rope.kind == "linear":
         trained = int(trained * rope.factor)
     if rope.kind == "yarn":
         trained = max(trained, int(rope.original_max_position * rope.factor))
-    window = getattr(source, "sliding_window", None)
-    return min(trained, window) if window else trained
+    return min(trained, source.window) if source.window else trained
 
 
-def _eos_token_ids(source: Any, place: ModelPlace) -> tuple[int, ...]:
+def _eos_token_ids(source: LlamaFile | BertFile, place: ModelPlace) -> tuple[int, ...]:
     """Those of the config and of generation_config.json together."""
-    from transformers import GenerationConfig
-
     given = [source.eos_token_id]
-    if place.gguf_file is None and (place.folder / "generation_config.json").is_file():
-        given.append(GenerationConfig.from_pretrained(place.folder).eos_token_id)
-    ids: set[int] = set()
+    if place.gguf_file is None:
+        given.append(read_generation_file(place.folder).eos_token_id)
+    ids: set[int | None] = set()
     for eos in given:
-        ids |= set(eos) if isinstance(eos, list | tuple) else {eos}
-    return tuple(sorted(ids - {None}))
+        ids |= set(eos) if isinstance(eos, tuple) else {eos}
+    return tuple(sorted(eos for eos in ids if eos is not None))
 
 
 def _max_model_len(user: EngineConfig, shape: ModelShape, pooling: PoolingConfig | None) -> int:

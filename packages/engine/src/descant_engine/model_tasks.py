@@ -2,17 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from descant_engine.config import EngineConfig, ModelShape
+from descant_engine.config_file import ConfigFile
 from descant_engine.pooling import PoolingConfig, PoolingType, Task
 from descant_engine.sentence_transformers import read_pooling
 
 
-def pooling_of(user: EngineConfig, shape: ModelShape, source: Any, folder: Path) -> PoolingConfig | None:
+def pooling_of(user: EngineConfig, shape: ModelShape, source: ConfigFile, folder: Path) -> PoolingConfig | None:
     """How vectors are made; None for a model that is only to generate.
 
-    `source`: transformers' config object. `folder`: where the model's files are.
+    `folder`: where the model's files are.
 
     Raises:
         UnsupportedModelError: a kind of pooling that we don't have.
@@ -20,7 +20,9 @@ def pooling_of(user: EngineConfig, shape: ModelShape, source: Any, folder: Path)
     """
     _check_wishes(user, shape)
     if user.runner == "generate" and is_bare_decoder(source) and not source.tie_word_embeddings:
-        raise ValueError(f"runner=generate, but {source.architectures[0]} comes without the head that generates")
+        raise ValueError(
+            f"runner=generate, but {', '.join(source.architectures or ())} comes without the head that generates"
+        )
     if shape.encoder is not None and shape.encoder.is_cross_encoder:
         return PoolingConfig(type=PoolingType.CLS, normalize=False)
     if user.runner == "generate":
@@ -31,7 +33,9 @@ def pooling_of(user: EngineConfig, shape: ModelShape, source: Any, folder: Path)
     return replace(pooling, dimensions=_dimensions(user, source))
 
 
-def tasks_of(user: EngineConfig, shape: ModelShape, source: Any, pooling: PoolingConfig | None) -> tuple[Task, ...]:
+def tasks_of(
+    user: EngineConfig, shape: ModelShape, source: ConfigFile, pooling: PoolingConfig | None
+) -> tuple[Task, ...]:
     if shape.encoder is not None:
         return (Task.SCORE,) if shape.encoder.is_cross_encoder else (Task.EMBED,)
     if pooling is None:
@@ -39,9 +43,9 @@ def tasks_of(user: EngineConfig, shape: ModelShape, source: Any, pooling: Poolin
     return (Task.EMBED,) if user.runner == "pooling" or is_bare_decoder(source) else (Task.GENERATE, Task.EMBED)
 
 
-def is_bare_decoder(source: Any) -> bool:
+def is_bare_decoder(source: ConfigFile) -> bool:
     """A checkpoint without the head that generates, as embedding models are published."""
-    named: list[str] = getattr(source, "architectures", None) or []
+    named = source.architectures or ()
     return len(named) == 1 and named[0].endswith("Model")
 
 
@@ -54,7 +58,7 @@ def _check_wishes(user: EngineConfig, shape: ModelShape) -> None:
         raise ValueError(f"pooling_type={user.pooling_type.value} needs a runner other than generate")
 
 
-def _default_pooling(user: EngineConfig, shape: ModelShape, source: Any) -> PoolingConfig | None:
+def _default_pooling(user: EngineConfig, shape: ModelShape, source: ConfigFile) -> PoolingConfig | None:
     if user.pooling_type is not None:
         return PoolingConfig(type=user.pooling_type)
     if shape.encoder is not None:
@@ -64,10 +68,10 @@ def _default_pooling(user: EngineConfig, shape: ModelShape, source: Any) -> Pool
     return None
 
 
-def _dimensions(user: EngineConfig, source: Any) -> tuple[int, ...] | None:
+def _dimensions(user: EngineConfig, source: ConfigFile) -> tuple[int, ...] | None:
     """By vLLM's names in the model's config."""
     if user.matryoshka_dimensions is not None:
         return user.matryoshka_dimensions
-    if named := getattr(source, "matryoshka_dimensions", None):
-        return tuple(named)
-    return () if getattr(source, "is_matryoshka", False) else None
+    if source.matryoshka_dimensions:
+        return source.matryoshka_dimensions
+    return () if source.is_matryoshka else None
