@@ -10,7 +10,7 @@ from descant_engine.runner.input_batch import InputBatch
 from descant_engine.runner.mixed_graphs import MixedBuffers, MixedSize
 
 
-def batch(query_lens: list[int], *, num_samples: int | None = None, num_blocks: int = 3) -> InputBatch:
+def batch(query_lens: list[int], *, num_blocks: int = 3) -> InputBatch:
     num_tokens, num_requests = sum(query_lens), len(query_lens)
     return InputBatch(
         input_ids=torch.arange(100, 100 + num_tokens),
@@ -24,7 +24,7 @@ def batch(query_lens: list[int], *, num_samples: int | None = None, num_blocks: 
             max_query_len=max(query_lens),
             max_seq_len=max(query_lens) + 7,
         ),
-        logits_indices=torch.arange(num_requests if num_samples is None else num_samples),
+        logits_indices=torch.arange(num_requests),
         sample_rows=torch.empty(0, dtype=torch.int64),
         sample_positions=torch.empty(0, dtype=torch.int64),
     )
@@ -34,7 +34,7 @@ def test_the_smallest_size_that_has_room():
     assert MixedSize.of(batch([1, 63]), NO_MODULES) == MixedSize(64, 8, NO_MODULES)
     assert MixedSize.of(batch([1, 64]), frozenset({TargetModule.Q_PROJ})) == MixedSize(128, 8, ATTENTION_MODULES)
     assert MixedSize.of(batch([1] * 9 + [300]), frozenset({TargetModule.UP_PROJ})) == MixedSize(320, 16, ALL_MODULES)
-    assert MixedSize.of(batch([8] * 4, num_samples=20), NO_MODULES) == MixedSize(64, 32, NO_MODULES)
+    assert MixedSize.of(batch([2] * 20), NO_MODULES) == MixedSize(64, 32, NO_MODULES)
 
 
 def test_large_steps_have_no_graph_and_adapters_have_one_for_longer():
@@ -50,7 +50,7 @@ def test_every_step_that_has_a_graph_finds_it_among_those_captured_ahead():
 
 
 def test_what_an_earlier_batch_left_belongs_to_nobody():
-    buffers = MixedBuffers(MixedSize(64, 8, ALL_MODULES), max_blocks=5, device=torch.device("cpu"))
+    buffers = MixedBuffers(64, 8, max_blocks=5, device=torch.device("cpu"))
     buffers.fill(batch([1, 20, 7, 30], num_blocks=5))
     small = batch([3, 1])
     buffers.fill(small)
@@ -61,5 +61,3 @@ def test_what_an_earlier_batch_left_belongs_to_nobody():
     assert buffers.query_start_loc.tolist() == [0, 3, 4] + [4] * 6
     assert buffers.seq_lens[:2].tolist() == [10, 8]
     assert torch.equal(buffers.block_tables[:2, :3], small.attention.block_tables)
-    assert buffers.logits_indices[:2].tolist() == [0, 1]
-    assert int(buffers.logits_indices.max()) < 64

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from descant_kernels.lora_segments import LoraSegments
 from descant_kernels.lora_tables import LoraTables, ProjectionGroup, alignment, check_tables, tile_rows
-from descant_kernels.tuning import LORA_BLOCK_RANK, LORA_RANK_LANES, SHRINK_BLOCK_IN, lora_warps, shrink_split
+from descant_kernels.tuning import LORA_BLOCK_RANK, LORA_RANK_LANES, SHRINK_BLOCK_IN, shrink_split, shrink_warps
 
 
 def lora_shrink(x: Tensor, tables: LoraTables, layer: int, group: ProjectionGroup, segments: LoraSegments) -> Tensor:
@@ -55,7 +55,7 @@ def lora_shrink(x: Tensor, tables: LoraTables, layer: int, group: ProjectionGrou
         SEGMENT=segments.segment_size,
         BLOCK_RANK=LORA_BLOCK_RANK,
         BLOCK_IN=SHRINK_BLOCK_IN,
-        num_warps=lora_warps(segments.segment_size),
+        num_warps=shrink_warps(segments.segment_size),
         num_stages=3,
     )
     return partials

@@ -96,6 +96,10 @@ def lora_warps(segment_size: int) -> int:
     return 8 if segment_size == 128 else 4
 
 
+def shrink_warps(segment_size: int) -> int:
+    return 2 if segment_size == MIN_DOT else lora_warps(segment_size)
+
+
 def activation_warps(segment_size: int) -> int:
     """As many as move 16 bytes a thread: with more, loads and stores would be narrower."""
     return min(8, segment_size * ACTIVATION_BLOCK_OUT // (8 * 32))

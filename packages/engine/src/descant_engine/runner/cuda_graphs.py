@@ -1,4 +1,4 @@
-"""Decode steps as CUDA graphs: one token a request, everything from the rows' tokens to the logits in one launch.
+"""Decode steps as CUDA graphs: one token a request, everything from the rows' tokens to hidden states in one launch.
 
 A graph is captured when its batch size is first needed, or before, while nobody waits. The host copies two short arrays
 in (`rows`, `positions`), and the graph gathers the rest from the request rows on the device.
@@ -33,6 +33,16 @@ def covering_modules(modules: frozenset[TargetModule]) -> frozenset[TargetModule
     return next(known for known in (NO_MODULES, ATTENTION_MODULES, ALL_MODULES) if modules <= known)
 
 
+class GraphMemory:
+    """What all graphs share, because only one runs at a time and its output is read before the next: without that each
+    would hold tens of megabytes."""
+
+    def __init__(self, max_tokens: int, hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+        self.hidden = torch.empty(max_tokens, hidden_size, dtype=dtype, device=device)
+        """[max_tokens, hidden_size]: every graph's output, in its first rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeGraph:
     graph: torch.cuda.CUDAGraph
@@ -40,8 +50,6 @@ class DecodeGraph:
     """[padded size] int64, input; the spare row pads."""
     positions: Tensor
     """[padded size] int64, input: of each request's newest token."""
-    logits: Tensor
-    """[padded size, vocab], output; valid until the next replay of this graph."""
 
 
 class DecodeGraphs:
@@ -56,7 +64,7 @@ class DecodeGraphs:
         kv_caches: tuple[KvCache, ...],
         lora_tables: LoraTables | None,
         block_size: int,
-        memory_pool: "torch.cuda._POOL_HANDLE",
+        memory: GraphMemory,
     ) -> None:
         self._model = model
         self._states = states
@@ -66,10 +74,11 @@ class DecodeGraphs:
         # A graph remembers addresses: what it reads and did not make itself must live as long as it does.
         self._query_start_loc = torch.arange(states.spare_row + 8, dtype=torch.int32, device=states.device)
         self._graphs: dict[tuple[int, frozenset[TargetModule]], DecodeGraph] = {}
-        self._memory_pool = memory_pool
+        self._memory = memory
 
     def replay(self, rows: Tensor, positions: Tensor, modules: frozenset[TargetModule]) -> Tensor:
-        """rows [n], positions [n] int64 on the device -> logits [n, vocab]; `modules`: what their adapters change."""
+        """rows [n], positions [n] int64 on the device -> [n, hidden_size], valid until the next replay of any graph;
+        `modules`: what their adapters change."""
         key = padded_size(len(rows)), covering_modules(modules)
         if key not in self._graphs:
             self._graphs[key] = self._capture(*key)
@@ -79,7 +88,7 @@ class DecodeGraphs:
         captured.positions[: len(rows)] = positions
         captured.positions[len(rows) :] = 0
         captured.graph.replay()
-        return captured.logits[: len(rows)]
+        return self._memory.hidden[: len(rows)]
 
     def capture_missing(self, modules: frozenset[TargetModule], max_num_seqs: int) -> Iterator[None]:
         """Those of every batch size, each when the next is asked for."""
@@ -95,16 +104,16 @@ class DecodeGraphs:
         step()  # compiles kernels, which a capture must not do
         graph = torch.cuda.CUDAGraph()
         # Adapter threads pin memory meanwhile, which a capture of the default mode would not survive.
-        with torch.cuda.graph(graph, pool=self._memory_pool, capture_error_mode="thread_local"):
-            logits = step()
-        return DecodeGraph(graph, rows, positions, logits)
+        with torch.cuda.graph(graph, pool=self._memory.pool, capture_error_mode="thread_local"):
+            step()
+        return DecodeGraph(graph, rows, positions)
 
-    def _step(self, rows: Tensor, positions: Tensor, modules: frozenset[TargetModule]) -> Callable[[], Tensor]:
+    def _step(self, rows: Tensor, positions: Tensor, modules: frozenset[TargetModule]) -> Callable[[], None]:
         num_requests = len(rows)
         query_start_loc = self._query_start_loc[: num_requests + 1]
         max_seq_len = self._states.max_model_len
 
-        def step() -> Tensor:
+        def step() -> None:
             block_tables = self._states.block_tables[rows]
             blocks = block_tables.gather(1, (positions // self._block_size).unsqueeze(1)).squeeze(1)
             slots = blocks.to(torch.int64) * self._block_size + positions % self._block_size
@@ -119,7 +128,7 @@ class DecodeGraphs:
             lora = self._lora_inputs(rows, modules) if modules else None
             with step_context(StepContext(self._kv_caches, attention, lora)):
                 hidden = self._model(self._states.token_ids[rows, positions], positions)
-            return self._model.compute_logits(hidden)
+            self._memory.hidden[:num_requests] = hidden
 
         return step
 

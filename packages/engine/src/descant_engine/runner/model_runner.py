@@ -18,7 +18,6 @@ from descant_engine.runner.grammar_mask import apply_bitmask
 from descant_engine.runner.input_batch import InputBatch, StepRows, gather
 from descant_engine.runner.logprobs import NO_LOGPROBS, Logprobs, PendingLogprobs
 from descant_engine.runner.memory import allocate_pool, kv_caches, profile_num_blocks
-from descant_engine.runner.mixed_graphs import ForwardOutput
 from descant_engine.runner.pooler import NO_VECTORS, PendingVectors, Pooler
 from descant_engine.runner.request_states import RequestStates
 from descant_engine.runner.sampler import LogitsMask, Sampler
@@ -162,28 +161,28 @@ class ModelRunner:
 
     def _decode(self, step: StepRows, graphs: StepGraphs) -> tuple[Tensor, Tensor, Tensor]:
         rows, positions = to_device(np.stack([step.rows, step.num_computed]), self._device)
-        logits = graphs.decode(rows, positions, self._adapted_modules(step))
-        return logits, rows, positions + 1
+        hidden = graphs.decode(rows, positions, self._adapted_modules(step))
+        return self._model.compute_logits(hidden), rows, positions + 1
 
     def _forward(self, step: StepRows) -> tuple[Tensor | None, Tensor, Tensor, PendingVectors]:
         batch = gather(step, self._states, self._config.user.block_size)
-        output = None if self._graphs is None else self._graphs.mixed(batch, self._adapted_modules(step))
-        if output is None:
-            output = self._launch(batch, step)
-        self._logprobs.score_prompts(output.hidden, step, self._states, self._model.compute_logits)
-        pooled = self._pooler.pool(output.hidden, step)
-        return output.logits, batch.sample_rows, batch.sample_positions, pooled
+        hidden = None if self._graphs is None else self._graphs.mixed(batch, self._adapted_modules(step))
+        if hidden is None:
+            hidden = self._launch(batch, step)
+        self._logprobs.score_prompts(hidden, step, self._states, self._model.compute_logits)
+        pooled = self._pooler.pool(hidden, step)
+        logits = self._model.compute_logits(hidden[batch.logits_indices]) if step.samples.any() else None
+        return logits, batch.sample_rows, batch.sample_positions, pooled
 
-    def _launch(self, batch: InputBatch, step: StepRows) -> ForwardOutput:
+    def _launch(self, batch: InputBatch, step: StepRows) -> Tensor:
         """Kernel by kernel."""
         lora = None
         if self._adapters is not None and step.slots_in_batch:
             modules = self._adapted_modules(step)
             lora = LoraInputs(self._adapters.tables, batch.token_adapter_slot, modules)
         with step_context(StepContext(self._kv_caches, batch.attention, lora)):
-            hidden = self._model(batch.input_ids, batch.positions)
-        logits = self._model.compute_logits(hidden[batch.logits_indices]) if step.samples.any() else None
-        return ForwardOutput(hidden, logits)
+            hidden: Tensor = self._model(batch.input_ids, batch.positions)
+        return hidden
 
     def _adapted_modules(self, step: StepRows) -> frozenset[TargetModule]:
         return NO_MODULES if self._adapters is None else self._adapters.modules_of(step.slots_in_batch)

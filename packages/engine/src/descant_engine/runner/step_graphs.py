@@ -2,16 +2,22 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from descant_engine.adapter import TargetModule
 from descant_engine.config import ResolvedConfig
 from descant_engine.forward_context import KvCache, LoraTables
 from descant_engine.models.llama import LlamaForCausalLM
-from descant_engine.runner.cuda_graphs import ALL_MODULES, ATTENTION_MODULES, NO_MODULES, DecodeGraphs
+from descant_engine.runner.cuda_graphs import (
+    ALL_MODULES,
+    ATTENTION_MODULES,
+    NO_MODULES,
+    DecodeGraphs,
+    GraphMemory,
+    padded_size,
+)
 from descant_engine.runner.input_batch import InputBatch
-from descant_engine.runner.mixed_graphs import ForwardOutput, MixedGraphs
+from descant_engine.runner.mixed_graphs import MAX_TOKENS, MixedGraphs
 from descant_engine.runner.request_states import RequestStates
 
 ModuleSets = tuple[frozenset[TargetModule], ...]
@@ -26,20 +32,21 @@ class StepGraphs:
         lora_tables: LoraTables | None,
         config: ResolvedConfig,
     ) -> None:
-        # One pool for all: a graph's output is read before the next graph runs.
-        memory = torch.cuda.graph_pool_handle()
+        num_rows = max(MAX_TOKENS, padded_size(config.max_num_seqs))
+        memory = GraphMemory(num_rows, config.shape.hidden_size, next(model.parameters()).dtype, states.device)
         self._decode = DecodeGraphs(model, states, kv_caches, lora_tables, config.user.block_size, memory)
         self._mixed = MixedGraphs(model, states, kv_caches, lora_tables, memory)
         module_sets = (NO_MODULES,) if lora_tables is None else (NO_MODULES, ALL_MODULES, ATTENTION_MODULES)
         self._captures = self._capture_all(module_sets, config.max_num_seqs)
 
     def decode(self, rows: Tensor, positions: Tensor, modules: frozenset[TargetModule]) -> Tensor:
-        """rows [n], positions [n] int64 on the device -> logits [n, vocab]; `modules`: what their adapters change."""
+        """rows [n], positions [n] int64 on the device -> [n, hidden_size]; `modules`: what their adapters change.
+        Valid, as what `mixed` returns, until the next call."""
         return self._decode.replay(rows, positions, modules)
 
-    def mixed(self, batch: InputBatch, modules: frozenset[TargetModule]) -> ForwardOutput | None:
-        """None if the step is to be launched kernel by kernel."""
-        return self._mixed.forward(batch, modules)
+    def mixed(self, batch: InputBatch, modules: frozenset[TargetModule]) -> Tensor | None:
+        """[num_tokens, hidden_size]; None if the step is to be launched kernel by kernel."""
+        return self._mixed.replay(batch, modules)
 
     def capture_next(self) -> bool:
         """Captures one graph more, in about a tenth of a second; False if all that is planned are there."""
