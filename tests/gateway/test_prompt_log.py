@@ -11,13 +11,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from descant_gateway.catalogue.snapshot import Key
 from descant_gateway.config import Secret
 from descant_gateway.identity.authenticate import Caller
-from descant_gateway.prompt_log import PromptLog, TeamKeys, unseal
+from descant_gateway.prompt_log import PromptLog
 from descant_gateway.request import read_request
 from descant_gateway.sealing import Sealer, UnsealError
 from descant_gateway.store import catalogue, prompts
+from descant_gateway.store.team_keys import TeamKeys
 
 from .admin_under_test import ADMIN_KEY, admin_app, client_of
 
+SEALER = Sealer(Secret("p" * 32))
 BODY = b'{"model":"m","messages":[{"role":"user","content":"CANARY-PROMPT"}]}'
 
 
@@ -35,7 +37,7 @@ async def test_prompts_are_sealed_read_by_owners_audited_and_dropped(engine: Asy
         for each in (team_id, other_id):
             reply = await client.patch(f"/teams/{each}", json={"prompt_log_days": 7})
             assert reply.json()["prompt_log_days"] == 7
-        log = PromptLog(engine, Sealer(Secret("p" * 32)))
+        log = PromptLog(engine, TeamKeys(engine, SEALER))
         log.start()
         request = read_request("/v1/chat/completions", BODY)
         for each in (team_id, other_id):
@@ -57,13 +59,14 @@ async def test_prompts_are_sealed_read_by_owners_audited_and_dropped(engine: Asy
         ]
         assert audit[0]["after"] == {"num_read": 1}
 
-        keys = TeamKeys(Sealer(Secret("p" * 32)))
-        other = await keys.cipher(engine, UUID(other_id), create=False)
-        assert other is not None
+        own, other = [await TeamKeys(engine, SEALER).of(UUID(each)) for each in (team_id, other_id)]
+        sealed = found[0].sealed_request
+        assert json.loads(own.unseal(sealed, name=found[0].request_id)) == json.loads(BODY)
+        for cipher, name in ((other, found[0].request_id), (own, "another request")):
+            with pytest.raises(UnsealError):
+                cipher.unseal(sealed, name=name)
         with pytest.raises(UnsealError):
-            unseal(other, found[0])
-        with pytest.raises(UnsealError):
-            await TeamKeys(Sealer(Secret("q" * 32))).cipher(engine, UUID(team_id), create=False)
+            await TeamKeys(engine, Sealer(Secret("q" * 32))).of(UUID(team_id))
 
         await client.patch(f"/teams/{team_id}", json={"prompt_log_days": None})
         async with engine.begin() as connection:
@@ -84,7 +87,7 @@ async def test_a_database_that_is_away_costs_no_memory_beyond_the_bound(
     monkeypatch.setattr("descant_gateway.prompt_log.MAX_WAITING_BYTES", 3 * len(BODY))
     async with client_of(admin_app(engine), ADMIN_KEY) as client:
         team_id = (await client.post("/teams", json={"name": "t"})).json()["id"]
-    log = PromptLog(engine, Sealer(Secret("p" * 32)))
+    log = PromptLog(engine, TeamKeys(engine, SEALER))
     caller, request = await caller_of(engine, team_id), read_request("/v1/chat/completions", BODY)
     for _ in range(5):
         log.record(caller, request, "req")

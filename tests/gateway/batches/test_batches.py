@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 from openai.types import Batch
 from tests.gateway.gateway_under_test import config_for_tests, database, serving
-from tests.gateway.scripted_upstream import ScriptedUpstream
+from tests.gateway.scripted_upstream import Script, ScriptedUpstream
 from tests.gateway.upstream import running
 
 from descant_gateway.app import open_app
-from descant_gateway.config import CatalogueConfig, Secret, StoredConfig
+from descant_gateway.config import CatalogueConfig, LedgerConfig, Secret, StoredConfig
 from descant_gateway.store import batch_endings
 from descant_gateway.store.session import create_engine
 
@@ -93,7 +94,7 @@ async def _serving_all(config: Any, folder: Path, count: int) -> AsyncIterator[l
     if not count:
         yield []
         return
-    own = type(config)(**{**vars(config), "ledger_spool_dir": folder / str(count)})
+    own = replace(config, ledger=LedgerConfig(spool_dir=folder / str(count)))
     async with open_app(own) as app, serving(app) as url, _serving_all(config, folder, count - 1) as others:
         yield [url, *others]
 
@@ -342,3 +343,53 @@ async def test_what_was_kept_long_enough_is_removed(stage: Stage) -> None:
     await engine.dispose()
     with pytest.raises(NotFoundError):
         await client.files.retrieve(file_id)
+
+
+async def everything_stored(stage: Stage) -> str:
+    """As whoever reads the database's disk or a copy of it sees it."""
+    rows = [
+        await stage.sql(f"SELECT * FROM {table}")
+        for table in ("files", "file_chunks", "batches", "batch_lines", "responses", "prompt_log_keys")
+    ]
+    return " ".join(
+        str([bytes(value) if isinstance(value, bytes) else value for value in row]) for rows in rows for row in rows
+    )
+
+
+async def test_what_clients_leave_is_sealed_in_the_database(stage: Stage) -> None:
+    """The file, its lines while they wait, the answers, the file of them, and a stored response."""
+    client = await stage.client()
+    stage.upstream.script = Script(content="CANARY-ANSWER")
+    asked = {"model": "m", "messages": [{"role": "user", "content": "CANARY-PROMPT"}]}
+    batch = await begin(client, lines(3, body=asked))
+    await until(client, batch.id, lambda it: it.status != "validating")
+    assert "CANARY" not in await everything_stored(stage)
+    batch = await ended(client, batch.id)
+    stored = await client.responses.create(model="m", input="CANARY-PROMPT")
+    assert "CANARY" not in await everything_stored(stage)
+    assert all("CANARY-ANSWER" in json.dumps(row) for row in await results(client, batch.output_file_id))
+    assert "CANARY-PROMPT" in (await client.files.content(batch.input_file_id)).text
+    assert (await client.responses.retrieve(stored.id)).output_text == "CANARY-ANSWER"
+
+
+async def test_what_was_stored_before_it_was_sealed_is_still_there(
+    postgres_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    """A batch begun by gateways that sealed nothing, and ended by one that does."""
+    async with staged(postgres_url, valkey_url, tmp_path / "old", stored=StoredConfig(sealed=False)) as before:
+        client = await before.client()
+        plain = await client.responses.create(model="m", input="CANARY-OLD")
+        file_id = await upload(client, lines(2))
+        await before.sql("UPDATE backends SET base_url = 'http://127.0.0.1:1'")
+        batch = await client.batches.create(endpoint=CHAT, completion_window="24h", input_file_id=file_id)
+        await until(client, batch.id, lambda it: it.status == "in_progress")
+        assert "CANARY-OLD" in await everything_stored(before)
+        key = client.api_key
+    async with staged(postgres_url, valkey_url, tmp_path / "new") as after:
+        client = AsyncOpenAI(base_url=f"{after.urls[0]}/v1", api_key=key, max_retries=0)
+        assert (await ended(client, batch.id)).status == "completed"
+        goes_on = await client.responses.create(model="m", input="Sure?", previous_response_id=plain.id)
+        assert goes_on.previous_response_id == plain.id
+        assert '"custom_id": "c1"' in (await client.files.content(file_id)).text
+        assert "CANARY-OLD" in str(await client.responses.input_items.list(plain.id))
+        await client.close()

@@ -281,8 +281,8 @@ async def test_a_backend_that_never_begins_is_504_and_cancelled(
     upstream: Upstream, world: World, valkey_url: str, stream: bool
 ) -> None:
     upstream.first_delay_s = 30
-    times = {"upstream_first_byte_timeout_s": 0.2, "upstream_deadline_s": 0.2}
-    async with running_gateway(world, valkey_url, **times) as gateway:
+    times = upstreams(first_byte_timeout_s=0.2, deadline_s=0.2)
+    async with running_gateway(world, valkey_url, upstreams=times) as gateway:
         reply = await ask(world, gateway, stream=stream)
         assert reply.status_code == 504
         assert reply.json()["error"]["code"] == "timeout"

@@ -54,6 +54,8 @@ from descant_gateway.routing.backends import Backends
 from descant_gateway.sealing import Sealer
 from descant_gateway.store.migrate import check_schema
 from descant_gateway.store.session import create_engine
+from descant_gateway.store.team_keys import TeamKeys
+from descant_gateway.store.vault import Vaults
 from descant_gateway.waiting.fair_share import FairShare, QueueBounds
 from descant_wire.errors import ApiError, server_error
 from descant_wire.tracing import open_tracer
@@ -134,20 +136,21 @@ async def open_app(
         await feed.start()
         stack.push_async_callback(feed.close)
         books = await stack.enter_async_context(open_books(config, engine, lambda: feed.current))
-        prompt_log = PromptLog(engine, sealer)
+        prompt_log = PromptLog(engine, TeamKeys(engine, sealer))
         prompt_log.start()
         stack.push_async_callback(prompt_log.close)
         # Of their own: large files and many lines keep the other connections free.
         stored_engine = create_engine(config.database.url, pool_size=config.database.pool_size)
         stack.push_async_callback(stored_engine.dispose)
-        responses = ResponsesDialect(stored_engine, config.stored.keep)
+        vaults = Vaults(TeamKeys(stored_engine, sealer), seals=config.stored.sealed)
+        responses = ResponsesDialect(stored_engine, vaults, config.stored.keep)
         dialects = {**STATELESS_DIALECTS, RESPONSES: responses}
         data_side = open_data_side(config, feed, books.ledger, dialects, prompt_log=prompt_log)
         gateway = await stack.enter_async_context(data_side)
-        batches = BatchRunner(stored_engine, gateway, batch_settings(config))
+        batches = BatchRunner(stored_engine, vaults, gateway, batch_settings(config))
         batches.start()
         stack.push_async_callback(batches.close)
-        stored = stored_router(stored_engine, store_bounds(config), batches.wake)
+        stored = stored_router(stored_engine, vaults, store_bounds(config), batches.wake)
         show_books(books, gateway.metrics.registry)
         admin = admin_router(config, engine, on_change=messages.publish)
         page = MetricsPage(lambda: gateway.metrics, place)

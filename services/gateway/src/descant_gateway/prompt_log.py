@@ -4,7 +4,6 @@ It is no ledger: while PostgreSQL is away or too slow the newest prompts are dro
 """
 
 import asyncio
-import os
 from collections import deque
 from datetime import UTC, datetime
 from typing import Final
@@ -12,22 +11,19 @@ from uuid import UUID
 
 import msgspec
 import structlog
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from descant_gateway.identity.authenticate import Caller
 from descant_gateway.request import InferenceRequest
-from descant_gateway.sealing import NONCE_LENGTH, Sealer, UnsealError
 from descant_gateway.store import prompts as store
-from descant_gateway.store.prompts import SealedPrompt, StoredPrompt
+from descant_gateway.store.prompts import SealedPrompt
+from descant_gateway.store.team_keys import TeamKeys
 
 MAX_WAITING_BYTES: Final = 64 << 20
 BATCH_SIZE: Final = 200
 WRITE_DELAY_S: Final = 0.5
 RETENTION_INTERVAL_S: Final = 3600.0
-_KEY_LENGTH: Final = 32
 
 _log = structlog.get_logger("descant_gateway.prompt_log")
 
@@ -41,29 +37,13 @@ class _Waiting(Struct, frozen=True):
     body: bytes
 
 
-class TeamKeys:
-    """Each team's cipher. Its key is in the database, sealed; who deletes it there deletes the team's prompts."""
-
-    def __init__(self, sealer: Sealer) -> None:
-        self._sealer = sealer
-
-    async def cipher(self, engine: AsyncEngine, team_id: UUID, *, create: bool) -> AESGCM | None:
-        """None if the team has none, and none is to be created. Raises UnsealError."""
-        name = f"prompt log {team_id}"
-        new = self._sealer.seal(os.urandom(_KEY_LENGTH).hex(), name=name) if create else None
-        async with engine.begin() as connection:
-            sealed = await store.sealed_key(connection, team_id, new)
-        return None if sealed is None else AESGCM(bytes.fromhex(self._sealer.unseal(sealed, name=name)))
-
-
 class PromptLog:
     """Owns the prompts on their way to the database."""
 
-    def __init__(self, engine: AsyncEngine, sealer: Sealer) -> None:
+    def __init__(self, engine: AsyncEngine, keys: TeamKeys) -> None:
         self.num_dropped = 0
         self._engine = engine
-        self._keys = TeamKeys(sealer)
-        self._ciphers: dict[UUID, AESGCM] = {}
+        self._keys = keys
         self._waiting: deque[_Waiting] = deque()
         self._num_bytes = 0
         self._wake = asyncio.Event()
@@ -119,19 +99,14 @@ class PromptLog:
             self._num_bytes -= len(each.body)
 
     async def _seal(self, prompt: _Waiting) -> SealedPrompt:
-        cipher = self._ciphers.get(prompt.team_id)
-        if cipher is None:
-            cipher = await self._keys.cipher(self._engine, prompt.team_id, create=True)
-            assert cipher is not None
-            self._ciphers[prompt.team_id] = cipher
-        nonce = os.urandom(NONCE_LENGTH)
+        cipher = await self._keys.of(prompt.team_id)
         return SealedPrompt(
             team_id=prompt.team_id,
             at=prompt.at,
             key_id=prompt.key_id,
             request_id=prompt.request_id,
             model=prompt.model,
-            sealed_request=nonce + cipher.encrypt(nonce, prompt.body, _bound_to(prompt.team_id, prompt.request_id)),
+            sealed_request=cipher.seal(prompt.body, name=prompt.request_id),
         )
 
     async def _keep_tidy(self) -> None:
@@ -153,22 +128,3 @@ class NoPromptLog:
 
 
 NO_PROMPT_LOG: Final = NoPromptLog()
-
-
-def unseal(cipher: AESGCM, prompt: StoredPrompt) -> str:
-    """Raises UnsealError."""
-    sealed = prompt.sealed_request
-    try:
-        text = cipher.decrypt(
-            sealed[:NONCE_LENGTH], sealed[NONCE_LENGTH:], _bound_to(prompt.team_id, prompt.request_id)
-        )
-    except InvalidTag:
-        raise UnsealError(
-            f"The logged prompt {prompt.id} doesn't open: it was changed, or is another team's."
-        ) from None
-    return text.decode()
-
-
-def _bound_to(team_id: UUID, request_id: str) -> bytes:
-    """A row that is copied to another team, or another request's, does not open."""
-    return team_id.bytes + request_id.encode()

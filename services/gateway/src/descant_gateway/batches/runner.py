@@ -18,12 +18,14 @@ from descant_gateway.batches.input_file import InputFile
 from descant_gateway.batches.line import LineReply, result_of, serve_line, unanswered
 from descant_gateway.identity.authenticate import Caller, holder_of
 from descant_gateway.pipeline import Gateway
+from descant_gateway.sealing import UnsealError
 from descant_gateway.store import batch_endings, batch_work, files
 from descant_gateway.store.batch_work import ClaimedLines, Line
 from descant_gateway.store.batches import StoredBatch
 from descant_gateway.store.errors import NotFound
+from descant_gateway.store.vault import Vault, Vaults
 from descant_wire.batches import BatchFault
-from descant_wire.errors import ApiError
+from descant_wire.errors import ApiError, server_error
 
 PRIORITY: Final = -1000
 """Below every team's own: lines wait for all that somebody waits for, in the gateway and in the engine."""
@@ -51,7 +53,8 @@ class BatchSettings(Struct, frozen=True, kw_only=True):
 class BatchRunner:
     """Owns which lines run here. Whatever it knows is in PostgreSQL too: it may die at any moment."""
 
-    def __init__(self, engine: AsyncEngine, gateway: Gateway, settings: BatchSettings) -> None:
+    def __init__(self, engine: AsyncEngine, vaults: Vaults, gateway: Gateway, settings: BatchSettings) -> None:
+        self._vaults = vaults
         self._engine = engine
         self._gateway = gateway
         self._settings = settings
@@ -112,8 +115,9 @@ class BatchRunner:
             claimed = await batch_work.claim(connection, self._owner, room, self._settings.lease_s)
         if claimed is None:
             return False
+        vault = await self._vaults.of(claimed.team_id)
         for line in claimed.lines:
-            task = asyncio.create_task(self._run(line, claimed))
+            task = asyncio.create_task(self._run(line, claimed, vault))
             self._running.add(task)
             task.add_done_callback(self._ended)
         return True
@@ -134,19 +138,26 @@ class BatchRunner:
             limit = max(1, limit // SHARE_BESIDE_INTERACTIVE)
         return limit - len(self._running)
 
-    async def _run(self, line: Line, claimed: ClaimedLines) -> None:
-        try:
-            caller = self._caller(claimed.key_public_id)
-        except ApiError as error:
-            reply = LineReply(status=error.status, body=error.body, retry_after_s=None, record=None)
-        else:
-            reply = await serve_line(line, claimed.endpoint, caller, self._gateway)
+    async def _run(self, line: Line, claimed: ClaimedLines, vault: Vault) -> None:
+        reply = await self._reply(line, claimed, vault)
         if (pause_s := reply.pause_s()) is not None:
             await self._put_back(line, pause_s, has_failed=False)
         elif (backoff_s := reply.backoff_s(line.num_failures)) is not None:
             await self._put_back(line, backoff_s, has_failed=True)
         else:
-            await self._answer(line, reply)
+            await self._answer(line, reply, vault)
+
+    async def _reply(self, line: Line, claimed: ClaimedLines, vault: Vault) -> LineReply:
+        try:
+            caller = self._caller(claimed.key_public_id)
+            body = batch_work.body_of(line, vault)
+        except ApiError as error:
+            return LineReply(status=error.status, body=error.body, retry_after_s=None, record=None)
+        except UnsealError as error:
+            _log.error("a line of a batch can't be read", batch_id=line.batch_id, error=str(error))
+            return LineReply(status=500, body=server_error().body, retry_after_s=None, record=None)
+        opened = msgspec.structs.replace(line, body=body)
+        return await serve_line(opened, claimed.endpoint, caller, self._gateway)
 
     def _caller(self, key_public_id: str) -> Caller:
         """Raises ApiError for a key that is not valid any more."""
@@ -154,9 +165,9 @@ class BatchRunner:
         team = msgspec.structs.replace(caller.team, priority=PRIORITY)
         return msgspec.structs.replace(caller, team=team)
 
-    async def _answer(self, line: Line, reply: LineReply) -> None:
+    async def _answer(self, line: Line, reply: LineReply, vault: Vault) -> None:
         """Through an outage of PostgreSQL too. Who has lost the line in the meantime has lost its charge as well."""
-        result = result_of(line, reply)
+        result = batch_work.result_as_stored(vault, line.batch_id, line.position, result_of(line, reply))
         while True:
             try:
                 async with self._writes, self._engine.begin() as connection:
@@ -184,12 +195,12 @@ class BatchRunner:
         async with self._engine.begin() as connection:
             begun = await batch_endings.next_unchecked(connection)
             if begun is not None:
-                await _begin(connection, begun)
+                await _begin(connection, await self._vaults.of(begun.team_id), begun)
         async with self._engine.begin() as connection:
             ended = await batch_endings.next_ending(connection)
             if ended is not None:
-                keep = self._settings.keep
-                status = await batch_endings.end(connection, ended, unanswered, new_file_id, keep)
+                vault, keep = await self._vaults.of(ended.team_id), self._settings.keep
+                status = await batch_endings.end(connection, vault, ended, unanswered, new_file_id, keep)
                 _log.info("batch ended", batch_id=ended.id, status=status)
         if time.monotonic() - self._swept_at >= SWEEP_S:
             self._swept_at = time.monotonic()
@@ -200,7 +211,7 @@ class BatchRunner:
         return begun is not None or ended is not None
 
 
-async def _begin(connection: AsyncConnection, batch: StoredBatch) -> None:
+async def _begin(connection: AsyncConnection, vault: Vault, batch: StoredBatch) -> None:
     """Its file is read, and becomes lines, or the faults that the client is told."""
     file = InputFile(batch.endpoint)
     try:
@@ -208,11 +219,11 @@ async def _begin(connection: AsyncConnection, batch: StoredBatch) -> None:
     except NotFound as error:
         file.faults.append(BatchFault(code="file_not_found", message=str(error)))
     else:
-        await file.read(files.read(connection, found.id))
+        await file.read(files.read(connection, vault, found.id))
     if file.faults:
         await batch_endings.fail(connection, batch.id, [msgspec.to_builtins(fault) for fault in file.faults])
     else:
-        await batch_work.begin(connection, batch.id, file.lines)
+        await batch_work.begin(connection, vault, batch.id, file.lines)
 
 
 def new_file_id() -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from descant_gateway.config.environment import EnvironmentReader
-from descant_gateway.config.parsers import positive_int, seconds
+from descant_gateway.config.parsers import positive_int, seconds, yes_or_no
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,9 @@ class StoredConfig:
     batch_lease_s: float = 30.0
     """What a gateway that died ran of batches is run by another after this."""
 
+    sealed: bool = True
+    """Encrypted at rest, by a key of each team's. False while gateways that can't read what is sealed still run."""
+
     @property
     def keep(self) -> timedelta:
         return timedelta(days=self.retention_days)
@@ -66,4 +69,5 @@ class StoredConfig:
             max_team_file_bytes=read.value("DESCANT_MAX_TEAM_FILE_BYTES", cls.max_team_file_bytes, positive_int),
             batch_concurrency=read.value("DESCANT_BATCH_CONCURRENCY", cls.batch_concurrency, positive_int),
             batch_lease_s=read.value("DESCANT_BATCH_LEASE_S", cls.batch_lease_s, seconds),
+            sealed=read.value("DESCANT_STORED_SEALED", cls.sealed, yes_or_no),
         )

@@ -19,6 +19,7 @@ from descant_gateway.identity.authenticate import Caller
 from descant_gateway.store import responses as store
 from descant_gateway.store.errors import NotFound
 from descant_gateway.store.responses import StoredResponse
+from descant_gateway.store.vault import Vaults
 from descant_wire.decoding import decode_request
 from descant_wire.errors import ApiError, invalid_request, service_unavailable
 from descant_wire.responses import CreateResponse
@@ -34,8 +35,9 @@ class _Output(Struct, frozen=True):
 class ResponsesDialect:
     """Stored responses are kept for `keep`."""
 
-    def __init__(self, engine: AsyncEngine, keep: timedelta) -> None:
+    def __init__(self, engine: AsyncEngine, vaults: Vaults, keep: timedelta) -> None:
         self._engine = engine
+        self._vaults = vaults
         self._keep = keep
 
     def authorization(self, headers: Mapping[bytes, bytes]) -> bytes | None:
@@ -59,8 +61,9 @@ class ResponsesDialect:
         if previous_id is None:
             return []
         try:
+            vault = await self._vaults.of(team_id)
             async with self._engine.begin() as connection:
-                turns = await store.conversation(connection, team_id, previous_id)
+                turns = await store.conversation(connection, vault, previous_id)
         except NotFound as error:
             raise _no_previous(str(error)) from None
         except _AWAY as error:
@@ -85,8 +88,9 @@ class ResponsesDialect:
             expires_at=now + self._keep,
         )
         try:
+            vault = await self._vaults.of(team_id)
             async with self._engine.begin() as connection:
-                await store.create(connection, stored)
+                await store.create(connection, vault, stored)
         except _AWAY as error:
             _log.warning("a response can't be stored", response_id=response["id"], error=repr(error))
             return False

@@ -10,8 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from descant_gateway.store import files
 from descant_gateway.store.api_tables import batch_lines, batches, responses
 from descant_gateway.store.api_tables import files as file_table
+from descant_gateway.store.batch_work import result_as_stored, result_of
 from descant_gateway.store.batches import ENDED, StoredBatch
 from descant_gateway.store.files import FileWriter, StoredFile
+from descant_gateway.store.vault import Vault
 
 LINES_AT_ONCE: Final = 200
 SWEPT_AT_ONCE: Final = 1000
@@ -48,19 +50,29 @@ async def fail(connection: AsyncConnection, batch_id: str, errors: list[dict[str
 
 
 async def end(
-    connection: AsyncConnection, batch: StoredBatch, unanswered: Unanswered, new_id: NewFileId, keep: timedelta
+    connection: AsyncConnection,
+    vault: Vault,
+    batch: StoredBatch,
+    unanswered: Unanswered,
+    new_id: NewFileId,
+    keep: timedelta,
 ) -> str:
-    """Gives it its files, which are kept for so long. Returns how it ended: completed, expired or cancelled."""
+    """Gives it its files, which are kept for so long. Returns how it ended: completed, expired or cancelled.
+
+    `vault` is the batch's team's. Raises UnsealError.
+    """
     status = await _how(connection, batch)
-    await _answer_rest(connection, batch.id, status, unanswered)
-    output, completed = await _collect(connection, batch, new_id(), keep, is_failed=False)
-    errors, failed = await _collect(connection, batch, new_id(), keep, is_failed=True)
+    await _answer_rest(connection, vault, batch.id, status, unanswered)
+    now = datetime.now(UTC)
+    output, errors = (_file_of(batch, new_id(), now + keep, is_failed=is_failed) for is_failed in (False, True))
+    completed = await _collect(connection, vault, batch.id, output, is_failed=False)
+    failed = await _collect(connection, vault, batch.id, errors, is_failed=True)
     await connection.execute(delete(batch_lines).where(batch_lines.c.batch_id == batch.id))
     values = {
         "status": status,
         f"{status}_at": func.now(),
-        "output_file_id": output,
-        "error_file_id": errors,
+        "output_file_id": output.id if completed else None,
+        "error_file_id": errors.id if failed else None,
         "num_completed": completed,
         "num_failed": failed,
     }
@@ -95,30 +107,33 @@ async def _how(connection: AsyncConnection, batch: StoredBatch) -> str:
     return "expired" if has_rest else "completed"
 
 
-async def _answer_rest(connection: AsyncConnection, batch_id: str, status: str, unanswered: Unanswered) -> None:
+async def _answer_rest(
+    connection: AsyncConnection, vault: Vault, batch_id: str, status: str, unanswered: Unanswered
+) -> None:
     table = batch_lines.c
     its = (table.batch_id == batch_id, table.free_at.is_not(None))
     for row in (await connection.execute(select(table.position, table.custom_id).where(*its))).all():
-        result = unanswered(batch_id, row.position, row.custom_id, status)
+        result = result_as_stored(
+            vault, batch_id, row.position, unanswered(batch_id, row.position, row.custom_id, status)
+        )
         values = {"free_at": None, "owner": None, "result": result, "is_failed": True}
         await connection.execute(update(batch_lines).where(*its, table.position == row.position).values(values))
 
 
 async def _collect(
-    connection: AsyncConnection, batch: StoredBatch, file_id: str, keep: timedelta, *, is_failed: bool
-) -> tuple[str | None, int]:
-    """The file of all such lines in their order, and how many they are; no file for none."""
+    connection: AsyncConnection, vault: Vault, batch_id: str, file: StoredFile, *, is_failed: bool
+) -> int:
+    """Makes the file of all such lines in their order. How many they are; no file for none."""
     writer: FileWriter | None = None
     count, last = 0, -1
-    while rows := await _results(connection, batch.id, last, is_failed=is_failed):
-        writer = writer or await files.create(connection, _file_of(batch, file_id, keep, is_failed=is_failed))
-        for _, result in rows:
-            await writer.write(result + b"\n")
+    while rows := await _results(connection, batch_id, last, is_failed=is_failed):
+        writer = writer or await files.create(connection, vault, file)
+        for position, stored in rows:
+            await writer.write(result_of(vault, batch_id, position, stored) + b"\n")
         count, last = count + len(rows), rows[-1][0]
-    if writer is None:
-        return None, 0
-    await writer.close()
-    return file_id, count
+    if writer is not None:
+        await writer.close()
+    return count
 
 
 async def _results(
@@ -131,13 +146,12 @@ async def _results(
     return [(row.position, bytes(row.result)) for row in rows]
 
 
-def _file_of(batch: StoredBatch, file_id: str, keep: timedelta, *, is_failed: bool) -> StoredFile:
-    now = datetime.now(UTC)
+def _file_of(batch: StoredBatch, file_id: str, expires_at: datetime, *, is_failed: bool) -> StoredFile:
     return StoredFile(
         id=file_id,
         team_id=batch.team_id,
         filename=f"{batch.id}_{'error' if is_failed else 'output'}.jsonl",
         purpose="batch_output",
-        created_at=now,
-        expires_at=now + keep,
+        created_at=datetime.now(UTC),
+        expires_at=expires_at,
     )

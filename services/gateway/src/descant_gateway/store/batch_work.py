@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from descant_gateway.store import ledger
 from descant_gateway.store.api_tables import batch_lines, batches
+from descant_gateway.store.vault import Vault
 from descant_gateway.usage.record import UsageRecord
 
 
@@ -26,6 +27,7 @@ class Line(Struct, frozen=True, kw_only=True):
     position: int
     custom_id: str
     body: bytes
+    """As it is stored: `body_of` opens it."""
     attempt: int
     num_failures: int
 
@@ -33,6 +35,7 @@ class Line(Struct, frozen=True, kw_only=True):
 class ClaimedLines(Struct, frozen=True, kw_only=True):
     """All of one batch."""
 
+    team_id: UUID
     key_public_id: str
     endpoint: str
     lines: list[Line]
@@ -49,7 +52,7 @@ _TURN: Final = text(
     " SELECT id FROM batches b WHERE status = 'in_progress' AND next_at <= now() AND expires_at > now() AND EXISTS ("
     "  SELECT FROM batch_lines l WHERE l.batch_id = b.id AND l.free_at <= now())"
     " ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED)"
-    " RETURNING id, key_public_id, endpoint"
+    " RETURNING id, team_id, key_public_id, endpoint"
 )
 _CLAIM: Final = text(
     "UPDATE batch_lines SET attempt = attempt + 1, owner = :owner, free_at = now() + make_interval(secs => :lease_s)"
@@ -72,6 +75,7 @@ async def claim(connection: AsyncConnection, owner: UUID, num_lines: int, lease_
     asked = {"owner": owner, "lease_s": lease_s, "batch_id": turn.id, "num_lines": num_lines}
     rows = (await connection.execute(_CLAIM, asked)).all()
     return ClaimedLines(
+        team_id=turn.team_id,
         key_public_id=turn.key_public_id,
         endpoint=turn.endpoint,
         lines=[Line(**row._mapping) for row in rows],
@@ -83,13 +87,27 @@ async def renew(connection: AsyncConnection, owner: UUID, lease_s: float) -> Non
     await connection.execute(_RENEW, {"owner": owner, "lease_s": lease_s})
 
 
+def body_of(line: Line, vault: Vault) -> bytes:
+    """The request. Raises UnsealError."""
+    return vault.open(line.body, name=_name_of_body(line.batch_id, line.position))
+
+
+def result_as_stored(vault: Vault, batch_id: str, position: int, result: bytes) -> bytes:
+    return vault.close(result, name=_name_of_result(batch_id, position))
+
+
+def result_of(vault: Vault, batch_id: str, position: int, stored: bytes) -> bytes:
+    """Raises UnsealError."""
+    return vault.open(stored, name=_name_of_result(batch_id, position))
+
+
 async def answer(
-    connection: AsyncConnection, line: Line, result: bytes, record: UsageRecord | None, *, is_failed: bool
+    connection: AsyncConnection, line: Line, stored_result: bytes, record: UsageRecord | None, *, is_failed: bool
 ) -> bool:
     """False if somebody else has claimed the line in the meantime: then nothing is written."""
     table = batch_lines.c
     its = (table.batch_id == line.batch_id, table.position == line.position, table.attempt == line.attempt)
-    values = {"free_at": None, "owner": None, "result": result, "is_failed": is_failed}
+    values = {"free_at": None, "owner": None, "result": stored_result, "is_failed": is_failed}
     done = update(batch_lines).where(*its, table.free_at.is_not(None)).values(values).returning(table.position)
     if (await connection.execute(done)).one_or_none() is None:
         return False
@@ -111,8 +129,16 @@ async def pause(connection: AsyncConnection, batch_id: str, wait_s: float) -> No
     await connection.execute(update(batches).where(batches.c.id == batch_id).values(next_at=_in(wait_s)))
 
 
-async def begin(connection: AsyncConnection, batch_id: str, lines: Sequence[NewLine]) -> None:
-    rows = [{"batch_id": batch_id, "position": it.position, "custom_id": it.custom_id, "body": it.body} for it in lines]
+async def begin(connection: AsyncConnection, vault: Vault, batch_id: str, lines: Sequence[NewLine]) -> None:
+    rows = [
+        {
+            "batch_id": batch_id,
+            "position": line.position,
+            "custom_id": line.custom_id,
+            "body": vault.close(line.body, name=_name_of_body(batch_id, line.position)),
+        }
+        for line in lines
+    ]
     await connection.execute(insert(batch_lines), rows)
     values = {"status": "in_progress", "in_progress_at": func.now(), "num_lines": len(rows)}
     await connection.execute(update(batches).where(batches.c.id == batch_id).values(values))
@@ -122,6 +148,14 @@ async def give_back(connection: AsyncConnection, owner: UUID) -> None:
     """All that this process runs, when it stops."""
     its = update(batch_lines).where(batch_lines.c.owner == owner, batch_lines.c.free_at.is_not(None))
     await connection.execute(its.values(owner=None, free_at=func.now()))
+
+
+def _name_of_body(batch_id: str, position: int) -> str:
+    return f"request {position} of {batch_id}"
+
+
+def _name_of_result(batch_id: str, position: int) -> str:
+    return f"result {position} of {batch_id}"
 
 
 def _in(seconds: float) -> ColumnElement[datetime]:

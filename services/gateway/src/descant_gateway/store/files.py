@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from descant_gateway.store.api_tables import file_chunks, files
 from descant_gateway.store.errors import NotFound
+from descant_gateway.store.vault import Vault
 
 CHUNK_BYTES: Final = 1 << 20
 
@@ -34,16 +35,17 @@ class FilePage(Struct, frozen=True, kw_only=True):
     is_descending: bool = True
 
 
-async def create(connection: AsyncConnection, file: StoredFile) -> "FileWriter":
+async def create(connection: AsyncConnection, vault: Vault, file: StoredFile) -> "FileWriter":
     """Empty as yet: the writer fills it, in the same transaction."""
     await connection.execute(insert(files).values({name: getattr(file, name) for name in file.__struct_fields__}))
-    return FileWriter(connection, file.id)
+    return FileWriter(connection, vault, file.id)
 
 
 class FileWriter:
-    """Cuts what it is given into chunks."""
+    """Cuts what it is given into chunks, and seals each."""
 
-    def __init__(self, connection: AsyncConnection, file_id: str) -> None:
+    def __init__(self, connection: AsyncConnection, vault: Vault, file_id: str) -> None:
+        self._vault = vault
         self._connection = connection
         self._file_id = file_id
         self._pending = bytearray()
@@ -63,7 +65,9 @@ class FileWriter:
         await self._connection.execute(its.values(num_bytes=self.num_bytes))
 
     async def _write_chunk(self) -> None:
-        chunk = {"file_id": self._file_id, "position": self._position, "data": bytes(self._pending[:CHUNK_BYTES])}
+        name = _chunk_name(self._file_id, self._position)
+        data = self._vault.close(bytes(self._pending[:CHUNK_BYTES]), name=name)
+        chunk = {"file_id": self._file_id, "position": self._position, "data": data}
         await self._connection.execute(insert(file_chunks).values(chunk))
         del self._pending[:CHUNK_BYTES]
         self._position += 1
@@ -108,13 +112,17 @@ async def stored_bytes(connection: AsyncConnection, team_id: UUID) -> int:
     return int((await connection.execute(query)).scalar_one())
 
 
-async def read(connection: AsyncConnection, file_id: str) -> AsyncIterator[bytes]:
-    """Piece by piece; of a file that `find` found."""
+async def read(connection: AsyncConnection, vault: Vault, file_id: str) -> AsyncIterator[bytes]:
+    """Piece by piece; of a file that `find` found. Raises UnsealError."""
     position = 0
     while True:
         its = (file_chunks.c.file_id == file_id, file_chunks.c.position == position)
         data = (await connection.execute(select(file_chunks.c.data).where(*its))).scalar_one_or_none()
         if data is None:
             return
-        yield bytes(data)
+        yield vault.open(bytes(data), name=_chunk_name(file_id, position))
         position += 1
+
+
+def _chunk_name(file_id: str, position: int) -> str:
+    return f"{file_id} {position}"

@@ -1,4 +1,4 @@
-"""Logged prompts: each team's under a key of its own, which is itself encrypted by the gateway's."""
+"""Logged prompts, each sealed by its team's key."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -7,10 +7,9 @@ from uuid import UUID
 
 from msgspec import Struct, structs
 from sqlalchemy import insert, select, text
-from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from descant_gateway.store.prompt_tables import prompt_log, prompt_log_keys
+from descant_gateway.store.prompt_tables import prompt_log
 
 RETENTION_LOCK: Final = 0x6465_7363_616E_7402
 """Any number that nobody else locks in this database."""
@@ -27,16 +26,6 @@ class SealedPrompt(Struct, frozen=True, kw_only=True):
 
 class StoredPrompt(SealedPrompt, frozen=True, kw_only=True):
     id: int
-
-
-async def sealed_key(connection: AsyncConnection, team_id: UUID, new: bytes | None = None) -> bytes | None:
-    """The team's key as it is stored; `new` becomes it where there is none. None without either."""
-    if new is not None:
-        statement = upsert(prompt_log_keys).values(team_id=team_id, sealed_key=new).on_conflict_do_nothing()
-        await connection.execute(statement)
-    query = select(prompt_log_keys.c.sealed_key).where(prompt_log_keys.c.team_id == team_id)
-    found: bytes | None = (await connection.execute(query)).scalar_one_or_none()
-    return found
 
 
 async def add(connection: AsyncConnection, prompts: Sequence[SealedPrompt]) -> None:

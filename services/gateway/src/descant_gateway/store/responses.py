@@ -1,15 +1,16 @@
 """Stored responses, and the conversations that they make."""
 
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from msgspec import Struct
-from sqlalchemy import delete, insert, select, text
+from sqlalchemy import Row, delete, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from descant_gateway.store.api_tables import responses
 from descant_gateway.store.errors import NotFound
+from descant_gateway.store.vault import Vault
 
 MAX_TURNS: Final = 500
 
@@ -34,7 +35,7 @@ _CONVERSATION: Final = text(
     " SELECT r.id, r.previous_id, r.input, r.body, turns.age + 1"
     "  FROM responses r JOIN turns ON r.id = turns.previous_id"
     "  WHERE r.team_id = :team_id AND r.expires_at > now() AND turns.age < :max_turns)"
-    " SELECT previous_id, input, body FROM turns ORDER BY age DESC"
+    " SELECT id, previous_id, input, body FROM turns ORDER BY age DESC"
 )
 
 
@@ -43,18 +44,21 @@ class Turn(Struct, frozen=True):
     body: bytes
 
 
-async def create(connection: AsyncConnection, response: StoredResponse) -> None:
+async def create(connection: AsyncConnection, vault: Vault, response: StoredResponse) -> None:
     values = {name: getattr(response, name) for name in response.__struct_fields__}
+    values["input"] = vault.close(response.input, name=_input_of(response.id))
+    values["body"] = vault.close(response.body, name=_body_of(response.id))
     await connection.execute(insert(responses).values(values))
 
 
-async def find(connection: AsyncConnection, team_id: UUID, response_id: str) -> StoredResponse:
-    """Raises NotFound, also for another team's."""
-    query = select(responses).where(responses.c.team_id == team_id, responses.c.id == response_id)
+async def find(connection: AsyncConnection, vault: Vault, response_id: str) -> StoredResponse:
+    """Raises NotFound, also for another team's; UnsealError."""
+    query = select(responses).where(responses.c.team_id == vault.team_id, responses.c.id == response_id)
     row = (await connection.execute(query)).one_or_none()
     if row is None:
         raise NotFound("response", response_id)
-    return StoredResponse(**row._mapping)
+    turn = _opened(vault, row)
+    return StoredResponse(**{**row._mapping, "input": turn.input, "body": turn.body})
 
 
 async def remove(connection: AsyncConnection, team_id: UUID, response_id: str) -> None:
@@ -65,10 +69,24 @@ async def remove(connection: AsyncConnection, team_id: UUID, response_id: str) -
         raise NotFound("response", response_id)
 
 
-async def conversation(connection: AsyncConnection, team_id: UUID, response_id: str) -> list[Turn]:
-    """All turns up to this one, the first first. Raises NotFound where one of them is not there any more."""
-    asked = {"team_id": team_id, "id": response_id, "max_turns": MAX_TURNS}
+async def conversation(connection: AsyncConnection, vault: Vault, response_id: str) -> list[Turn]:
+    """All turns up to this one, the first first. Raises NotFound where one is not there any more; UnsealError."""
+    asked = {"team_id": vault.team_id, "id": response_id, "max_turns": MAX_TURNS}
     rows = (await connection.execute(_CONVERSATION, asked)).all()
     if not rows or rows[0].previous_id is not None:
         raise NotFound("stored conversation up to the response", response_id)
-    return [Turn(bytes(row.input), bytes(row.body)) for row in rows]
+    return [_opened(vault, row) for row in rows]
+
+
+def _opened(vault: Vault, row: Row[Any]) -> Turn:
+    return Turn(
+        vault.open(bytes(row.input), name=_input_of(row.id)), vault.open(bytes(row.body), name=_body_of(row.id))
+    )
+
+
+def _input_of(response_id: str) -> str:
+    return f"input of {response_id}"
+
+
+def _body_of(response_id: str) -> str:
+    return f"body of {response_id}"

@@ -10,7 +10,6 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from descant_gateway.identity.roles import Level, Principal, Role
-from descant_gateway.prompt_log import TeamKeys, unseal
 from descant_gateway.routes.access import needs
 from descant_gateway.routes.admin.administration import require
 from descant_gateway.routes.admin.audit import before_id
@@ -18,6 +17,7 @@ from descant_gateway.routes.admin.fields import Listing, page_of
 from descant_gateway.routes.admin.teams import seen_team
 from descant_gateway.sealing import Sealer
 from descant_gateway.store import prompts as store
+from descant_gateway.store.team_keys import TeamKeys
 
 
 class LoggedPrompt(Struct, frozen=True, kw_only=True):
@@ -46,8 +46,9 @@ async def show_prompts(
         require(principal, Role.OWNER, team.organization_id)
         found = await store.find(connection, team_id, before_id(after), size)
         await store.record_reading(connection, team_id, min(size, len(found)))
-    cipher = await TeamKeys(sealer).cipher(engine, team_id, create=False)
-    shown = [] if cipher is None else found[:size]
+    if not found:
+        return Listing([], None)
+    cipher = await TeamKeys(engine, sealer).of(team_id)
     prompts = [
         LoggedPrompt(
             id=each.id,
@@ -55,12 +56,11 @@ async def show_prompts(
             key_id=each.key_id,
             request_id=each.request_id,
             model=each.model,
-            request=unseal(cipher, each),
+            request=cipher.unseal(each.sealed_request, name=each.request_id).decode(),
         )
-        for each in shown
-        if cipher is not None
+        for each in found[:size]
     ]
-    return Listing(prompts, str(prompts[-1].id) if len(found) > size and prompts else None)
+    return Listing(prompts, str(prompts[-1].id) if len(found) > size else None)
 
 
 ROUTES = (show_prompts,)

@@ -12,15 +12,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from descant_gateway.routes.access import LIMIT, OPT, Access, Rate
 from descant_gateway.routes.stored import batches, files, responses
 from descant_gateway.routes.stored.bounds import StoreBounds
+from descant_gateway.sealing import UnsealError
 from descant_gateway.store.errors import NotFound, StoreError
 from descant_gateway.store.session import is_outage
+from descant_gateway.store.vault import Vaults
 from descant_wire.errors import ApiError, invalid_request, not_found, server_error, service_unavailable
 
 _log = structlog.get_logger("descant_gateway.stored")
 _OPT: Final = {OPT: Access.KEY, LIMIT: Rate(per_minute=1200)}
 
 
-def stored_router(engine: AsyncEngine, bounds: StoreBounds, wake: Callable[[], None]) -> Router:
+def stored_router(engine: AsyncEngine, vaults: Vaults, bounds: StoreBounds, wake: Callable[[], None]) -> Router:
     """`wake`: somebody left a batch or cancelled one."""
     return Router(
         path="/",
@@ -29,10 +31,11 @@ def stored_router(engine: AsyncEngine, bounds: StoreBounds, wake: Callable[[], N
         request_max_body_size=bounds.max_file_bytes + bounds.form_overhead_bytes,
         dependencies={
             "engine": Provide(lambda: engine, sync_to_thread=False),
+            "vaults": Provide(lambda: vaults, sync_to_thread=False),
             "bounds": Provide(lambda: bounds, sync_to_thread=False),
             "wake": Provide(lambda: wake, sync_to_thread=False),
         },
-        exception_handlers={StoreError: _refuse, SQLAlchemyError: _fail, OSError: _fail},
+        exception_handlers={StoreError: _refuse, SQLAlchemyError: _fail, OSError: _fail, UnsealError: _fail},
     )
 
 

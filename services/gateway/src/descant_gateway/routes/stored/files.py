@@ -18,6 +18,7 @@ from descant_gateway.routes.access import LIMIT, Rate
 from descant_gateway.routes.stored.bounds import StoreBounds
 from descant_gateway.store import files as store
 from descant_gateway.store.files import FilePage, StoredFile
+from descant_gateway.store.vault import Vault, Vaults
 from descant_wire.batches import DeletedFile, FileList, FileObject
 from descant_wire.errors import invalid_request, payload_too_large, permission_denied, unsupported_field
 
@@ -32,7 +33,10 @@ AnyRequest = Request[object, object, State]
 
 @post("/v1/files", opt=_UPLOADS, status_code=200)
 async def upload_file(
-    request: AnyRequest, engine: NamedDependency[AsyncEngine], bounds: NamedDependency[StoreBounds]
+    request: AnyRequest,
+    engine: NamedDependency[AsyncEngine],
+    vaults: NamedDependency[Vaults],
+    bounds: NamedDependency[StoreBounds],
 ) -> FileObject:
     """multipart/form-data with `file` and `purpose`, which is batch."""
     caller: Caller = request.state.caller
@@ -46,9 +50,10 @@ async def upload_file(
         created_at=(now := datetime.now(UTC)),
         expires_at=now + _kept(form, bounds.keep),
     )
+    vault = await vaults.of(caller.team.id)
     async with engine.begin() as connection:
         stored = await store.stored_bytes(connection, caller.team.id)
-        writer = await store.create(connection, file)
+        writer = await store.create(connection, vault, file)
         while piece := await upload.read(_PIECE):
             await writer.write(piece)
             _require_room(writer.num_bytes, stored, bounds)
@@ -82,14 +87,20 @@ async def show_file(request: AnyRequest, file_id: FromPath[str], engine: NamedDe
 
 
 @get("/v1/files/{file_id:str}/content")
-async def file_content(request: AnyRequest, file_id: FromPath[str], engine: NamedDependency[AsyncEngine]) -> Stream:
+async def file_content(
+    request: AnyRequest,
+    file_id: FromPath[str],
+    engine: NamedDependency[AsyncEngine],
+    vaults: NamedDependency[Vaults],
+) -> Stream:
+    vault = await vaults.of(_team_id(request))
     async with engine.begin() as connection:
         found = await store.find(connection, _team_id(request), file_id)
     headers = {
         "content-length": str(found.num_bytes),
         "content-disposition": f'attachment; filename="{_ODD.sub("_", found.filename)}"',
     }
-    return Stream(_content(engine, found.id), headers=headers, media_type="application/octet-stream")
+    return Stream(_content(engine, vault, found.id), headers=headers, media_type="application/octet-stream")
 
 
 @delete("/v1/files/{file_id:str}", status_code=200)
@@ -111,9 +122,9 @@ def shown(file: StoredFile) -> FileObject:
     )
 
 
-async def _content(engine: AsyncEngine, file_id: str) -> AsyncIterator[bytes]:
+async def _content(engine: AsyncEngine, vault: Vault, file_id: str) -> AsyncIterator[bytes]:
     async with engine.begin() as connection:
-        async for piece in store.read(connection, file_id):
+        async for piece in store.read(connection, vault, file_id):
             yield piece
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from descant_gateway.identity.authenticate import Caller
 from descant_gateway.store import responses as store
+from descant_gateway.store.vault import Vaults
 from descant_wire.errors import invalid_request, unsupported_field
 from descant_wire.responses import DeletedResponse, ItemList
 
@@ -31,12 +32,14 @@ async def show_response(
     request: AnyRequest,
     response_id: FromPath[str],
     engine: NamedDependency[AsyncEngine],
+    vaults: NamedDependency[Vaults],
     stream: FromQuery[bool] = False,
 ) -> Response[bytes]:
     if stream:
         raise unsupported_field("A stored response can't be streamed again.", param="stream")
+    vault = await vaults.of(_team_id(request))
     async with engine.begin() as connection:
-        found = await store.find(connection, _team_id(request), response_id)
+        found = await store.find(connection, vault, response_id)
     return Response(found.body, media_type="application/json")
 
 
@@ -45,6 +48,7 @@ async def list_input_items(
     request: AnyRequest,
     response_id: FromPath[str],
     engine: NamedDependency[AsyncEngine],
+    vaults: NamedDependency[Vaults],
     after: FromQuery[str | None] = None,
     limit: FromQuery[int] = 20,
     order: FromQuery[Literal["asc", "desc"]] = "desc",
@@ -52,8 +56,9 @@ async def list_input_items(
     """Its own; those of the responses before it are theirs."""
     if not 1 <= limit <= 100:
         raise invalid_request("`limit` must be from 1 to 100.", param="limit")
+    vault = await vaults.of(_team_id(request))
     async with engine.begin() as connection:
-        found = await store.find(connection, _team_id(request), response_id)
+        found = await store.find(connection, vault, response_id)
     items = msgspec.json.decode(found.input, type=list[Raw])
     return _page(items if order == "asc" else items[::-1], after, limit)
 
@@ -70,11 +75,15 @@ async def delete_response(
 
 @post("/v1/responses/{response_id:str}/cancel", status_code=200)
 async def cancel_response(
-    request: AnyRequest, response_id: FromPath[str], engine: NamedDependency[AsyncEngine]
+    request: AnyRequest,
+    response_id: FromPath[str],
+    engine: NamedDependency[AsyncEngine],
+    vaults: NamedDependency[Vaults],
 ) -> Response[bytes]:
     """400: only a response that runs in the background can be cancelled, and none does here."""
+    vault = await vaults.of(_team_id(request))
     async with engine.begin() as connection:
-        await store.find(connection, _team_id(request), response_id)
+        await store.find(connection, vault, response_id)
     raise unsupported_field("Only responses with `background` can be cancelled; none runs so here.", param="background")
 
 
