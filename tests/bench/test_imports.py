@@ -3,7 +3,18 @@
 import subprocess
 import sys
 
-MEASUREMENTS = ("throughput", "profile_steps", "regression", "residents", "compare", "curve", "latency", "startup")
+MEASUREMENTS = (
+    "throughput",
+    "adapter_loads",
+    "cold_adapters",
+    "profile_steps",
+    "regression",
+    "residents",
+    "compare",
+    "curve",
+    "latency",
+    "startup",
+)
 ABSENT = ("msgspec", "click", "litestar", "matplotlib", "aiohttp", "httpx", "rich", "xgrammar", "llguidance")
 CODE = f"""
 import importlib, sys

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from descant_engine.runner.model_runner import ModelRunner, PendingStep
@@ -15,7 +16,7 @@ Function = Callable[..., Any]
 
 
 class Method(NamedTuple):
-    owner: type
+    owner: type | ModuleType
     name: str
 
 
