@@ -29,6 +29,7 @@ from descant_engine.scheduler.plan import (
     StepResult,
 )
 from descant_engine.scheduler.scheduler import Scheduler
+from descant_engine.speculation.speculation import Speculation
 
 EOS = 2
 VOCAB_SIZE = 23
@@ -145,8 +146,10 @@ class FakeRunner:
         adapter = self._adapter_of(row)
         first = scheduled.num_computed_tokens
         last = first + scheduled.num_scheduled_tokens
-        assert scheduled.num_scheduled_tokens > 0
-        assert scheduled.samples == (last == len(row.tokens))
+        assert scheduled.num_scheduled_tokens > scheduled.num_draft_tokens == len(scheduled.draft_token_ids)
+        assert scheduled.samples == (last == len(row.tokens) + scheduled.num_draft_tokens)
+        num_known = len(row.tokens)
+        row.tokens += scheduled.draft_token_ids
         for position in range(last):
             cell, offset = self._cell(row, position)
             past = (adapter, tuple(row.tokens[: position + 1]))
@@ -155,8 +158,17 @@ class FakeRunner:
             assert cell.get(offset) == past, f"{scheduled.request_id} lost token {position}"
         if not scheduled.samples:
             return []
-        row.tokens.append(next_token(row.tokens, adapter))
-        return row.tokens[-1:]
+        return self._sample(row, num_known, adapter)
+
+    def _sample(self, row: Row, num_known: int, adapter: str | None) -> list[int]:
+        """What follows the known tokens and each draft that is right."""
+        drafts = [*row.tokens[num_known:], None]
+        del row.tokens[num_known:]
+        for draft in drafts:
+            row.tokens.append(next_token(row.tokens, adapter))
+            if row.tokens[-1] != draft:
+                break
+        return row.tokens[num_known:]
 
     def _cell(self, row: Row, position: int) -> tuple[dict[int, object], int]:
         block, offset = divmod(position, self.config.user.block_size)
@@ -215,9 +227,17 @@ class FakeRunner:
 class FakeEngine:
     """The engine's loop; results are applied `steps_ahead` steps late."""
 
-    def __init__(self, config: ResolvedConfig, num_blocks: int, num_slots: int = 0, *, steps_ahead: int = 0) -> None:
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        num_blocks: int,
+        num_slots: int = 0,
+        *,
+        steps_ahead: int = 0,
+        speculation: Speculation | None = None,
+    ) -> None:
         self.config = config
-        self.scheduler = Scheduler(config, num_blocks, num_slots)
+        self.scheduler = Scheduler(config, num_blocks, num_slots, lambda: 0.0, speculation=speculation)
         self.runner = FakeRunner(config, num_blocks, num_slots)
         self.steps_ahead = steps_ahead
         self.launched: deque[tuple[StepPlan, StepResult]] = deque()
@@ -250,6 +270,8 @@ class FakeEngine:
 
     def step(self) -> StepPlan:
         """Schedules and launches a step, and applies the one that is due."""
+        while self.launched and self.scheduler.wants_results:
+            self.apply_next()
         had_work = self.scheduler.has_schedulable_work
         plan = self.scheduler.schedule()
         self.scheduler.check_integrity()
@@ -314,9 +336,15 @@ def manifest_of() -> Callable[..., AdapterManifest]:
 def engine_of() -> Callable[..., FakeEngine]:
     """engine_of(num_blocks, num_slots, steps_ahead=..., **config) -> FakeEngine"""
 
-    def make(num_blocks: int, num_slots: int = 0, *, steps_ahead: int = 0, **config: Any) -> FakeEngine:
-        return FakeEngine(
-            make_config(enable_lora=num_slots > 0, **config), num_blocks, num_slots, steps_ahead=steps_ahead
-        )
+    def make(
+        num_blocks: int,
+        num_slots: int = 0,
+        *,
+        steps_ahead: int = 0,
+        speculation: Speculation | None = None,
+        **config: Any,
+    ) -> FakeEngine:
+        resolved = make_config(enable_lora=num_slots > 0, **config)
+        return FakeEngine(resolved, num_blocks, num_slots, steps_ahead=steps_ahead, speculation=speculation)
 
     return make

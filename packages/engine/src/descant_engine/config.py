@@ -5,6 +5,7 @@ from typing import Literal, TypedDict
 
 from descant_engine.adapter import TargetModule
 from descant_engine.pooling import PoolingConfig, PoolingType, Task
+from descant_engine.speculation.config import SpeculativeConfig
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Device = Literal["cpu", "cuda"]
@@ -50,6 +51,8 @@ class EngineConfig:
     """auto: encoders give vectors, decoders generate and, where their folder says how, give vectors too."""
     pooling_type: PoolingType | None = None
     """How vectors are made, whatever the model's folder says."""
+    speculative_config: SpeculativeConfig | None = None
+    """How tokens are guessed, to compute several of a request in one step; None guesses nothing."""
     matryoshka_dimensions: tuple[int, ...] | None = None
     """Lengths that vectors may be cut to, empty for any; None is what the model's config says."""
 
@@ -79,6 +82,7 @@ class EngineOptions(TypedDict, total=False):
     adapter_host_bytes: int
     runner: Runner
     pooling_type: PoolingType | None
+    speculative_config: SpeculativeConfig | None
     matryoshka_dimensions: tuple[int, ...] | None
 
 

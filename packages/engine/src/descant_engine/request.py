@@ -71,6 +71,8 @@ class Request:
 
         0 <= num_computed_tokens <= num_known_tokens + num_inflight_samples
         num_inflight_samples = sampled tokens of steps that are under way, not yet in output_token_ids
+
+    A draft token counts for neither before it is known to be right: its KV is written over if it is not.
     """
 
     spec: EngineRequest
@@ -86,6 +88,8 @@ class Request:
     block_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_inflight_samples: int = 0
+    num_inflight_drafts: int = 0
+    """Draft tokens that a step on its way checks; until then nobody knows what its next tokens are."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache at first admission."""
     num_preemptions: int = 0
@@ -178,6 +182,10 @@ class SampleLogprobs(NamedTuple):
     """One for each token sampled, or none if they were not asked for."""
     prompt: tuple[TokenLogprobs, ...] = ()
     """With the request's first token, if asked for: one for each prompt token but the first."""
+
+    def first(self, num_sampled: int) -> "SampleLogprobs":
+        """Those of the first so many samples, and of the prompt."""
+        return self if len(self.sampled) <= num_sampled else self._replace(sampled=self.sampled[:num_sampled])
 
 
 NO_LOGPROBS = SampleLogprobs()

@@ -27,6 +27,10 @@ class KvCache:
         self.num_query_tokens = 0
         self.num_hit_tokens = 0
 
+    def num_slots(self, request: Request) -> int:
+        """How many tokens the blocks that it holds have room for."""
+        return len(request.block_ids) * self._block_size
+
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_size)
 

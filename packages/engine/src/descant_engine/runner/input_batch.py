@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,8 @@ class StepRows:
     """[num_requests]: whether the last of them gives a sample"""
     request_ids: tuple[str, ...]
     slots_in_batch: tuple[int, ...]
+    num_drafts: IntArray | None = None
+    """[num_requests]: how many of the tokens are drafts, each of which gives a sample too; None if nobody has any"""
 
     @classmethod
     def of(cls, scheduled: Sequence[ScheduledRequest], states: RequestStates) -> "StepRows":
@@ -41,6 +44,7 @@ class StepRows:
             samples=np.array([r.samples for r in scheduled], dtype=np.bool_),
             request_ids=tuple(r.request_id for r in scheduled),
             slots_in_batch=tuple(sorted({states.adapter_slot(r.request_id) for r in scheduled} - {-1})),
+            num_drafts=_num_drafts(scheduled),
         )
 
     @cached_property
@@ -54,7 +58,44 @@ class StepRows:
 
     @cached_property
     def sampled_request_ids(self) -> tuple[str, ...]:
+        """[num_samples]: whose they are"""
+        if self.num_drafts is not None:
+            return tuple(self.request_ids[index] for index in self.sample_places.requests)
         return tuple(name for name, samples in zip(self.request_ids, self.samples, strict=True) if samples)
+
+    @cached_property
+    def sample_places(self) -> "SamplePlaces":
+        if self.num_drafts is None:
+            requests = self.samples.nonzero()[0]
+            return SamplePlaces(requests, np.zeros_like(requests))
+        counts = np.where(self.samples, 1 + self.num_drafts, 0)
+        requests = np.repeat(np.arange(len(counts)), counts)
+        return SamplePlaces(requests, np.repeat(counts.cumsum(), counts) - np.arange(1, counts.sum() + 1))
+
+    @cached_property
+    def sample_rows(self) -> IntArray:
+        """[num_samples]"""
+        return self.rows[self.sample_places.requests]
+
+    @cached_property
+    def sample_positions(self) -> IntArray:
+        """[num_samples]: of the tokens to come"""
+        return self.seq_lens[self.sample_places.requests] - self.sample_places.behind
+
+
+class SamplePlaces(NamedTuple):
+    """Which tokens of a step give samples, in batch order."""
+
+    requests: IntArray
+    """[num_samples]: whose they are, as indices into the batch"""
+    behind: IntArray
+    """[num_samples]: how many of the request's tokens come after them in the step"""
+
+
+def _num_drafts(scheduled: Sequence[ScheduledRequest]) -> IntArray | None:
+    if not any(request.num_draft_tokens for request in scheduled):
+        return None
+    return np.array([request.num_draft_tokens for request in scheduled], dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +120,11 @@ def gather(step: StepRows, states: RequestStates, block_size: int) -> InputBatch
     query_start = np.concatenate([[0], np.cumsum(step.query_lens)])
     token_request = np.repeat(np.arange(len(step.rows)), step.query_lens)
     positions_np = np.arange(query_start[-1]) - query_start[token_request] + step.num_computed[token_request]
-    sample_ends = query_start[1:][step.samples] - 1
+    sample_tokens = query_start[1:][step.sample_places.requests] - 1 - step.sample_places.behind
 
     per_token = to_device(np.stack([step.rows[token_request], positions_np]), states.device)
     per_request = to_device(np.stack([step.rows, step.seq_lens]), states.device)
-    per_sample = to_device(np.stack([sample_ends, step.rows[step.samples], step.seq_lens[step.samples]]), states.device)
+    per_sample = to_device(np.stack([sample_tokens, step.sample_rows, step.sample_positions]), states.device)
     token_rows, positions = per_token
     blocks = states.block_tables[token_rows, positions // block_size].to(torch.int64)
     max_seq_len = int(step.seq_lens.max())

@@ -91,7 +91,7 @@ class PendingLogprobs:
         sampled: dict[str, tuple[TokenLogprobs, ...]] = {}
         if self.sampled is not None:
             for (request_id, num_top), token in zip(self.users, self.sampled.tokens(), strict=True):
-                sampled[request_id] = (token._replace(top=token.top[:num_top]),)
+                sampled[request_id] = (*sampled.get(request_id, ()), token._replace(top=token.top[:num_top]))
         prompts = {name: tuple(token for chunk in row.chunks for token in chunk.tokens()) for name, row in self.prompts}
         return {name: SampleLogprobs(sampled.get(name, ()), prompts.get(name, ())) for name in {**sampled, **prompts}}
 

@@ -14,6 +14,7 @@ from descant_engine.grammar.bitmask import GrammarBitmask
 from descant_engine.models import attach_lora, load_model
 from descant_engine.runner.adapter_memory import AdapterMemory
 from descant_engine.runner.cuda_graphs import NO_MODULES
+from descant_engine.runner.drafts import PendingDrafts
 from descant_engine.runner.grammar_mask import apply_bitmask
 from descant_engine.runner.input_batch import InputBatch, StepRows, gather
 from descant_engine.runner.logprobs import NO_LOGPROBS, Logprobs, PendingLogprobs
@@ -40,11 +41,14 @@ class PendingStep:
     logprobs: PendingLogprobs
     arrived: torch.cuda.Event | None
     pooled: PendingVectors = NO_VECTORS
+    drafts: PendingDrafts | None = None
 
     def result(self) -> StepResult:
         if self.arrived is not None:
             self.arrived.synchronize()
         sampled = tuple(zip(self.request_ids, self.token_ids.tolist(), strict=True))
+        if self.drafts is not None:
+            sampled = self.drafts.accepted(sampled)
         return StepResult(self.step_id, sampled, (), self.logprobs.result(), self.pooled.result())
 
 
@@ -72,6 +76,7 @@ class LaunchedForward:
     positions: Tensor | None = None
     """[num_samples] int64: of the tokens to come"""
     pooled: PendingVectors = NO_VECTORS
+    drafts: PendingDrafts | None = None
 
     def without_samples(self) -> PendingStep:
         """The step, if there is nothing to sample."""
@@ -121,7 +126,7 @@ class ModelRunner:
         step = StepRows.of(plan.scheduled, self._states)
         if self._graphs and step.is_decode:
             return LaunchedForward(plan.step_id, step, *self._decode(step, self._graphs))
-        return LaunchedForward(plan.step_id, step, *self._forward(step))
+        return LaunchedForward(plan.step_id, step, *self._forward(step), PendingDrafts.of(plan.scheduled))
 
     @torch.inference_mode()
     def sample(self, forward: LaunchedForward, bitmask: GrammarBitmask | None = None) -> PendingStep:
@@ -140,6 +145,7 @@ class ModelRunner:
             sampled.logprobs,
             arrived,
             forward.pooled,
+            forward.drafts,
         )
 
     @torch.inference_mode()
@@ -191,7 +197,7 @@ class ModelRunner:
         self, logits: Tensor, step: StepRows, rows: Tensor, positions: Tensor, mask: LogitsMask | None
     ) -> Sampled:
         """The next tokens, which are also appended to their rows."""
-        row_ids, lengths = step.rows[step.samples].tolist(), step.seq_lens[step.samples].tolist()
+        row_ids, lengths = step.sample_rows.tolist(), step.sample_positions.tolist()
         batch = SampleRows(tuple(row_ids), tuple(lengths), rows, positions, self._states)
         kept = self._logprobs.keep(logits, batch)
         token_ids = self._sampler.sample(logits, batch, mask)

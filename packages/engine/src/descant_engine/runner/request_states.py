@@ -41,11 +41,12 @@ class RequestStates:
         return self._adapter_slot_of[request_id]
 
     def apply(self, plan: StepPlan) -> None:
-        """Removals, admissions, and the blocks that scheduled requests got."""
+        """Removals, admissions, the blocks that scheduled requests got, and the drafts that come with them."""
         for request_id in plan.removed:
             self._remove(request_id)
         self._admit(plan.admitted)
         self._append_blocks(plan.scheduled)
+        self._write_drafts(plan.scheduled)
 
     def append_sampled(self, rows: Tensor, positions: Tensor, token_ids: Tensor) -> None:
         """Writes token_ids [n] to columns `positions` of `rows`."""
@@ -79,6 +80,18 @@ class RequestStates:
         self._adapter_slot_of[admitted.request_id] = admitted.adapter_slot
         self._num_blocks[admitted.request_id] = 0
         return row
+
+    def _write_drafts(self, scheduled: Sequence[ScheduledRequest]) -> None:
+        """After the newest known token. What is not right there is written over by the samples."""
+        cells = [
+            (self._row_of[request.request_id], request.num_computed_tokens + place, token_id)
+            for request in scheduled
+            if request.draft_token_ids
+            for place, token_id in enumerate(request.draft_token_ids, start=1)
+        ]
+        if cells:
+            rows, columns, token_ids = to_device(np.array(cells, dtype=np.int64).T, self.device)
+            self.token_ids[rows, columns] = token_ids
 
     def _append_blocks(self, scheduled: Sequence[ScheduledRequest]) -> None:
         rows: list[int] = []

@@ -43,7 +43,11 @@ class ScheduledRequest(NamedTuple):
     new_block_ids: tuple[int, ...]
     """Append these to the row's block table before the step."""
     samples: bool
-    """True if the last scheduled token is the newest one: its logits give the next token."""
+    """True if the last scheduled token that is no draft is the newest one: its logits give the next token."""
+    num_draft_tokens: int = 0
+    """The last so many scheduled tokens are drafts: guesses of what follows the newest one. Each gives a sample too."""
+    draft_token_ids: tuple[int, ...] = ()
+    """What they are; empty if the draft model is to make them."""
 
 
 class AdapterMoveKind(Enum):
@@ -98,7 +102,8 @@ class StepResult:
 
     step_id: int
     sampled: tuple[tuple[str, int], ...]
-    """(request_id, token id) of every scheduled request with `samples`, in the plan's order."""
+    """(request_id, token id) of every scheduled request with `samples`, in the plan's order. One with drafts has as many
+    as were right, and one more: what was drawn where they ended or ceased to be right."""
     adapter_events: tuple[AdapterEvent, ...]
     """Moves finished since the last result, of this plan or an earlier one."""
     logprobs: Mapping[str, SampleLogprobs] = field(default_factory=dict)

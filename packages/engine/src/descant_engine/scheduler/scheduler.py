@@ -31,14 +31,17 @@ from descant_engine.request import (
 )
 from descant_engine.scheduler.adapter_loading import AdapterLoading
 from descant_engine.scheduler.admission import QueueFull, RequestRefused, accept, first_sample_of
+from descant_engine.scheduler.drafts import add_drafts
 from descant_engine.scheduler.integrity import check_requests, count_adapters
 from descant_engine.scheduler.plan import AdapterEvent, AdapterMoveKind, StepPlan, StepResult
 from descant_engine.scheduler.queue import OrderedRequests
 from descant_engine.scheduler.room import Room
+from descant_engine.scheduler.sampled import append, by_request
 from descant_engine.scheduler.shares import Shares, cost_of
-from descant_engine.scheduler.stats import SchedulerStats
+from descant_engine.scheduler.stats import NO_DRAFTS, SchedulerStats
 from descant_engine.scheduler.step_draft import StepDraft, num_schedulable_tokens
 from descant_engine.scheduler.waiting import WaitingRequests
+from descant_engine.speculation.speculation import Speculation
 
 SPARE_BLOCK_SHARE = 0.01
 """Kept free for the growth of running requests when something new comes in, so that it is not preempted at once."""
@@ -50,6 +53,7 @@ class Scheduler:
     Args:
         num_blocks: size of the block pool.
         num_adapter_slots: rows of the runner's adapter tables; how many adapters can be on the device at once.
+        speculation: None if nothing is ever drafted.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Scheduler:
         num_blocks: int,
         num_adapter_slots: int,
         clock: Callable[[], float] = time.monotonic,
+        speculation: Speculation | None = None,
     ) -> None:
         self._config = config
         self._pool = BlockPool(num_blocks)
@@ -68,6 +73,7 @@ class Scheduler:
             enable_prefix_caching=config.caches_prefixes,
         )
         self._adapters = AdapterCache(config, self._pool, num_adapter_slots if config.user.enable_lora else 0)
+        self._speculation = speculation
         self._seeds = Random(config.user.seed)
         self._requests: dict[str, Request] = {}
         self._waiting = WaitingRequests()
@@ -145,6 +151,8 @@ class Scheduler:
             self._sampling[self._num_steps] = step.sampling
         plan = step.finish(self._num_steps, self._adapters.take_moves(), tuple(self._removed))
         self._removed.clear()
+        if self._speculation is not None:
+            self._speculation.launched(plan, self._now)
         return plan
 
     def update(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
@@ -152,11 +160,13 @@ class Scheduler:
         deltas = []
         self._now = self._clock()
         sampling = self._sampling.pop(plan.step_id, {})
-        for request_id, token_id in result.sampled:
+        if self._speculation is not None:
+            self._speculation.arrived(plan, self._now)
+        for request_id, token_ids in by_request(result.sampled):
             request = sampling[request_id]
             request.num_inflight_samples -= 1
             if not request.is_finished:
-                deltas.append(self._append(request, token_id, result.logprobs.get(request_id, NO_LOGPROBS)))
+                deltas.append(self._append(request, token_ids, result.logprobs.get(request_id, NO_LOGPROBS)))
         for request_id, vector in result.pooled.items():
             if not (request := sampling[request_id]).is_finished:
                 deltas.append(self._finish_pooled(request, vector))
@@ -184,6 +194,11 @@ class Scheduler:
             or any(not self._waits_for_load(request) for request in self._waiting)
         )
 
+    @property
+    def wants_results(self) -> bool:
+        """Whether the next plan is better made when the results of all steps under way are applied."""
+        return self._speculation is not None and self._speculation.wants_results(self._running)
+
     def stats(self) -> SchedulerStats:
         return SchedulerStats(
             num_running=len(self._running),
@@ -197,6 +212,7 @@ class Scheduler:
             num_adapter_loads=self._adapters.num_loads,
             num_adapter_evictions=self._adapters.num_evictions,
             adapters=self._adapters.residency(),
+            drafts=NO_DRAFTS if self._speculation is None else self._speculation.counts(),
         )
 
     def check_integrity(self) -> None:
@@ -223,6 +239,8 @@ class Scheduler:
             elif num_tokens > 1:
                 prompts.append(request)
             index += 1
+        if self._speculation is not None:
+            add_drafts(step, self._speculation, self._kv, self._pool)
         for request in prompts:
             if self._room.is_over_part(request.share):
                 step.postponed.append(request)
@@ -373,23 +391,23 @@ class Scheduler:
             self._adapters.unpin(request.spec.adapter_digest)
             request.adapter_slot = -1
 
-    def _append(self, request: Request, token_id: int, logprobs: SampleLogprobs) -> TokenDelta:
-        request.output_token_ids.append(token_id)
+    def _append(self, request: Request, token_ids: tuple[int, ...], logprobs: SampleLogprobs) -> TokenDelta:
         is_first = request.first_token is None
         if is_first:
             request.first_token = self._now
-        is_stop = token_id in request.stop_token_ids and len(request.output_token_ids) >= request.spec.params.min_tokens
-        if is_stop:
-            self._finish(request, FinishReason.STOP)
-        elif len(request.output_token_ids) >= request.max_tokens:
-            self._finish(request, FinishReason.LENGTH)
+        num_drafted = request.num_inflight_drafts
+        new = append(request, token_ids)
+        if new.finish_reason is not None:
+            self._finish(request, new.finish_reason)
+        if self._speculation is not None:
+            self._speculation.follow(request, num_drafted, len(new.token_ids))
         return TokenDelta(
             request_id=request.request_id,
-            token_ids=(token_id,),
-            finish_reason=request.finish_reason,
-            stop_token_id=token_id if is_stop else None,
+            token_ids=new.token_ids,
+            finish_reason=new.finish_reason,
+            stop_token_id=new.stop_token_id,
             num_cached_tokens=request.num_cached_tokens,
-            logprobs=logprobs,
+            logprobs=logprobs.first(len(new.token_ids)),
             times=self._times(request) if is_first or request.is_finished else None,
         )
 
@@ -433,6 +451,8 @@ class Scheduler:
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
         self._kv.forget(request)
+        if self._speculation is not None:
+            self._speculation.forget(request.request_id)
         del self._requests[request.request_id]
         self._shares.leave(request.share)
         if request.spec.adapter_digest is not None:

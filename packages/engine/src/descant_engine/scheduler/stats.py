@@ -6,6 +6,20 @@ from descant_engine.cache.adapter_cache import AdapterResidency, AdapterTier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftStats:
+    """Of speculation, counted since start."""
+
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_accepted_by_place: tuple[int, ...] = ()
+    """How many drafts had their first token accepted, how many their second, and so on."""
+
+
+NO_DRAFTS = DraftStats()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerStats:
     """A snapshot. Requests and usage are of now; tokens, preemptions, loads and evictions are counted since start."""
 
@@ -30,6 +44,7 @@ class SchedulerStats:
     """From the pool."""
     adapters: tuple[AdapterResidency, ...]
     """Every registered adapter."""
+    drafts: DraftStats = NO_DRAFTS
 
     def num_adapters(self, tier: AdapterTier) -> int:
         """How many have `tier` as the highest that they are in."""

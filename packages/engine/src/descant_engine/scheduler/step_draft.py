@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from descant_engine.request import Request
 from descant_engine.scheduler.plan import AdapterMove, AdmittedRequest, ScheduledRequest, StepPlan
 from descant_engine.scheduler.queue import order
+from descant_engine.speculation.proposal import Proposal
 
 
 @dataclass(slots=True)
@@ -70,12 +71,25 @@ class StepDraft:
             request.num_inflight_samples += 1
             self.sampling[request.request_id] = request
 
+    def add_drafts(self, index: int, proposal: Proposal, new_block_ids: tuple[int, ...]) -> None:
+        """Lets the request scheduled at `index`, which samples, check a proposal beside its newest token."""
+        part = self.scheduled[index]
+        self.scheduled[index] = part._replace(
+            num_scheduled_tokens=part.num_scheduled_tokens + proposal.num_tokens,
+            new_block_ids=part.new_block_ids + new_block_ids,
+            num_draft_tokens=proposal.num_tokens,
+            draft_token_ids=proposal.token_ids,
+        )
+        self.requests[index].num_inflight_drafts = proposal.num_tokens
+        self.num_tokens_left -= proposal.num_tokens
+
     def finish(self, step_id: int, adapter_moves: tuple[AdapterMove, ...], removed: tuple[str, ...]) -> StepPlan:
         return StepPlan(step_id, adapter_moves, removed, tuple(self.admitted), tuple(self.scheduled))
 
 
 def num_schedulable_tokens(request: Request) -> int:
-    """Known tokens, and one on its way, that are not computed; none once the last output token is on its way."""
-    if len(request.output_token_ids) + request.num_inflight_samples >= request.max_tokens:
+    """Known tokens, and one on its way, that are not computed; none once the last output token is on its way, or while
+    drafts are checked."""
+    if request.num_inflight_drafts or len(request.output_token_ids) + request.num_inflight_samples >= request.max_tokens:
         return 0
     return request.num_tokens - request.num_computed_tokens
