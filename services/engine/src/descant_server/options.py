@@ -1,8 +1,21 @@
-"""Command-line options in groups, and options that take several words as vLLM's do."""
+"""Command-line options in groups that commands share, and options that take several words as vLLM's do."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import wraps
+from typing import Any, TypeVar
 
 import click
+
+MODEL = "Model"
+MEMORY = "Memory and batching"
+OUTPUT = "Structured output, tools, reasoning"
+ADAPTERS = "Adapters"
+SERVER = "Server"
+
+Command = Callable[..., None]
+Option = Callable[[Command], Command]
+OptionsT = TypeVar("OptionsT")
 
 
 class GroupedOption(click.Option):
@@ -11,6 +24,28 @@ class GroupedOption(click.Option):
     def __init__(self, *args: Any, group: str, **attributes: Any) -> None:
         super().__init__(*args, **attributes)
         self.group = group
+
+
+def option(group: str, *names: str, **attributes: Any) -> Option:
+    """`attributes` are click's."""
+    return click.option(*names, cls=GroupedOption, group=group, **attributes)
+
+
+def takes(name: str, kind: type[OptionsT], options: Sequence[Option]) -> Option:
+    """Gives a command these options, and calls it with all their values as one, a dataclass, called `name`."""
+    own = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def call(**given: Any) -> None:
+            values = {key: given.pop(key) for key in own}
+            command(**given, **{name: kind(**values)})
+
+        for each in reversed(options):
+            call = each(call)
+        return call
+
+    return decorate
 
 
 class GroupedCommand(click.Command):
