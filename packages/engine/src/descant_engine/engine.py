@@ -15,6 +15,10 @@ from descant_engine.scheduler.admission import QueueFull, RequestRefused
 from descant_engine.scheduler.plan import StepPlan
 from descant_engine.scheduler.scheduler import Scheduler
 from descant_engine.scheduler.stats import SchedulerStats
+from descant_engine.speculation.config import SpeculativeMethod
+from descant_engine.speculation.ngram import NgramProposer
+from descant_engine.speculation.proposal import ModelProposer
+from descant_engine.speculation.speculation import Speculation
 
 if TYPE_CHECKING:
     from descant_engine.grammar.compiler import GrammarCompiler
@@ -41,7 +45,9 @@ class Engine:
     def __init__(self, config: ResolvedConfig) -> None:
         self.config = config
         self._runner = ModelRunner(config) if config.shape.encoder is None else EncoderRunner(config)
-        self._scheduler = Scheduler(config, self._runner.num_blocks, self._runner.num_adapter_slots)
+        self._scheduler = Scheduler(
+            config, self._runner.num_blocks, self._runner.num_adapter_slots, speculation=_speculation(config)
+        )
         self._steps_ahead = 1 if config.device == "cuda" else 0
         self._launched: deque[tuple[StepPlan, PendingStep]] = deque()
         self._compiler: GrammarCompiler | None = None
@@ -102,13 +108,14 @@ class Engine:
         """Launches the next step and applies the oldest one that is due. Returns what became known."""
         self._submit_compiled()
         loaded = self._follow_all(self._scheduler.finish_loads(self._runner.finished_loads()))
+        deltas = self._apply_all() if self._launched and self._scheduler.wants_results else []
         plan = self._scheduler.schedule()
-        deltas: list[TokenDelta] = []
         if plan.is_empty and not self._launched:
             self._wait()
         if not plan.is_empty or not self._launched:
             forward = self._runner.forward(plan)
-            bitmask, deltas = self._bitmask(plan)
+            bitmask, known = self._bitmask(plan)
+            deltas += known
             self._launched.append((plan, self._runner.sample(forward, bitmask)))
         if len(self._launched) > self._steps_ahead or not plan.scheduled:
             deltas += self._apply_oldest()
@@ -119,10 +126,14 @@ class Engine:
         which are applied here; a step without grammars leaves them for later."""
         if self._grammars is None or not self._grammars.concern(plan.scheduled):
             return None, []
-        deltas = []
+        deltas = self._apply_all()
+        return self._grammars.bitmask(plan.scheduled), deltas
+
+    def _apply_all(self) -> list[TokenDelta]:
+        deltas: list[TokenDelta] = []
         while self._launched:
             deltas += self._apply_oldest()
-        return self._grammars.bitmask(plan.scheduled), deltas
+        return deltas
 
     def _apply_oldest(self) -> list[TokenDelta]:
         plan, launched = self._launched.popleft()
@@ -183,6 +194,14 @@ class Engine:
         self._runner.close()
         if self._compiler is not None:
             self._compiler.close()
+
+
+def _speculation(config: ResolvedConfig) -> Speculation | None:
+    wanted = config.user.speculative_config
+    if wanted is None or config.shape.encoder is not None:
+        return None
+    proposer = NgramProposer(wanted) if wanted.method is SpeculativeMethod.NGRAM else ModelProposer()
+    return Speculation(proposer, wanted.max_tokens, adaptive=wanted.adaptive)
 
 
 def _allowed_backends(config: ResolvedConfig) -> tuple[BackendName, ...]:

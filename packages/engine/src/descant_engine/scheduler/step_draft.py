@@ -90,6 +90,8 @@ class StepDraft:
 def num_schedulable_tokens(request: Request) -> int:
     """Known tokens, and one on its way, that are not computed; none once the last output token is on its way, or while
     drafts are checked."""
-    if request.num_inflight_drafts or len(request.output_token_ids) + request.num_inflight_samples >= request.max_tokens:
+    if request.num_inflight_drafts:
+        return 0
+    if len(request.output_token_ids) + request.num_inflight_samples >= request.max_tokens:
         return 0
     return request.num_tokens - request.num_computed_tokens
