@@ -49,12 +49,16 @@ class CountingEngine:
     num_steps: int = 0
     is_closed: bool = False
     num_to_prepare: int = 0
+    spare_s: float = 0.0
     late_refusals: list[LateRefusal] = field(default_factory=list)
     running: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def has_work(self) -> bool:
         return bool(self.running)
+
+    def seconds_to_spare(self) -> float:
+        return self.spare_s
 
     def submit(self, request: EngineRequest) -> None:
         if self.submit_error is not None:

@@ -148,10 +148,12 @@ class Replay:
                 run.progress[request_id] = _Progress(start + request.arrival_s)
                 self._submit(request, request_id, salt)
                 upcoming = next(due, None)
-            if self.engine.has_work:
+            spare_s = self.engine.seconds_to_spare() if self.engine.has_work else LONGEST_NAP_S
+            if spare_s == 0.0:
                 run.note(self.engine.step())
-            elif upcoming is not None:
-                time.sleep(max(0.0, min(LONGEST_NAP_S, start + upcoming[0].arrival_s - time.perf_counter())))
+            else:
+                due_s = LONGEST_NAP_S if upcoming is None else start + upcoming[0].arrival_s - time.perf_counter()
+                time.sleep(max(0.0, min(spare_s, due_s)))
         return ids
 
     def _submit(self, request: RecordedRequest, request_id: str, salt: str) -> str:

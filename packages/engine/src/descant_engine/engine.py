@@ -1,5 +1,6 @@
 """The loop: schedule, execute, update. Scheduler and runner meet here and nowhere else."""
 
+import time
 from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from descant_engine.scheduler.grammar import RequestGrammars
 
 POLL_SECONDS = 0.005
+WAKE_SECONDS = 0.001
+"""A wait for messages may last longer by so much."""
+LAUNCH_DECAY = 0.95
 
 
 class Refusal(NamedTuple):
@@ -54,6 +58,8 @@ class Engine:
         self._grammars: RequestGrammars | None = None
         """None until somebody may ask for one."""
         self._refusals: list[Refusal] = []
+        self._launch_s = 0.0
+        """What it takes to plan and launch a step; forgets long ones slowly."""
 
     @property
     def num_blocks(self) -> int:
@@ -104,16 +110,25 @@ class Engine:
     def remove_adapter(self, digest: str) -> None:
         self._scheduler.remove_adapter(digest)
 
+    def seconds_to_spare(self) -> float:
+        """How long `step` may be put off, while the device has enough to do: who comes in that time, and goes before
+        others, need not wait for a step that was planned without him. 0 where nobody gives way to anybody."""
+        if not self._launched or not self._steps_ahead:
+            return 0.0
+        return max(0.0, self._scheduler.busy_until - self._launch_s - WAKE_SECONDS - time.monotonic())
+
     def step(self) -> list[TokenDelta]:
         """Launches the next step and applies the oldest one that is due. Returns what became known."""
         self._submit_compiled()
         loaded = self._follow_all(self._scheduler.finish_loads(self._runner.finished_loads()))
         deltas = self._apply_all() if self._launched and self._scheduler.wants_results else []
+        begun = time.monotonic()
         plan = self._scheduler.schedule()
         if plan.is_empty and not self._launched:
             self._wait()
         if not plan.is_empty or not self._launched:
             forward = self._runner.forward(plan)
+            self._launch_s = max(time.monotonic() - begun, LAUNCH_DECAY * self._launch_s)
             bitmask, known = self._bitmask(plan)
             deltas += known
             self._launched.append((plan, self._runner.sample(forward, bitmask)))

@@ -145,6 +145,8 @@ def serve(engine: "Engine", channel: Channel) -> None:
             apply(engine, channel, message)
             stats_due = stats_due or time.monotonic() + STATS_SECONDS
         if engine.has_work:
+            if engine.seconds_to_spare():
+                continue
             if deltas := engine.step():
                 channel.send(Deltas(deltas))
             for request_id, error in engine.take_refusals():
@@ -160,7 +162,7 @@ def serve(engine: "Engine", channel: Channel) -> None:
 def _patience(engine: "Engine", stats_due: float | None) -> float | None:
     """How long to wait for messages, in seconds; None is forever."""
     if engine.has_work:
-        return 0
+        return engine.seconds_to_spare()
     return None if stats_due is None else max(0.0, stats_due - time.monotonic())
 
 

@@ -1,51 +1,114 @@
-"""How much of a step and of the batch a request may take, by what its share has of it already."""
+"""How much of a step and of the batch a request may take, by who else is there."""
 
 from descant_engine.config import ResolvedConfig
+from descant_engine.request import Request
+from descant_engine.scheduler.precedence import Precedence
 from descant_engine.scheduler.step_draft import StepDraft
+from descant_engine.scheduler.step_times import StepTimes, StepWork
 from descant_engine.share import Share
 
 RESERVED_SHARE = 32
-"""One of so many places and blocks is not for those who run more than their part."""
+"""One of so many places and blocks is not for those who run more than their part, nor for lower priorities while others
+come."""
 PROMPT_SHARE = 10
 """One of so many tokens of a step is for their prompts."""
 MIN_PROMPT_TOKENS = 512
+DELAY_BY_SHARES = 0.5
+"""By so much may the first tokens of others come later for those who run more than their part,"""
+DELAY_BY_LOWER = 0.15
+"""and for those of lower priorities."""
+LEAST_TOKENS = 16
+"""Of prompts, in a step that has nobody else of those who give way: they always get on."""
+USUAL_PROMPT_WEIGHT = 0.05
+"""Of the latest prompt in the mean of all."""
 
 
 class Room:
-    """Bounds what who comes rarely has to wait for: a place, a block, and the rest of a step that others fill."""
+    """Bounds what who comes rarely, or goes first, has to wait for: a place, a block, and steps that others fill."""
 
-    def __init__(self, config: ResolvedConfig, num_blocks: int) -> None:
+    def __init__(self, config: ResolvedConfig, num_blocks: int, precedence: Precedence, times: StepTimes) -> None:
         self._num_places = config.max_num_seqs
-        self._num_reserved_places = config.max_num_seqs // RESERVED_SHARE
-        self._num_reserved_blocks = num_blocks // RESERVED_SHARE
+        self._num_blocks = num_blocks
         self._max_prompt_tokens = max(config.max_num_batched_tokens // PROMPT_SHARE, MIN_PROMPT_TOKENS)
+        self._precedence = precedence
+        self._times = times
+        self._usual_prompt = 0.0
+        """Tokens that newcomers who go first had to compute, on average."""
 
     def is_over_part(self, share: Share) -> bool:
         """Whether the share runs clearly more than its part of the batch."""
         return share.is_over_part(self._num_places)
 
-    def has_place(self, share: Share, num_running: int) -> bool:
-        """Whether one more request of the share may join `num_running` others."""
+    def has_place(self, request: Request, num_running: int) -> bool:
+        """Whether the request may join `num_running` others."""
         num_places = self._num_places
-        if num_running >= num_places - self._num_reserved_places and share.is_over_part(num_places):
-            num_places -= self._num_reserved_places
+        num_unreserved = num_places - num_places // RESERVED_SHARE
+        if num_running >= num_unreserved and self._is_kept_out(request):
+            num_places = num_unreserved
         return num_running < num_places
 
-    def num_reserved_blocks(self, share: Share) -> int:
-        """To be left free when a request of the share comes in."""
-        return self._num_reserved_blocks if self.is_over_part(share) else 0
+    def num_reserved_blocks(self, request: Request) -> int:
+        """To be left free when the request comes in."""
+        return self._num_blocks // RESERVED_SHARE if self._is_kept_out(request) else 0
 
-    def num_prompt_tokens(self, share: Share, step: StepDraft) -> int:
-        """How many of the step's tokens the share's prompts may take. Who runs more than his part takes few, and none
+    def open_rest(self, step: StepDraft) -> None:
+        """Everybody who goes first is in the step: the rest is for those who give way."""
+        step.is_rest = True
+        step.num_first = len(step.scheduled)
+        if (costs := self._times.costs) is None:
+            return
+        alone = costs.of(StepWork(1, 0))
+        without = max(alone, costs.of(step.work))
+        first = alone + costs.of(StepWork(1, max(0, round(self._usual_prompt) - 1)))
+        step.limit_s = without + DELAY_BY_SHARES * first
+        step.limit_beside_lower_s = without + DELAY_BY_LOWER * first
+
+    def has_time_for_token(self, request: Request, step: StepDraft) -> bool:
+        """For a request that gives way, whether one token of it may be in the step."""
+        if step.has_prompt_within_part:
+            return False
+        if (costs := self._times.costs) is None or not step.has_rest:
+            return True
+        work = step.work
+        return costs.of(StepWork(work.num_requests + 1, work.num_more_tokens)) <= self._limit_s(request, step)
+
+    def num_prompt_tokens(self, request: Request, step: StepDraft) -> int:
+        """How many of the step's tokens the request's prompt may take. Who runs more than his part takes few, and none
         beside somebody who does not, whose first token would wait for them.
         """
-        if not self.is_over_part(share):
+        gives_way = self._precedence.gives_way(request)
+        if not gives_way and not self.is_over_part(request.share):
             return step.num_tokens_left
         if step.has_prompt_within_part:
             return 0
-        return max(min(self._max_prompt_tokens - step.num_prompt_tokens, step.num_tokens_left), 0)
+        num_tokens = min(self._max_prompt_tokens - step.num_prompt_tokens, step.num_tokens_left)
+        if gives_way:
+            num_tokens = min(num_tokens, self._num_tokens_in_time(request, step))
+        return max(num_tokens, 0)
 
-    def note_prompt(self, share: Share, num_tokens: int, step: StepDraft) -> None:
+    def note_prompt(self, request: Request, num_tokens: int, step: StepDraft) -> None:
         step.num_prompt_tokens += num_tokens
-        if not self.is_over_part(share):
-            step.has_prompt_within_part = True
+        if self._precedence.gives_way(request) or self.is_over_part(request.share):
+            return
+        step.has_prompt_within_part = True
+
+    def note_newcomer(self, request: Request) -> None:
+        """A request is admitted, with what the prefix cache had of it."""
+        if request.num_preemptions == 0 and not self._precedence.gives_way(request):
+            num_tokens = request.num_tokens - request.num_computed_tokens
+            self._usual_prompt += USUAL_PROMPT_WEIGHT * (num_tokens - self._usual_prompt)
+
+    def _is_kept_out(self, request: Request) -> bool:
+        return self._precedence.is_lower(request) or self.is_over_part(request.share)
+
+    def _num_tokens_in_time(self, request: Request, step: StepDraft) -> int:
+        if (costs := self._times.costs) is None:
+            return step.num_tokens_left
+        work = step.work
+        one_more = costs.of(StepWork(work.num_requests + 1, max(work.num_more_tokens, 1)))
+        num_tokens = 1 + (self._limit_s(request, step) - one_more) / max(costs.more_token, 1e-9)
+        least = 0 if step.has_rest else LEAST_TOKENS
+        return max(int(min(num_tokens, step.num_tokens_left)), least)
+
+    def _limit_s(self, request: Request, step: StepDraft) -> float:
+        return step.limit_beside_lower_s if self._precedence.is_lower(request) else step.limit_s

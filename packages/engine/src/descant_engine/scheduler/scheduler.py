@@ -31,15 +31,17 @@ from descant_engine.request import (
 )
 from descant_engine.scheduler.adapter_loading import AdapterLoading
 from descant_engine.scheduler.admission import QueueFull, RequestRefused, accept, first_sample_of
+from descant_engine.scheduler.batch import Batch
 from descant_engine.scheduler.drafts import add_drafts
 from descant_engine.scheduler.integrity import check_requests, count_adapters
 from descant_engine.scheduler.plan import AdapterEvent, AdapterMoveKind, StepPlan, StepResult
-from descant_engine.scheduler.queue import OrderedRequests
+from descant_engine.scheduler.precedence import Precedence
 from descant_engine.scheduler.room import Room
 from descant_engine.scheduler.sampled import append, by_request
 from descant_engine.scheduler.shares import Shares, cost_of
 from descant_engine.scheduler.stats import NO_DRAFTS, SchedulerStats
 from descant_engine.scheduler.step_draft import StepDraft, num_schedulable_tokens
+from descant_engine.scheduler.step_times import StepTimes
 from descant_engine.scheduler.waiting import WaitingRequests
 from descant_engine.speculation.speculation import Speculation
 
@@ -77,12 +79,12 @@ class Scheduler:
         self._seeds = Random(config.user.seed)
         self._requests: dict[str, Request] = {}
         self._waiting = WaitingRequests()
-        self._running = OrderedRequests()
         self._shares = Shares()
         self._loading = AdapterLoading(self._adapters, self._waiting)
-        self._room = Room(config, num_blocks)
-        self._removed: list[str] = []
-        """Rows that the runner still has and should forget."""
+        self._precedence = Precedence(config.max_num_seqs)
+        self._running = Batch(self._kv, self._adapters, self._precedence, config.user.block_size)
+        self._step_times = StepTimes()
+        self._room = Room(config, num_blocks, self._precedence, self._step_times)
         self._sampling: dict[int, dict[str, Request]] = {}
         """Step id -> who is being sampled in it, for steps whose results are due."""
         self._clock = clock
@@ -110,6 +112,7 @@ class Scheduler:
         self._requests[spec.request_id] = request
         request.arrived = self._clock()
         request.share = self._shares.join(request, self._num_steps)
+        self._precedence.join(request, request.arrived)
         if spec.adapter_digest is not None:
             self._adapters.add_user(spec.adapter_digest)
         self._wait(request)
@@ -136,11 +139,15 @@ class Scheduler:
         """The next step, on the assumption that every step before it has run. May be empty."""
         self._num_steps += 1
         self._now = self._clock()
+        self._precedence.begin_step(self._now)
         step = StepDraft(self._config.max_num_batched_tokens)
+        self._waiting.set_aside(self._precedence.shares)
         self._schedule_running(step)
         self._resume_held(step)
         blocked = self._admit(step)
-        if step.postponed:
+        self._waiting.put_back()
+        if step.postponed or self._precedence.is_needed:
+            self._room.open_rest(step)
             self._schedule_postponed(step)
             blocked = blocked or self._admit(step)
         self._park_displaced()
@@ -149,8 +156,9 @@ class Scheduler:
             self._kv.cache_full_blocks(request)
         if step.sampling:
             self._sampling[self._num_steps] = step.sampling
-        plan = step.finish(self._num_steps, self._adapters.take_moves(), tuple(self._removed))
-        self._removed.clear()
+        if step.scheduled:
+            self._step_times.planned(self._num_steps, step.work, self._now)
+        plan = step.finish(self._num_steps, self._adapters.take_moves(), self._running.take_removed())
         if self._speculation is not None:
             self._speculation.launched(plan, self._now)
         return plan
@@ -159,6 +167,7 @@ class Scheduler:
         """Applies a step's outcome; results come in the order of their plans. Returns what is new, per request."""
         deltas = []
         self._now = self._clock()
+        self._step_times.ended(plan.step_id, self._now)
         sampling = self._sampling.pop(plan.step_id, {})
         if self._speculation is not None:
             self._speculation.arrived(plan, self._now)
@@ -188,11 +197,18 @@ class Scheduler:
     def has_schedulable_work(self) -> bool:
         """False if, until another result is applied or a request arrives, `schedule` would return an empty plan."""
         return (
-            bool(self._removed)
+            self._running.has_removed
             or self._adapters.has_moves
             or any(num_schedulable_tokens(request) for request in self._running)
             or any(not self._waits_for_load(request) for request in self._waiting)
         )
+
+    @property
+    def busy_until(self) -> float:
+        """Until when, on the clock, the device has enough to do, if it is worth to wait with the next plan for who may
+        come: he would have to wait for a step that is planned without him. 0 if it is not, or can't be told.
+        """
+        return self._step_times.busy_until() if self._precedence.is_needed else 0.0
 
     @property
     def wants_results(self) -> bool:
@@ -217,7 +233,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Asserts every invariant of requests, blocks and adapters. For tests, and for when nothing else is to do."""
-        check_requests(self._requests, self._waiting, self._running, self._sampling.values())
+        check_requests(self._requests, self._waiting, self._running.requests, self._sampling.values())
         assert len(self._running) <= self._config.max_num_seqs
         alive = list(self._requests.values())
         self._kv.check_integrity(alive)
@@ -225,17 +241,19 @@ class Scheduler:
         self._adapters.check_integrity(count_adapters(alive), count_adapters(self._running))
 
     def _schedule_running(self, step: StepDraft) -> None:
-        """One token for everybody who decodes, before any prompt takes what is left."""
+        """One token for everybody who decodes, before any prompt takes what is left. Who gives way comes later."""
         prompts = []
         index = 0
-        while index < len(self._running) and step.num_tokens_left > 0:
-            request = self._running[index]
+        is_anybody_later = self._precedence.is_needed
+        running = self._running.requests
+        while index < len(running) and step.num_tokens_left > 0:
+            request = running[index]
             num_tokens = num_schedulable_tokens(request)
-            if num_tokens == 1:
-                new_block_ids = self._grow(request, request.num_computed_tokens + 1)
-                if new_block_ids is None:
+            if is_anybody_later and num_tokens and self._precedence.gives_way(request):
+                step.postponed.append(request)
+            elif num_tokens == 1:
+                if not self._schedule_token(step, request):
                     break
-                self._compute(step, request, 1, new_block_ids)
             elif num_tokens > 1:
                 prompts.append(request)
             index += 1
@@ -247,8 +265,25 @@ class Scheduler:
             else:
                 self._schedule_prompt(step, request)
 
+    def _schedule_token(self, step: StepDraft, request: Request) -> bool:
+        """False if there are no blocks for it: it was preempted."""
+        new_block_ids = self._grow(request, request.num_computed_tokens + 1)
+        if new_block_ids is None:
+            return False
+        self._compute(step, request, 1, new_block_ids)
+        return True
+
     def _schedule_postponed(self, step: StepDraft) -> None:
+        """Tokens of those who decode, as many as there is time for, and then prompts."""
+        prompts = []
         for request in step.postponed:
+            if request.status is not RequestStatus.RUNNING:
+                continue
+            if num_schedulable_tokens(request) > 1:
+                prompts.append(request)
+            elif step.num_tokens_left > 0 and self._room.has_time_for_token(request, step):
+                self._schedule_token(step, request)
+        for request in prompts:
             self._schedule_prompt(step, request)
         step.postponed.clear()
 
@@ -256,12 +291,12 @@ class Scheduler:
         """A long prompt leaves half of the step to a waiting request that has had less."""
         if request.status is not RequestStatus.RUNNING or step.num_tokens_left == 0:
             return
-        num_tokens = min(step.num_tokens_for(request), self._room.num_prompt_tokens(request.share, step))
+        num_tokens = min(step.num_tokens_for(request), self._room.num_prompt_tokens(request, step))
         first = self._waiting.first()
         if first is not None and first.share.is_ahead_of(request.share):
             num_tokens = min(num_tokens, max(step.num_tokens_left // 2, 1))
         if num_tokens > 0:
-            self._room.note_prompt(request.share, num_tokens, step)
+            self._room.note_prompt(request, num_tokens, step)
             self._compute(step, request, num_tokens, ())
 
     def _compute(self, step: StepDraft, request: Request, num_tokens: int, new_block_ids: tuple[int, ...]) -> None:
@@ -274,14 +309,14 @@ class Scheduler:
         if num_new_blocks == 0:
             return ()
         while not self._adapters.make_room(num_new_blocks):
-            last = self._running[-1]
+            last = self._running.last
             self._preempt(last)
             if last is request:
                 return None
         return self._kv.grow(request, num_tokens)
 
     def _preempt(self, request: Request) -> None:
-        self._leave_batch(request)
+        self._running.leave(request)
         request.num_computed_tokens = 0
         request.num_preemptions += 1
         self._wait(request)
@@ -318,7 +353,9 @@ class Scheduler:
         """Lets waiting requests in, in the order of `WaitingRequests.first`. Returns the first that found no room for
         its tokens: everybody waits with it, so that it will.
         """
-        while self._may_admit(step) and (request := self._waiting.first()) is not None:
+        while step.num_tokens_left > 0 and (request := self._waiting.first()) is not None:
+            if len(self._running) >= self._config.max_num_seqs and not self._displace(step, request):
+                return None
             digest = request.spec.adapter_digest
             if not self._has_place(step, request) or self._loading.closes_admission_to(request):
                 return None
@@ -332,14 +369,24 @@ class Scheduler:
                     return request
         return None
 
-    def _may_admit(self, step: StepDraft) -> bool:
-        return step.num_tokens_left > 0 and len(self._running) < self._config.max_num_seqs
+    def _displace(self, step: StepDraft, request: Request) -> bool:
+        """Whether somebody of lower priority, who is not in the step yet, left the batch for the request."""
+        if step.is_rest or not len(self._running):
+            return False
+        last = self._running.last
+        if not self._precedence.is_lower(last) or last.spec.priority <= request.spec.priority:
+            return False
+        self._preempt(last)
+        return True
 
     def _has_place(self, step: StepDraft, request: Request) -> bool:
-        share = request.share
-        if step.postponed and self._room.is_over_part(share):
+        if not step.is_rest and self._comes_later(step, request):
             return False
-        return self._room.has_place(share, len(self._running)) and self._room.num_prompt_tokens(share, step) > 0
+        return self._room.has_place(request, len(self._running)) and self._room.num_prompt_tokens(request, step) > 0
+
+    def _comes_later(self, step: StepDraft, request: Request) -> bool:
+        """Whether it is admitted, if at all, to the rest of the step."""
+        return self._precedence.is_lower(request) or (bool(step.postponed) and self._room.is_over_part(request.share))
 
     def _try_admit(self, step: StepDraft, request: Request) -> bool:
         """Admits a request with blocks for all its known tokens, or leaves it as it was."""
@@ -352,44 +399,24 @@ class Scheduler:
             request.adapter_content = self._adapters.content_digest(digest)
         self._kv.acquire_prefix(request)
         num_new_blocks = self._kv.num_new_blocks(request, request.num_known_tokens)
-        num_spare_blocks = self._num_spare_blocks + self._room.num_reserved_blocks(request.share)
-        if not self._adapters.make_room(num_new_blocks + num_spare_blocks, spared=digest):
-            self._kv.free(request)
-            return False
-        num_tokens = self._room.num_prompt_tokens(request.share, step)
+        num_spare_blocks = self._num_spare_blocks + self._room.num_reserved_blocks(request)
+        while not self._adapters.make_room(num_new_blocks + num_spare_blocks, spared=digest):
+            if not self._displace(step, request):
+                self._kv.free(request)
+                return False
+        num_tokens = self._room.num_prompt_tokens(request, step)
         if self._config.shape.encoder is not None:
             num_tokens = request.num_tokens  # whole, in a step that has room for it
-        self._enter_batch(request)
+        self._waiting.remove(request)
+        self._running.enter(request, self._now)
+        self._room.note_newcomer(request)
         self._kv.grow(request, request.num_known_tokens)
         step.admit(request)
         num_tokens = min(step.num_tokens_for(request), num_tokens)
-        self._room.note_prompt(request.share, num_tokens, step)
+        self._room.note_prompt(request, num_tokens, step)
         self._compute(step, request, num_tokens, tuple(request.block_ids))
         self._kv.cache_full_blocks(request)  # for whoever is admitted after it, in this step already
         return True
-
-    def _enter_batch(self, request: Request) -> None:
-        self._waiting.remove(request)
-        self._running.add(request)
-        request.share.run(1)
-        request.status = RequestStatus.RUNNING
-        if request.spec.adapter_digest is not None:
-            request.adapter_slot = self._adapters.pin(request.spec.adapter_digest)
-        request.num_computed_tokens = len(request.block_ids) * self._config.user.block_size
-        if request.num_preemptions == 0:
-            request.scheduled = self._now
-            request.num_cached_tokens = request.num_charged_tokens = request.num_computed_tokens
-            self._kv.count_prefix_query(request)
-
-    def _leave_batch(self, request: Request) -> None:
-        self._running.remove(request)
-        request.share.run(-1)
-        self._removed.append(request.request_id)
-        self._kv.cache_full_blocks(request)
-        self._kv.free(request)
-        if request.spec.adapter_digest is not None:
-            self._adapters.unpin(request.spec.adapter_digest)
-            request.adapter_slot = -1
 
     def _append(self, request: Request, token_ids: tuple[int, ...], logprobs: SampleLogprobs) -> TokenDelta:
         is_first = request.first_token is None
@@ -445,7 +472,7 @@ class Scheduler:
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         if request.status is RequestStatus.RUNNING:
-            self._leave_batch(request)
+            self._running.leave(request)
         else:
             self._waiting.remove(request)
         request.status = RequestStatus.FINISHED
@@ -455,6 +482,7 @@ class Scheduler:
             self._speculation.forget(request.request_id)
         del self._requests[request.request_id]
         self._shares.leave(request.share)
+        self._precedence.leave(request, self._now)
         if request.spec.adapter_digest is not None:
             self._adapters.drop_user(request.spec.adapter_digest)
 

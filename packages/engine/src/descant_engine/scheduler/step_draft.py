@@ -1,10 +1,12 @@
 """The plan while it is being made."""
 
 from dataclasses import dataclass, field
+from math import inf
 
 from descant_engine.request import Request
 from descant_engine.scheduler.plan import AdapterMove, AdmittedRequest, ScheduledRequest, StepPlan
 from descant_engine.scheduler.queue import order
+from descant_engine.scheduler.step_times import StepWork
 from descant_engine.speculation.proposal import Proposal
 
 
@@ -19,14 +21,34 @@ class StepDraft:
     """Those in `scheduled`."""
     last_admitted: Request | None = None
     """Of those admitted, who came last."""
+    num_tokens: int = 0
+    """In it so far."""
     num_prompt_tokens: int = 0
-    """Of prompts, so far."""
+    """Those of prompts."""
     postponed: list[Request] = field(default_factory=list)
-    """Running requests whose prompts come after whoever is admitted: their shares run more than their part."""
+    """Running requests that come after whoever is admitted: they give way, or have prompts and their shares run more
+    than their part."""
+    is_rest: bool = False
+    """Whether everybody who goes first is in it."""
+    num_first: int = 0
+    """Requests in it by then."""
+    limit_s: float = inf
+    """How long the step may take for shares beyond their part,"""
+    limit_beside_lower_s: float = inf
+    """and for lower priorities."""
     has_prompt_within_part: bool = False
     """Whether some of them belong to a share that runs no more than its part."""
     sampling: dict[str, Request] = field(default_factory=dict)
     """Those whose next token this step samples, or whose vector it gives."""
+
+    @property
+    def work(self) -> StepWork:
+        return StepWork(len(self.scheduled), self.num_tokens - len(self.scheduled))
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether somebody who gives way is in it."""
+        return self.is_rest and len(self.scheduled) > self.num_first
 
     def num_tokens_for(self, request: Request) -> int:
         """How many of the request's tokens the step has room for."""
@@ -66,6 +88,7 @@ class StepDraft:
         self.scheduled.append(ScheduledRequest(request.request_id, first, num_tokens, new_block_ids, gives_token))
         self.requests.append(request)
         self.num_tokens_left -= num_tokens
+        self.num_tokens += num_tokens
         request.num_computed_tokens += num_tokens
         if samples:
             request.num_inflight_samples += 1
@@ -82,6 +105,7 @@ class StepDraft:
         )
         self.requests[index].num_inflight_drafts = proposal.num_tokens
         self.num_tokens_left -= proposal.num_tokens
+        self.num_tokens += proposal.num_tokens
 
     def finish(self, step_id: int, adapter_moves: tuple[AdapterMove, ...], removed: tuple[str, ...]) -> StepPlan:
         return StepPlan(step_id, adapter_moves, removed, tuple(self.admitted), tuple(self.scheduled))
