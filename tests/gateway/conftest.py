@@ -7,6 +7,7 @@ from .databases import (
     postgres_server,
     postgres_template,
     postgres_url,
+    shared_postgres_url,
     valkey_server,
     valkey_url,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "postgres_server",
     "postgres_template",
     "postgres_url",
+    "shared_postgres_url",
     "valkey_server",
     "valkey_url",
 ]

