@@ -105,7 +105,7 @@ class StepResult:
     """(request_id, token id) of every scheduled request with `samples`, in the plan's order. One with drafts has as many
     as were right, and one more: what was drawn where they ended or ceased to be right."""
     adapter_events: tuple[AdapterEvent, ...]
-    """Moves finished since the last result, of this plan or an earlier one."""
+    """Moves that ended with this step, of a runner that says so here; `ModelRunner` says so at once, between steps."""
     logprobs: Mapping[str, SampleLogprobs] = field(default_factory=dict)
     """By request id, for those among the sampled that asked."""
     pooled: Mapping[str, bytes] = field(default_factory=dict)
