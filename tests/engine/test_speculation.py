@@ -1,6 +1,8 @@
 """Speculation in the whole engine, on small random models: an output is the same with it and without."""
 
+import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,3 +139,99 @@ def test_a_seeded_request_is_the_same_in_any_company(ngram, prompts):
     alone = ids(ngram, prompts[:1], seeded)[0]
     others = [SamplingParams(temperature=1.0, max_tokens=50, ignore_eos=True)] * 3
     assert ids(ngram, prompts, [seeded, *others])[0] == alone
+
+
+# A draft model
+
+
+def draft_model(path: Path, **options) -> SpeculativeConfig:
+    return SpeculativeConfig(
+        method=SpeculativeMethod.DRAFT_MODEL, model=str(path), num_speculative_tokens=4, adaptive=False, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def twin(model: Path, device: str, adapters: dict[str, Path]) -> LLM:
+    """The model drafts for itself: whatever has no adapter is right."""
+    return make(model, device, draft_model(model), adapters)
+
+
+@pytest.fixture(scope="module")
+def stranger(model: Path, device: str, adapters: dict[str, Path], random_model: Callable[..., Path]) -> LLM:
+    other = random_model("llama", initializer_range=0.05, num_hidden_layers=2, hidden_size=48, seed=9)
+    return make(model, device, draft_model(other), adapters)
+
+
+def test_a_model_that_drafts_for_itself_is_always_right(plain, twin, prompts):
+    assert ids(twin, prompts, GREEDY) == ids(plain, prompts, GREEDY)
+    drafts = twin._engine.stats().drafts
+    assert drafts.num_accepted_tokens >= 0.97 * drafts.num_draft_tokens
+    assert drafts.num_draft_tokens >= 4 * 40
+
+
+def test_so_it_is_when_tokens_are_drawn(plain, twin, prompts):
+    """The draft model draws with the same random numbers."""
+    before = twin._engine.stats().drafts
+    params = [
+        SamplingParams(temperature=0.9, seed=5, max_tokens=40, ignore_eos=True),
+        SamplingParams(temperature=0.8, top_p=0.9, seed=6, max_tokens=40, ignore_eos=True),
+        SamplingParams(temperature=1.0, top_k=20, seed=7, max_tokens=40, ignore_eos=True, presence_penalty=0.5),
+        SamplingParams(temperature=0.5, seed=8, max_tokens=40, ignore_eos=True, logit_bias={7: 3.0}),
+    ]
+    assert ids(twin, prompts, params) == ids(plain, prompts, params)
+    after = twin._engine.stats().drafts
+    num_drafted = after.num_draft_tokens - before.num_draft_tokens
+    assert after.num_accepted_tokens - before.num_accepted_tokens >= 0.97 * num_drafted > 80
+
+
+def test_another_model_changes_nothing(plain, stranger, prompts):
+    assert ids(stranger, prompts, GREEDY) == ids(plain, prompts, GREEDY)
+    drawn = SamplingParams(temperature=0.8, seed=3, max_tokens=50, ignore_eos=True)
+    assert ids(stranger, prompts, drawn) == ids(plain, prompts, drawn)
+    drafts = stranger._engine.stats().drafts
+    assert 0 < drafts.num_accepted_tokens < drafts.num_draft_tokens
+    stranger._engine.check_integrity()
+
+
+@pytest.mark.parametrize("name", ["one", None])
+def test_adapters_are_the_models_alone(plain, twin, stranger, prompts, name):
+    for llm in (twin, stranger):
+        assert ids(llm, prompts, GREEDY, name) == ids(plain, prompts, GREEDY, name)
+
+
+def test_many_more_than_the_batch_holds(plain, twin, prompts):
+    """Rows are taken by one request after another, prompts are longer than a step, and memory is short."""
+    many = [prompt[i % 7 :] + prompts[(i + 1) % 4] for i in range(6) for prompt in prompts]
+    assert ids(twin, many, GREEDY) == ids(plain, many, GREEDY)
+
+
+def test_prompts_that_are_caught_up_with_in_parts(model, device, plain, prompts):
+    options = OPTIONS | {"max_num_batched_tokens": 48, "max_num_seqs": 4}
+    llm = LLM(model, device=device, speculative_config=draft_model(model), **options)
+    long = [prompts[3] * 3, prompts[0] * 3, prompts[2] * 5]
+    assert ids(llm, long, GREEDY) == ids(plain, long, GREEDY)
+    drafts = llm._engine.stats().drafts
+    assert drafts.num_accepted_tokens >= 0.97 * drafts.num_draft_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"vocab_size": 300}, "a vocabulary of 300 tokens, but"),
+        ({"max_position_embeddings": 128}, "a context of 128 tokens, but max_model_len=256"),
+    ],
+)
+def test_a_model_that_cannot_draft_is_refused(model, device, random_model, config, message):
+    with pytest.raises(ValueError, match=message):
+        make(model, device, draft_model(random_model("llama", **config)))
+
+
+def test_so_is_one_of_another_vocabulary(model, device, random_model, tmp_path):
+    other = shutil.copytree(random_model("llama", num_hidden_layers=1), tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    one, two = [token for token, token_id in vocabulary.items() if token_id in (40, 41)]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match="another vocabulary: its token 40"):
+        make(model, device, draft_model(other))

@@ -174,6 +174,8 @@ class ResolvedConfig:
     """What may be asked of the model."""
     pooling: PoolingConfig | None = None
     """None if it only generates."""
+    draft_shape: ModelShape | None = None
+    """The draft model's, if there is one."""
 
     @property
     def caches_prefixes(self) -> bool:

@@ -86,12 +86,15 @@ class Frontend:
         """`tokenizer` where it has been loaded already; the config's own otherwise (takes seconds).
 
         Raises:
-            TokenizerError: it cannot be loaded, or cannot write what the model generates.
+            TokenizerError: it cannot be loaded, or cannot write what the model generates, or the draft model has
+                another one.
         """
         self.config = config
         self.tokenizer = tokenizer or Tokenizer.load(config.user.tokenizer or config.user.model)
         if Task.GENERATE in config.tasks and not self.tokenizer.can_write:
             raise TokenizerError("WordPiece tokens do not keep a text's spaces: this tokenizer is for encoders only")
+        if config.user.speculative_config is not None and config.user.speculative_config.model is not None:
+            _check_draft_vocabulary(self.tokenizer, config.user.speculative_config.model)
         self._adapters: dict[str, AdapterManifest] = {}
 
     def require(self, task: Task) -> None:
@@ -261,3 +264,18 @@ class Frontend:
 
     def _unnamed(self, manifest: AdapterManifest | None) -> str | None:
         return None if manifest is None or self.knows_digest(manifest.digest) else manifest.digest
+
+
+def _check_draft_vocabulary(tokenizer: Tokenizer, draft_model: str) -> None:
+    """Raises TokenizerError. A draft model without a tokenizer of its own is believed."""
+    try:
+        theirs = Tokenizer.load(draft_model).visible_tokens
+    except TokenizerError:
+        return
+    ours = tokenizer.visible_tokens
+    differing = next((i for i, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), None)
+    if differing is not None:
+        raise TokenizerError(
+            f"draft model {draft_model} has another vocabulary: its token {differing} is {theirs[differing]!r}, the "
+            f"model's {ours[differing]!r}; both must be of one family"
+        )

@@ -13,6 +13,7 @@ from descant_engine.encoder_config import encoder_shape
 from descant_engine.gguf_cache import config_folder
 from descant_engine.model_tasks import is_bare_decoder, pooling_of, tasks_of
 from descant_engine.pooling import PoolingConfig
+from descant_engine.speculation.config import SpeculativeConfig
 from descant_engine.unsupported import UnsupportedModelError as UnsupportedModelError
 
 ROPE_KINDS = ("default", "linear", "llama3", "dynamic", "yarn")
@@ -64,7 +65,38 @@ def resolve(user: EngineConfig) -> ResolvedConfig:
         eos_token_ids=eos_token_ids,
         tasks=tasks_of(user, shape, source, pooling),
         pooling=pooling,
+        draft_shape=draft_shape(user.speculative_config, user.model, shape, max_model_len),
     )
+
+
+def draft_shape(
+    speculative: SpeculativeConfig | None, model: str, shape: ModelShape, max_model_len: int
+) -> ModelShape | None:
+    """The draft model's, if there is to be one.
+
+    Raises:
+        UnsupportedModelError: it cannot be read, or cannot draft for the model; the message has both numbers.
+    """
+    if speculative is None:
+        return None
+    if shape.encoder is not None:
+        raise UnsupportedModelError(f"{model} is an encoder: it generates nothing that could be drafted")
+    if speculative.model is None:
+        return None
+    draft = read_model_config(speculative.model).shape
+    if draft.encoder is not None:
+        raise UnsupportedModelError(f"draft model {speculative.model} is an encoder; it must be one that generates")
+    if draft.vocab_size != shape.vocab_size:
+        raise UnsupportedModelError(
+            f"draft model {speculative.model} has a vocabulary of {draft.vocab_size} tokens, but {model} one of "
+            f"{shape.vocab_size}; they must be the same"
+        )
+    if draft.max_position < max_model_len:
+        raise UnsupportedModelError(
+            f"draft model {speculative.model} has a context of {draft.max_position} tokens, but max_model_len="
+            f"{max_model_len}; lower max_model_len, or take another model"
+        )
+    return draft
 
 
 def read_model_config(model: str) -> ModelConfig:

@@ -25,11 +25,9 @@ class PendingDrafts:
     """[sum of lengths] on the host, side by side."""
 
     @classmethod
-    def of(cls, scheduled: Sequence[ScheduledRequest]) -> "PendingDrafts | None":
-        """Those that the plan gives; None if it has none."""
+    def of(cls, scheduled: Sequence[ScheduledRequest]) -> "PendingDrafts":
+        """Those that the plan gives."""
         token_ids = [token_id for request in scheduled for token_id in request.draft_token_ids]
-        if not token_ids:
-            return None
         lengths = tuple(request.num_draft_tokens for request in scheduled if request.samples)
         return cls(lengths, torch.tensor(token_ids))
 

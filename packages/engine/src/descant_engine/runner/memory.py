@@ -12,18 +12,22 @@ class OutOfMemory(ValueError):
     """The pool would be too small to serve one request of the promised length."""
 
 
-def profile_num_blocks(model: LlamaForCausalLM, config: ResolvedConfig, device: torch.device) -> int:
-    """The number of blocks that fit beside the weights and the activations of the largest step.
+def profile_num_blocks(
+    model: LlamaForCausalLM, config: ResolvedConfig, device: torch.device, *, draft_block_bytes: int = 0
+) -> int:
+    """The number of blocks that fit beside the weights and the activations of the largest step, each with so many bytes
+    of a draft model's.
 
     Raises:
         OutOfMemory: not even one request of max_model_len tokens would fit; the message has the numbers.
     """
-    num_blocks = config.user.num_blocks or _bytes_for_pool(model, config, device) // config.block_bytes
+    block_bytes = config.block_bytes + draft_block_bytes
+    num_blocks = config.user.num_blocks or _bytes_for_pool(model, config, device) // block_bytes
     needed = -(-config.max_model_len // config.user.block_size)
     if num_blocks < needed and config.user.num_blocks is None:
         raise OutOfMemory(
             f"one request of max_model_len={config.max_model_len} tokens needs {needed} blocks of "
-            f"{config.block_bytes / 2**20:.1f} MiB, but only {max(num_blocks, 0)} fit; lower max_model_len to "
+            f"{block_bytes / 2**20:.1f} MiB, but only {max(num_blocks, 0)} fit; lower max_model_len to "
             f"{max(num_blocks, 0) * config.user.block_size} or less, or give the pool more memory "
             "(gpu_memory_utilization, or cpu_pool_bytes on the CPU)"
         )

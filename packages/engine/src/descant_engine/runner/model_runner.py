@@ -14,6 +14,7 @@ from descant_engine.grammar.bitmask import GrammarBitmask
 from descant_engine.models import attach_lora, load_model
 from descant_engine.runner.adapter_memory import AdapterMemory
 from descant_engine.runner.cuda_graphs import NO_MODULES
+from descant_engine.runner.draft_model import DraftModel, draft_config
 from descant_engine.runner.drafts import PendingDrafts
 from descant_engine.runner.grammar_mask import apply_bitmask
 from descant_engine.runner.input_batch import InputBatch, StepRows, gather
@@ -94,7 +95,10 @@ class ModelRunner:
         self._model = load_model(config)
         if config.user.enable_lora:
             attach_lora(self._model)
-        self.num_blocks = profile_num_blocks(self._model, config, self._device)
+        drafting = draft_config(config)
+        self._draft_model = None if drafting is None else DraftModel(drafting)
+        draft_block_bytes = 0 if drafting is None else drafting.block_bytes
+        self.num_blocks = profile_num_blocks(self._model, config, self._device, draft_block_bytes=draft_block_bytes)
         self.num_adapter_slots = min(self.num_blocks, config.user.max_loras or MAX_ADAPTER_SLOTS)
         dtype = next(self._model.parameters()).dtype
         pool = allocate_pool(config, self.num_blocks, dtype, self._device)
@@ -105,6 +109,8 @@ class ModelRunner:
         self._pooler = Pooler(config.pooling)
         self._adapters = AdapterMemory(config, pool, self.num_adapter_slots) if config.user.enable_lora else None
         self._graphs = self._step_graphs() if config.device == "cuda" else None
+        if self._draft_model is not None:
+            self._draft_model.allocate(self.num_blocks, self._states)
 
     def execute(self, plan: StepPlan) -> PendingStep:
         """Launches the step; on CUDA returns before it has run."""
@@ -121,12 +127,15 @@ class ModelRunner:
             self._sampler.add(row, admitted)
             self._logprobs.add(row, admitted)
             self._pooler.add(row, admitted)
+            if self._draft_model is not None:
+                self._draft_model.admit(row, admitted)
         if not plan.scheduled:
             return LaunchedForward(plan.step_id)
         step = StepRows.of(plan.scheduled, self._states)
+        drafts = self._drafts(plan, step)
         if self._graphs and step.is_decode:
             return LaunchedForward(plan.step_id, step, *self._decode(step, self._graphs))
-        return LaunchedForward(plan.step_id, step, *self._forward(step), PendingDrafts.of(plan.scheduled))
+        return LaunchedForward(plan.step_id, step, *self._forward(step), drafts)
 
     @torch.inference_mode()
     def sample(self, forward: LaunchedForward, bitmask: GrammarBitmask | None = None) -> PendingStep:
@@ -151,7 +160,9 @@ class ModelRunner:
     @torch.inference_mode()
     def prepare_next(self) -> bool:
         """Makes ready one thing that steps would stop for; False if nothing is left to prepare."""
-        return self._graphs is not None and self._graphs.capture_next()
+        if self._graphs is not None and self._graphs.capture_next():
+            return True
+        return self._draft_model is not None and self._draft_model.prepare_next()
 
     def finished_loads(self) -> tuple[AdapterEvent, ...]:
         """Moves of adapters that are over since the last call."""
@@ -164,6 +175,14 @@ class ModelRunner:
     def close(self) -> None:
         if self._adapters is not None:
             self._adapters.close()
+
+    def _drafts(self, plan: StepPlan, step: StepRows) -> PendingDrafts | None:
+        """Those of the step, if it has any. Its rows have them by now."""
+        if self._draft_model is not None:
+            self._draft_model.follow(step)
+        if step.num_drafts is None:
+            return None
+        return PendingDrafts.of(plan.scheduled) if self._draft_model is None else self._draft_model.draft(step)
 
     def _decode(self, step: StepRows, graphs: StepGraphs) -> tuple[Tensor, Tensor, Tensor]:
         rows, positions = to_device(np.stack([step.rows, step.num_computed]), self._device)
