@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from descant_gateway.dialects.message_reply import MessageReply
 from descant_gateway.dialects.message_request import chat_request
+from descant_gateway.dialects.own_words import in_own_words
 from descant_gateway.identity.authenticate import Caller
 from descant_wire.anthropic import MessagesRequest
 from descant_wire.decoding import decode_request
@@ -26,6 +27,7 @@ _ERROR_TYPES: Final[Mapping[int, str]] = {
     504: "timeout_error",
     529: "overloaded_error",
 }
+_OWN_WORDS: Final = {"stop": "stop_sequences"}
 _unreadable: Final = ErrorBody(error=ErrorDetail(message="The request failed.", type="api_error"))
 
 
@@ -46,7 +48,7 @@ class MessagesDialect:
             detail = msgspec.json.decode(body, type=ErrorBody).error
         except msgspec.MsgspecError:
             detail = _unreadable.error
-        return fault(status, detail)
+        return fault(status, in_own_words(detail, _OWN_WORDS))
 
     async def translate(self, body: bytes, caller: Caller) -> "MessagesTranslation":
         return MessagesTranslation(decode_request(body, MessagesRequest))

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -12,6 +12,7 @@ from msgspec import Raw, Struct
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from descant_gateway.dialects.own_words import body_in_own_words
 from descant_gateway.dialects.response_items import input_items, new_id
 from descant_gateway.dialects.response_reply import ResponseReply
 from descant_gateway.dialects.response_request import chat_request
@@ -25,6 +26,13 @@ from descant_wire.errors import ApiError, invalid_request, service_unavailable
 from descant_wire.responses import CreateResponse
 
 _AWAY = (SQLAlchemyError, OSError, TimeoutError)
+_OWN_WORDS: Final = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "verbosity": "text.verbosity",
+    "reasoning_effort": "reasoning.effort",
+}
 _log = structlog.get_logger("descant_gateway.responses")
 
 
@@ -44,7 +52,7 @@ class ResponsesDialect:
         return headers.get(b"authorization")
 
     def error(self, status: int, body: bytes) -> bytes:
-        return body
+        return body_in_own_words(body, _OWN_WORDS)
 
     async def translate(self, body: bytes, caller: Caller) -> "ResponseTranslation":
         request = decode_request(body, CreateResponse)
