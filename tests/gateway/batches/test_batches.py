@@ -177,6 +177,12 @@ async def test_every_line_is_answered_once_and_booked_once(stage: Stage) -> None
     assert done.status == "completed"
     assert done.request_counts is not None
     assert (done.request_counts.total, done.request_counts.completed, done.request_counts.failed) == (40, 40, 0)
+    booked = await stage.ledger()
+    assert done.usage is not None
+    assert done.usage.input_tokens == sum(row["prompt_tokens"] for row in booked) > 0
+    assert done.usage.output_tokens == sum(row["completion_tokens"] for row in booked) > 0
+    assert done.usage.input_tokens_details.cached_tokens == sum(row["cached_tokens"] for row in booked)
+    assert done.usage.total_tokens == done.usage.input_tokens + done.usage.output_tokens
     assert done.error_file_id is None
     rows = await results(client, done.output_file_id)
     assert [row["custom_id"] for row in rows] == [f"c{n}" for n in range(40)]

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Raw, Struct
 
+from descant_wire.responses import ResponseUsage
+
 
 class FileObject(Struct, frozen=True, kw_only=True):
     id: str
@@ -68,6 +70,8 @@ class Batch(Struct, frozen=True, kw_only=True):
     created_at: int
     expires_at: int
     request_counts: BatchCounts
+    usage: ResponseUsage
+    """Of all its requests that have been answered so far."""
     errors: BatchFaults | None = None
     output_file_id: str | None = None
     error_file_id: str | None = None

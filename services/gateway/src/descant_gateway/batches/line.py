@@ -13,7 +13,7 @@ from msgspec import Raw, Struct
 from descant_gateway.call import Call
 from descant_gateway.identity.authenticate import Caller
 from descant_gateway.pipeline import Gateway, serve_caller
-from descant_gateway.store.batch_work import Line
+from descant_gateway.store.batch_work import Line, LineUsage
 from descant_gateway.usage.record import UsageRecord
 from descant_wire.batches import BatchLineError, BatchReply, BatchResultLine
 from descant_wire.errors import ApiError, server_error
@@ -36,6 +36,19 @@ class LineReply(Struct, frozen=True, kw_only=True):
     retry_after_s: float | None
     record: UsageRecord | None
     """Of what it came to; None if it was never admitted."""
+
+    @property
+    def usage(self) -> LineUsage:
+        """As the ledger has it; only the body tells what of it was reasoning."""
+        record = self.record
+        if record is None:
+            return LineUsage()
+        return LineUsage(
+            input_tokens=record.prompt_tokens,
+            cached_tokens=record.cached_tokens,
+            output_tokens=record.completion_tokens,
+            reasoning_tokens=_reasoning_tokens(self.body),
+        )
 
     def pause_s(self) -> float | None:
         """A limit or a backend says that the whole batch should wait; None: it need not."""
@@ -132,6 +145,29 @@ def _one_line(body: bytes) -> Raw:
         return Raw(msgspec.json.format(body, indent=-1))
     except msgspec.MsgspecError:
         return Raw(msgspec.json.encode(body.decode("utf-8", "replace")))
+
+
+class _Details(Struct, frozen=True):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(Struct, frozen=True):
+    completion_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+    """The same, of a response."""
+
+
+class _WithUsage(Struct, frozen=True):
+    usage: _Usage | None = None
+
+
+def _reasoning_tokens(body: bytes) -> int:
+    try:
+        usage = msgspec.json.decode(body, type=_WithUsage).usage
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return 0
+    details = usage and (usage.completion_tokens_details or usage.output_tokens_details)
+    return (details and details.reasoning_tokens) or 0
 
 
 def _retry_after_s(headers: dict[bytes, bytes]) -> float | None:

@@ -171,7 +171,8 @@ class BatchRunner:
         while True:
             try:
                 async with self._writes, self._engine.begin() as connection:
-                    await batch_work.answer(connection, line, result, reply.record, is_failed=reply.status >= 400)
+                    is_failed = reply.status >= 400
+                    await batch_work.answer(connection, line, result, reply.record, reply.usage, is_failed=is_failed)
                 return
             except _AWAY as error:
                 _log.warning("a line's answer can't be written yet", batch_id=line.batch_id, error=repr(error))

@@ -39,6 +39,11 @@ def _expires_at() -> Column:  # type: ignore[type-arg]
     return Column("expires_at", DateTime(timezone=True), nullable=False, index=True)
 
 
+def _token_counts() -> list[Column]:  # type: ignore[type-arg]
+    names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+    return [Column(name, BigInteger, nullable=False, server_default="0") for name in names]
+
+
 responses = Table(
     "responses",
     metadata,
@@ -99,6 +104,7 @@ batches = Table(
     Column("num_lines", Integer, nullable=False, server_default="0"),
     Column("num_completed", Integer, nullable=False, server_default="0", comment="once it has ended"),
     Column("num_failed", Integer, nullable=False, server_default="0", comment="once it has ended"),
+    *_token_counts(),
     Column("next_at", DateTime(timezone=True), nullable=False, server_default=func.now(), comment="whose turn it is"),
     _created_at(),
     _expires_at(),
@@ -129,5 +135,6 @@ batch_lines = Table(
     ),
     Column("result", LargeBinary, comment="JSON: its line of the output or error file"),
     Column("is_failed", Boolean),
+    *_token_counts(),
     Index("batch_lines_open_idx", "batch_id", "free_at", postgresql_where=text("free_at IS NOT NULL")),
 )

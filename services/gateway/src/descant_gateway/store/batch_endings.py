@@ -11,7 +11,7 @@ from descant_gateway.store import files
 from descant_gateway.store.api_tables import batch_lines, batches, responses
 from descant_gateway.store.api_tables import files as file_table
 from descant_gateway.store.batch_work import result_as_stored, result_of
-from descant_gateway.store.batches import ENDED, StoredBatch
+from descant_gateway.store.batches import ENDED, StoredBatch, counts_of
 from descant_gateway.store.files import FileWriter, StoredFile
 from descant_gateway.store.vault import Vault
 
@@ -65,6 +65,7 @@ async def end(
     await _answer_rest(connection, vault, batch.id, status, unanswered)
     now = datetime.now(UTC)
     output, errors = (_file_of(batch, new_id(), now + keep, is_failed=is_failed) for is_failed in (False, True))
+    counts = await counts_of(connection, batch.id)
     completed = await _collect(connection, vault, batch.id, output, is_failed=False)
     failed = await _collect(connection, vault, batch.id, errors, is_failed=True)
     await connection.execute(delete(batch_lines).where(batch_lines.c.batch_id == batch.id))
@@ -73,8 +74,7 @@ async def end(
         f"{status}_at": func.now(),
         "output_file_id": output.id if completed else None,
         "error_file_id": errors.id if failed else None,
-        "num_completed": completed,
-        "num_failed": failed,
+        **counts,
     }
     await connection.execute(update(batches).where(batches.c.id == batch.id).values(values))
     return status

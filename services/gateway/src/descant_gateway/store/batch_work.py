@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
+import msgspec
 from msgspec import Struct
 from sqlalchemy import ColumnElement, func, insert, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -39,6 +40,15 @@ class ClaimedLines(Struct, frozen=True, kw_only=True):
     key_public_id: str
     endpoint: str
     lines: list[Line]
+
+
+class LineUsage(Struct, frozen=True, kw_only=True):
+    """What a line's requests to backends came to."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class NewLine(Struct, frozen=True):
@@ -102,12 +112,19 @@ def result_of(vault: Vault, batch_id: str, position: int, stored: bytes) -> byte
 
 
 async def answer(
-    connection: AsyncConnection, line: Line, stored_result: bytes, record: UsageRecord | None, *, is_failed: bool
+    connection: AsyncConnection,
+    line: Line,
+    stored_result: bytes,
+    record: UsageRecord | None,
+    usage: LineUsage,
+    *,
+    is_failed: bool,
 ) -> bool:
     """False if somebody else has claimed the line in the meantime: then nothing is written."""
     table = batch_lines.c
     its = (table.batch_id == line.batch_id, table.position == line.position, table.attempt == line.attempt)
     values = {"free_at": None, "owner": None, "result": stored_result, "is_failed": is_failed}
+    values |= msgspec.structs.asdict(usage)
     done = update(batch_lines).where(*its, table.free_at.is_not(None)).values(values).returning(table.position)
     if (await connection.execute(done)).one_or_none() is None:
         return False

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
 from msgspec import Struct
 from sqlalchemy import func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -11,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from descant_gateway.store.api_tables import batch_lines, batches
 from descant_gateway.store.errors import Invalid, NotFound
 
+TOKEN_COUNTS: Final = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 ENDED: Final = ("failed", "completed", "expired", "cancelled")
 
 
@@ -31,6 +33,12 @@ class StoredBatch(Struct, frozen=True, kw_only=True):
     num_lines: int = 0
     num_completed: int = 0
     num_failed: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the input's."""
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Of the output's."""
     in_progress_at: datetime | None = None
     completed_at: datetime | None = None
     failed_at: datetime | None = None
@@ -81,10 +89,16 @@ async def _counted(connection: AsyncConnection, batch: StoredBatch) -> StoredBat
     """Lines are counted while they are there: until the batch has ended and has its files."""
     if batch.status in ENDED or batch.status == "validating":
         return batch
+    return msgspec.structs.replace(batch, **await counts_of(connection, batch.id))
+
+
+async def counts_of(connection: AsyncConnection, batch_id: str) -> dict[str, int]:
+    """Of the batch's columns those that are the sums of its lines."""
     answered, failed = batch_lines.c.free_at.is_(None), batch_lines.c.is_failed
-    counts = select(func.count().filter(answered, ~failed), func.count().filter(answered, failed))
-    completed, num_failed = (await connection.execute(counts.where(batch_lines.c.batch_id == batch.id))).one()
-    return StoredBatch(
-        **{name: getattr(batch, name) for name in batch.__struct_fields__}
-        | {"num_completed": completed, "num_failed": num_failed}
+    counts = select(
+        func.count().filter(answered, ~failed).label("num_completed"),
+        func.count().filter(answered, failed).label("num_failed"),
+        *(func.coalesce(func.sum(batch_lines.c[name]), 0).label(name) for name in TOKEN_COUNTS),
     )
+    row = (await connection.execute(counts.where(batch_lines.c.batch_id == batch_id))).one()
+    return {name: int(count) for name, count in row._mapping.items()}

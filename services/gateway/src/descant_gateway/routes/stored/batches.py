@@ -23,6 +23,7 @@ from descant_gateway.store.batches import StoredBatch
 from descant_wire.batches import Batch, BatchCounts, BatchFault, BatchFaults, BatchList, CreateBatch
 from descant_wire.decoding import decode_request
 from descant_wire.errors import invalid_request, unsupported_field
+from descant_wire.responses import CachedTokens, ReasoningTokens, ResponseUsage
 
 ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 WINDOW: Final = timedelta(hours=24)
@@ -108,6 +109,7 @@ def shown(batch: StoredBatch) -> Batch:
         output_file_id=batch.output_file_id,
         error_file_id=batch.error_file_id,
         metadata=batch.labels,
+        usage=_usage(batch),
         in_progress_at=_unix(batch.in_progress_at),
         completed_at=_unix(batch.completed_at),
         failed_at=_unix(batch.failed_at),
@@ -117,9 +119,19 @@ def shown(batch: StoredBatch) -> Batch:
     )
 
 
+def _usage(batch: StoredBatch) -> ResponseUsage:
+    return ResponseUsage(
+        input_tokens=batch.input_tokens,
+        input_tokens_details=CachedTokens(cached_tokens=batch.cached_tokens),
+        output_tokens=batch.output_tokens,
+        output_tokens_details=ReasoningTokens(reasoning_tokens=batch.reasoning_tokens),
+        total_tokens=batch.input_tokens + batch.output_tokens,
+    )
+
+
 def _require_served(asked: CreateBatch, caller: Caller) -> None:
     if asked.endpoint not in ENDPOINTS:
-        message = f"Batches of {asked.endpoint!r} are not run here; of {', '.join(ENDPOINTS)} they are."
+        message = f"`endpoint`: batches of {asked.endpoint!r} are not run here; of {', '.join(ENDPOINTS)} they are."
         raise unsupported_field(message, param="endpoint")
     if asked.output_expires_after is not None:
         message = "`output_expires_after` is not supported: the gateway's retention holds."
