@@ -205,3 +205,5 @@ def test_an_adapter_of_an_8b_model_takes_few_copies() -> None:
     plan = plan_file(RawHeader("a", json.dumps(header).encode(), stop), tuple(modules), layout)
     assert sum(copy.shape[0] for copy in plan.copies) == len(layout.tiles) == 256
     assert len(plan.copies) <= 80
+    louder = tuple(replace(module, scaling=2.0) for module in modules)
+    assert plan_file(RawHeader("a", json.dumps(header).encode(), stop), louder, layout) is plan

@@ -55,6 +55,16 @@ class FilePlan:
     copies: tuple[StridedCopy, ...]
 
 
+class _Matrices(NamedTuple):
+    """What counts of a `ModuleLora`: adapters that differ in their scaling have one plan."""
+
+    layer: int
+    module: TargetModule
+    lora_rank: int
+    lora_a_key: str
+    lora_b_key: str
+
+
 class _Piece(NamedTuple):
     """What the copies of a stretch of layers have in common."""
 
@@ -75,11 +85,12 @@ def plan_file(header: RawHeader, modules: tuple[ModuleLora, ...], layout: Adapte
         CorruptFile: the header is not valid, or does not have the tensors of `modules`.
     """
     plan = _plan_file if len(header.text) <= _MAX_CACHED_HEADER_BYTES else _plan_file.__wrapped__
-    return plan(header, modules, layout)
+    matrices = tuple(_Matrices(m.layer, m.module, m.lora_rank, m.lora_a_key, m.lora_b_key) for m in modules)
+    return plan(header, matrices, layout)
 
 
 @lru_cache(maxsize=32)
-def _plan_file(header: RawHeader, modules: tuple[ModuleLora, ...], layout: AdapterLayout) -> FilePlan:
+def _plan_file(header: RawHeader, modules: tuple[_Matrices, ...], layout: AdapterLayout) -> FilePlan:
     infos = parse_header(header)
     names = sorted(infos, key=lambda name: (infos[name].start, infos[name].stop))
     stops = accumulate(prod(infos[name].shape) for name in names)
@@ -97,7 +108,7 @@ def _segments(infos: list[TensorInfo]) -> tuple[Segment, ...]:
 
 
 def _check_shapes(
-    file_name: str, infos: Mapping[str, TensorInfo], modules: tuple[ModuleLora, ...], layout: AdapterLayout
+    file_name: str, infos: Mapping[str, TensorInfo], modules: tuple[_Matrices, ...], layout: AdapterLayout
 ) -> None:
     widths = {(tile.layer, tile.module, tile.is_lora_a): tile.width for tile in layout.tiles}
     for module in modules:
@@ -111,7 +122,7 @@ def _check_shapes(
                 raise CorruptFile(f"{file_name} was changed after it was registered; register the adapter again")
 
 
-def _copies(starts: Mapping[str, int], modules: tuple[ModuleLora, ...], layout: AdapterLayout) -> Iterator[StridedCopy]:
+def _copies(starts: Mapping[str, int], modules: tuple[_Matrices, ...], layout: AdapterLayout) -> Iterator[StridedCopy]:
     """Tiles of one kind, cut where the distance to the next layer's changes."""
     by_place = {(module.layer, module.module): module for module in modules}
     pieces: dict[_Piece, list[tuple[int, int]]] = defaultdict(list)
