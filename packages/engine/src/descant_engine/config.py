@@ -46,7 +46,7 @@ class EngineConfig:
     max_loras: int | None = None
     """Most adapters on the device at once; by default as many as the pool has room for."""
     adapter_host_bytes: int = 4 << 30
-    """Host memory for adapters that are not in the pool."""
+    """Host memory for adapters: a copy of each that was used lately. On CUDA it is pinned as it is needed, and kept."""
     runner: Runner = "auto"
     """auto: encoders give vectors, decoders generate and, where their folder says how, give vectors too."""
     pooling_type: PoolingType | None = None
