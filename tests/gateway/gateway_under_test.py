@@ -124,13 +124,13 @@ def config_for_tests(valkey_url: str, **parts: object) -> GatewayConfig:
         "valkey": ValkeyConfig(url=Secret(valkey_url), timeout_s=2.0),
         "identity": IDENTITY,
         "limits": LimitsConfig(webhook_networks=LOOPBACK),
-        "upstreams": upstreams(),
+        "upstreams": upstream_times(),
         "process": ProcessConfig(shutdown_grace_s=2.0),
     }
     return GatewayConfig(**(defaults | parts))
 
 
-def upstreams(*, health_interval_s: float = 0.1, **timeouts: float) -> UpstreamsConfig:
+def upstream_times(*, health_interval_s: float = 0.1, **timeouts: float) -> UpstreamsConfig:
     return UpstreamsConfig(connect_timeout_s=5.0, health_interval_s=health_interval_s, **timeouts)
 
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import httpx
 import pytest
@@ -51,15 +52,41 @@ def test_an_engine_continues_the_trace_and_tells_no_secret(start_server, collect
     text = "\n".join([*said, *server.lines]).encode() + b"".join(bodies)
     for secret in (PROMPT, KEY, INTERNAL, HEADER, "CANARY-BAD"):
         assert secret.encode() not in text
-    spans = [
+    (span,) = spans_of(bodies)
+    values = {each.key: each.value.string_value or each.value.int_value for each in span.attributes}
+    assert (span.name, span.trace_id.hex(), span.parent_span_id.hex()) == ("chat tiny", TRACE_ID, "b7ad6b7169203331")
+    assert values["gen_ai.usage.output_tokens"] == 3
+    assert values["gen_ai.usage.input_tokens"] > 0
+
+
+def spans_of(bodies: list[bytes]) -> list[Any]:
+    return [
         span
         for body in bodies
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans
         for scope in resource.scope_spans
         for span in scope.spans
     ]
-    (span,) = spans
-    values = {each.key: each.value.string_value or each.value.int_value for each in span.attributes}
-    assert (span.name, span.trace_id.hex(), span.parent_span_id.hex()) == ("chat tiny", TRACE_ID, "b7ad6b7169203331")
-    assert values["gen_ai.usage.output_tokens"] == 3
-    assert values["gen_ai.usage.input_tokens"] > 0
+
+
+def test_vectors_and_scores_have_spans_too(start_server, collector):
+    url, bodies = collector
+    server = start_server("--otlp-traces-endpoint", url, "--pooling-type", "LAST").wait_until_ready()
+    sender = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01"}
+    with httpx.Client(base_url=server.url, timeout=60, headers=sender) as http:
+        for path, body in (
+            ("/v1/embeddings", {"input": ["Hi", "Hello there"]}),
+            ("/v1/rerank", {"query": "Hi", "documents": ["Hello there"]}),
+            ("/v1/score", {"text_1": "Hi", "text_2": "Hello there"}),
+        ):
+            assert http.post(path, json={"model": "tiny"} | body).status_code == 200, path
+        assert http.post("/v1/embeddings", json={"model": "tiny", "input": "Hi " * 5000}).status_code == 400
+    assert server.stop() == 0
+    spans = sorted(spans_of(bodies), key=lambda span: span.start_time_unix_nano)
+    names = ["embeddings tiny", "rerank tiny", "score tiny", "embeddings tiny"]
+    assert [span.name for span in spans] == names
+    for span in spans:
+        assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE_ID, "b7ad6b7169203331")
+    counts = [{each.key: each.value.int_value for each in span.attributes} for span in spans]
+    assert [count["gen_ai.usage.input_tokens"] > 0 for count in counts] == [True, True, True, False]
+    assert [span.status.code for span in spans] == [0, 0, 0, 2]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,14 +129,22 @@ class Stack:
 
 @pytest.fixture(scope="session")
 def engine_under_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineUnderTest]:
-    """In float32, where an answer does not depend on what shares its batch."""
-    log = tmp_path_factory.mktemp("system-engine") / "log"
     adapters = [f"{name}={path}" for name, path in ADAPTERS.items()]
+    with running_engine(
+        tmp_path_factory.mktemp("system-engine"), "--allow-runtime-lora", "--lora-modules", *adapters
+    ) as engine:
+        yield engine
+
+
+@contextmanager
+def running_engine(folder: Path, *options: str) -> Iterator[EngineUnderTest]:
+    """The demo model in float32, where an answer does not depend on what shares its batch."""
+    log = folder / "log"
     argv = [sys.executable, "-m", "descant_cli", "serve", find_model(None)[0], "--port", "0", "--device", "cpu"]
     argv += ["--dtype", "float32", "--max-model-len", str(MAX_MODEL_LEN), "--served-model-name", DEMO_MODEL_NAME]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*argv, "--allow-runtime-lora", "--lora-modules", *adapters],
+            [*argv, *options],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

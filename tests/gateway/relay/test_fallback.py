@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import httpx
 import msgspec
 import pytest
-from tests.gateway.gateway_under_test import Running, World, bearer, eventually, running_gateway
+from tests.gateway.gateway_under_test import Running, World, bearer, eventually, running_gateway, upstream_times
 from tests.gateway.upstream import Upstream, running
 
 from descant_gateway.catalogue.routing_policy import FailureKind, Fallback, RoutingPolicy, TimeLimits, Variant
@@ -63,7 +63,9 @@ async def stage(valkey_url: str) -> AsyncIterator[Stage]:
         for model, name in (("first", "one"), ("second", "two"), ("cloud", "out")):
             world.add_model(model, upstreams[name].backend)
         gateway = await stack.enter_async_context(
-            running_gateway(world, valkey_url, upstreams=upstreams(health_interval_s=60.0, first_byte_timeout_s=0.3))
+            running_gateway(
+                world, valkey_url, upstreams=upstream_times(health_interval_s=60.0, first_byte_timeout_s=0.3)
+            )
         )
         stage = Stage(world, gateway, upstreams)
         stage.keys["key"] = world.add_key()
@@ -187,16 +189,23 @@ async def test_a_shadow_gets_a_copy_that_nobody_waits_for_or_pays(stage: Stage) 
     await eventually(lambda: len(stage.upstreams["two"].received) == 1)
     assert stage.upstreams["two"].received[0].json["model"] == "second"
     assert len(stage.world.records) == 1
+    await eventually(lambda: copies(stage, "answered") == 1)
     stage.upstreams["two"].status = 500
     assert (await stage.ask()).status_code == 200
+    await eventually(lambda: copies(stage, "failed") == 1)
 
 
 async def test_shadows_are_bounded(stage: Stage) -> None:
     stage.route("first", shadow=Variant(model="second", percent=100))
     stage.upstreams["two"].delay_s = 5
-    shadows = stage.gateway.gateway.upstreams.shadows
     await asyncio.gather(*(stage.ask() for _ in range(30)))
-    assert (shadows.num_sent, shadows.num_dropped) == (16, 14)
+    assert copies(stage, "dropped") == 14
+    assert stage.gateway.gateway.backends.states["two"].num_in_flight == 16
+
+
+def copies(stage: Stage, result: str) -> float | None:
+    registry = stage.gateway.gateway.metrics.registry
+    return registry.get_sample_value("descant_gateway_shadow_copies_total", {"result": result})
 
 
 async def test_retries_end_with_their_budget(stage: Stage) -> None:

@@ -8,7 +8,15 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from tests.gateway.gateway_under_test import IDENTITY, Running, World, bearer, eventually, running_gateway, upstreams
+from tests.gateway.gateway_under_test import (
+    IDENTITY,
+    Running,
+    World,
+    bearer,
+    eventually,
+    running_gateway,
+    upstream_times,
+)
 from tests.gateway.upstream import Upstream, running
 
 from descant_gateway.catalogue.snapshot import Backend
@@ -197,7 +205,7 @@ async def two(valkey_url: str) -> AsyncIterator[tuple[Running, World, Upstream, 
         world = World()
         world.add_model("m", a.backend, b.backend)
         # Probes are too rare to help: the request itself has to find out.
-        async with running_gateway(world, valkey_url, upstreams=upstreams(health_interval_s=60.0)) as gateway:
+        async with running_gateway(world, valkey_url, upstreams=upstream_times(health_interval_s=60.0)) as gateway:
             yield gateway, world, a, b
 
 
@@ -214,7 +222,7 @@ async def test_a_backend_that_refuses_connections_is_passed_over(valkey_url: str
     world = World()
     async with running(Upstream(name="gone")) as gone, running(Upstream(name="here")) as here:
         world.add_model("m", gone.backend, here.backend)
-        async with running_gateway(world, valkey_url, upstreams=upstreams(health_interval_s=60.0)) as gateway:
+        async with running_gateway(world, valkey_url, upstreams=upstream_times(health_interval_s=60.0)) as gateway:
             world.backends[0] = type(gone.backend)(name="gone", base_url="http://127.0.0.1:1")
             for stream in (False, True, False):
                 assert (await ask(world, gateway, stream=stream)).status_code == 200
@@ -270,7 +278,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event(
 async def test_a_hung_stream_ends_with_an_error_event(upstream: Upstream, world: World, valkey_url: str) -> None:
     upstream.num_tokens = 2
     upstream.delay_s = 30
-    async with running_gateway(world, valkey_url, upstreams=upstreams(idle_timeout_s=0.2)) as gateway:
+    async with running_gateway(world, valkey_url, upstreams=upstream_times(idle_timeout_s=0.2)) as gateway:
         reply = await ask(world, gateway, stream=True)
     assert '"code":"timeout"' in reply.text
     await eventually(lambda: upstream.num_cancelled == 1)
@@ -281,7 +289,7 @@ async def test_a_backend_that_never_begins_is_504_and_cancelled(
     upstream: Upstream, world: World, valkey_url: str, stream: bool
 ) -> None:
     upstream.first_delay_s = 30
-    times = upstreams(first_byte_timeout_s=0.2, deadline_s=0.2)
+    times = upstream_times(first_byte_timeout_s=0.2, deadline_s=0.2)
     async with running_gateway(world, valkey_url, upstreams=times) as gateway:
         reply = await ask(world, gateway, stream=stream)
         assert reply.status_code == 504
@@ -330,7 +338,7 @@ async def test_a_stale_kept_connection_is_not_an_error(valkey_url: str) -> None:
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     world = World()
     world.add_model("m", type(Upstream().backend)(name="closing", base_url=url))
-    async with server, running_gateway(world, valkey_url, upstreams=upstreams(health_interval_s=60.0)) as gateway:
+    async with server, running_gateway(world, valkey_url, upstreams=upstream_times(health_interval_s=60.0)) as gateway:
         for pause_s in (0.0, 0.02, 0.021, 0.019, 0.05):
             await asyncio.sleep(pause_s)
             assert (await ask(world, gateway)).status_code == 200
@@ -440,7 +448,7 @@ async def test_a_client_that_stops_reading_holds_nothing_upstream(
 ) -> None:
     monkeypatch.setattr("descant_gateway.relay.exchange._LAST_WORDS_S", 0.1)
     upstream.num_tokens = 200_000  # more than all the buffers between hold
-    async with running_gateway(world, valkey_url, upstreams=upstreams(idle_timeout_s=0.3)) as gateway:
+    async with running_gateway(world, valkey_url, upstreams=upstream_times(idle_timeout_s=0.3)) as gateway:
         host, port = gateway.url.removeprefix("http://").split(":")
         _, writer = await asyncio.open_connection(host, int(port), limit=1024)
         body = json.dumps({"model": "m", "messages": MESSAGES, "stream": True})

@@ -130,7 +130,7 @@ async def test_a_shadow_limit_counts_and_refuses_nothing(world: World, gateway: 
     replies = [await gateway.client.post(CHAT, json=BODY, headers=key) for _ in range(3)]
     assert [reply.status_code for reply in replies] == [200, 200, 200]
     assert "x-ratelimit-limit-requests" not in replies[0].headers
-    expected = 'descant_gateway_shadow_refused_total{kind="requests_per_minute",level="key"} 2.0'
+    expected = 'descant_gateway_shadow_refused_total{kind="requests_per_minute",level="key",model=""} 2.0'
     assert expected in (await gateway.client.get("/metrics")).text
 
 

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,14 @@ from descant_engine.request_stream import RequestStream
 from descant_server.errors import ENGINE_ERRORS, from_engine
 from descant_server.metrics import RequestMeter
 from descant_server.service import Service
+from descant_server.traces import traced
 from descant_wire.embeddings import PoolingFields
 from descant_wire.errors import invalid_request
 
 MAX_UNDER_WAY = 256
 """Texts of one call in the engine: enough to fill its steps, and few enough to leave room in its queue."""
+
+_OPERATIONS: Final = {"input": "embeddings", "documents": "rerank", "text_2": "score"}
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -29,7 +32,7 @@ FloatArray = npt.NDArray[np.float32]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolingCall:
     inputs: Sequence[PoolingInput]
-    input_field: str
+    input_field: Literal["input", "documents", "text_2"]
     """The wire's name for the texts, for error messages."""
     dimensions: int | None = None
     keep_first: int | None
@@ -39,6 +42,11 @@ class PoolingCall:
     priority: int
     traceparent: str = ""
     """Whose span this call belongs to, as `EngineCall` has it."""
+
+    @property
+    def operation(self) -> str:
+        """As traces name it."""
+        return _OPERATIONS[self.input_field]
 
 
 class Pooled(NamedTuple):
@@ -74,6 +82,8 @@ async def pool(service: Service, call: PoolingCall, call_id: str, charge: str) -
     try:
         async with AsyncExitStack() as stack:
             stack.enter_context(service.usage_book.entry(charge, streams))
+            if service.tracer is not None:
+                stack.enter_context(traced(service.tracer, call, service.config.base_names[0], streams))
             for index, given in enumerate(call.inputs):
                 if len(under_way) == MAX_UNDER_WAY:
                     vectors.append(await _vector(*under_way.popleft()))

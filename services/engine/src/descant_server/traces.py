@@ -2,21 +2,28 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from descant_engine.request_stream import RequestStream
-from descant_server.translate import EngineCall
 from descant_server.usage_book import total_of
 from descant_wire.tracing import Tracer
 
 
+class TracedCall(Protocol):
+    """A call that generates, or one that pools."""
+
+    @property
+    def operation(self) -> str: ...
+    @property
+    def adapter(self) -> str | None: ...
+    @property
+    def traceparent(self) -> str: ...
+
+
 @contextmanager
-def traced(tracer: Tracer | None, call: EngineCall, model: str, streams: Sequence[RequestStream]) -> Iterator[None]:
-    """`with` it around a call; `streams` are all that it has submitted by the end. Nothing without a tracer."""
-    if tracer is None:
-        yield
-        return
-    operation = "chat" if call.prompt_field == "messages" else "text_completion"
-    span = tracer.start(operation, call.adapter or model, call.traceparent, is_client=False)
+def traced(tracer: Tracer, call: TracedCall, model: str, streams: Sequence[RequestStream]) -> Iterator[None]:
+    """`with` it around a call; `streams` are all that it has submitted by the end."""
+    span = tracer.start(call.operation, call.adapter or model, call.traceparent, is_client=False)
     error = ""
     try:
         yield

@@ -51,6 +51,11 @@ class EngineCall:
     traceparent: str = ""
     """Of who sent it, if it is traced."""
 
+    @property
+    def operation(self) -> str:
+        """As traces name it."""
+        return "chat" if self.prompt_field == "messages" else "text_completion"
+
 
 def chat_call(request: ChatCompletionRequest, model: ChatModel, max_model_len: int, adapter: str | None) -> EngineCall:
     """Raises ApiError 400 for options that are outside their range or don't go together."""

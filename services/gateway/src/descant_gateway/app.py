@@ -196,7 +196,7 @@ async def open_data_side(
             stack.push_async_callback(asyncio.to_thread, tracer.close)
         cache = ResponseCache(config.valkey.url, config.identity.key_pepper, config.valkey.timeout_s)
         stack.push_async_callback(cache.close)
-        shadows = Shadows(backends)
+        shadows = Shadows(backends, metrics)
         stack.push_async_callback(shadows.close)
         yield Gateway(
             feed=feed,

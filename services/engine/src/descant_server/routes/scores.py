@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Sequence
+from typing import Literal
 
 from litestar import post
 from litestar.di import NamedDependency
@@ -65,7 +66,7 @@ async def _score(
     service: Service,
     asked: PoolingFields,
     pairs: Sequence[tuple[str, str]],
-    field: str,
+    field: Literal["documents", "text_2"],
     call_id: str,
 ) -> tuple[list[float], PoolingUsage]:
     inputs = scoring_inputs(pairs, service)

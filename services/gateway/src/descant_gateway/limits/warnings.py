@@ -91,7 +91,7 @@ class LimitWarnings:
         await self._valkey.aclose()
 
     def shadow_refused(self, limit: Limit) -> None:
-        self._metrics.shadow_refused(limit.level.value, limit.kind.value)
+        self._metrics.shadow_refused(limit.level.value, limit.kind.value, limit.model)
 
     def look(self, path: LimitPath, standings: tuple[Standing, ...]) -> None:
         """Queues a warning for the highest threshold that each limit has passed, if nobody was told yet."""

@@ -52,7 +52,13 @@ class Metrics:
         self._shadow_refused = Counter(
             "descant_gateway_shadow_refused",
             "Requests that a limit in shadow mode would have refused.",
-            ("level", "kind"),
+            ("level", "kind", "model"),
+            registry=self.registry,
+        )
+        self._shadow_copies = Counter(
+            "descant_gateway_shadow_copies",
+            "Copies of requests for a shadow model, by what became of them.",
+            ("result",),
             registry=self.registry,
         )
         self._warnings = Counter(
@@ -72,8 +78,14 @@ class Metrics:
             registry=self.registry,
         )
 
-    def shadow_refused(self, level: str, kind: str) -> None:
-        self._shadow_refused.labels(level, kind).inc()
+    def shadow_refused(self, level: str, kind: str, model: str | None) -> None:
+        """`model`: the one that the limit counts; None for a limit of everything together."""
+        label = "" if model is None else _bounded(self._models, model, MAX_MODEL_LABELS)
+        self._shadow_refused.labels(level, kind, label).inc()
+
+    def shadow_copied(self, result: str) -> None:
+        """`result`: answered, failed, or dropped before it was sent."""
+        self._shadow_copies.labels(result).inc()
 
     def warned(self, result: str) -> None:
         """`result`: sent, failed or dropped."""

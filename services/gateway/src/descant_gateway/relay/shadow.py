@@ -13,6 +13,7 @@ import structlog
 
 from descant_gateway.admitted_call import AdmittedCall
 from descant_gateway.catalogue.snapshot import Backend, Catalogue, ModelRoute
+from descant_gateway.process.metrics import Metrics
 from descant_gateway.providers import PROVIDERS
 from descant_gateway.request import InferenceRequest
 from descant_gateway.routing.backends import Backends
@@ -29,10 +30,9 @@ _log = structlog.get_logger("descant_gateway.relay.shadow")
 class Shadows:
     """Owns the copies under way."""
 
-    def __init__(self, backends: Backends, *, max_under_way: int = MAX_UNDER_WAY) -> None:
-        self.num_sent = 0
-        self.num_dropped = 0
+    def __init__(self, backends: Backends, metrics: Metrics, *, max_under_way: int = MAX_UNDER_WAY) -> None:
         self._backends = backends
+        self._metrics = metrics
         self._max_under_way = max_under_way
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -44,9 +44,8 @@ class Shadows:
         model = catalogue.models.get(shadow.model)
         backend = None if model is None else self._backend_for(model, admitted, catalogue)
         if model is None or backend is None:
-            self.num_dropped += 1
+            self._metrics.shadow_copied("dropped")
             return
-        self.num_sent += 1
         task = asyncio.create_task(self._send(backend, model, admitted.request), name="shadow")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -67,11 +66,14 @@ class Shadows:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 with self._backends.in_flight(backend):
-                    await self._exchange(backend, model, request)
+                    status = await self._exchange(backend, model, request)
+            self._metrics.shadow_copied("answered" if status < 400 else "failed")
         except (aiohttp.ClientError, OSError, TimeoutError, ApiError) as error:
+            self._metrics.shadow_copied("failed")
             _log.info("a shadow copy failed", backend=backend.name, model=model.name, why=repr(error))
 
-    async def _exchange(self, backend: Backend, model: ModelRoute, request: InferenceRequest) -> None:
+    async def _exchange(self, backend: Backend, model: ModelRoute, request: InferenceRequest) -> int:
+        """The reply's status; the rest of it is read and forgotten."""
         provider = PROVIDERS[backend.protocol]
         body, headers = provider.body(request, model.upstream_name), provider.headers(backend)
         async with self._backends.session.post(
@@ -79,3 +81,4 @@ class Shadows:
         ) as response:
             while await response.content.readany():
                 pass
+            return response.status
