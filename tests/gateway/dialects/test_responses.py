@@ -181,6 +181,7 @@ async def test_what_is_not_to_be_stored_is_not(client: AsyncOpenAI, stage: Stage
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"),
         ({"extra_body": {"nonsense": 1}}, "nonsense"),
         ({"input": ""}, "input"),
+        ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
     ],
 )
 async def test_what_is_not_served_is_refused_by_name(client: AsyncOpenAI, fields: dict[str, Any], param: str) -> None:

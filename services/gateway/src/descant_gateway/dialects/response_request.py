@@ -6,7 +6,15 @@ from msgspec import Raw
 
 from descant_gateway.dialects.response_items import messages
 from descant_wire.errors import invalid_request, unsupported_field
-from descant_wire.responses import CreateResponse, FunctionTool, NamedFunction, ObjectFormat, SchemaFormat, TextOptions
+from descant_wire.responses import (
+    CreateResponse,
+    FunctionTool,
+    NamedFunction,
+    ObjectFormat,
+    ReasoningOptions,
+    SchemaFormat,
+    TextOptions,
+)
 
 Said = dict[str, Any]
 """A part of a chat completion's body; made here, read by nobody here."""
@@ -23,9 +31,7 @@ def chat_request(request: CreateResponse, conversation: list[Raw]) -> Said:
         said["max_completion_tokens"] = request.max_output_tokens
     if request.stream:
         said |= {"stream": True, "stream_options": {"include_usage": True}}
-    if request.reasoning is not None and request.reasoning.effort is not None:
-        said["reasoning_effort"] = request.reasoning.effort
-    return said | _form(request.text) | _tools(request)
+    return said | _reasoning(request.reasoning) | _form(request.text) | _tools(request)
 
 
 def refuse_fields(request: CreateResponse) -> None:
@@ -40,6 +46,17 @@ def _instructed(request: CreateResponse, conversation: list[Raw]) -> list[Said]:
     if not said:
         raise invalid_request("`input` is required.", param="input", code="missing_required_parameter")
     return said if request.instructions is None else [{"role": "system", "content": request.instructions}, *said]
+
+
+def _reasoning(wanted: ReasoningOptions | None) -> Said:
+    """Thoughts are given whole; nobody sums them up."""
+    if wanted is None:
+        return {}
+    for name in ("summary", "generate_summary"):
+        if getattr(wanted, name) not in (None, "auto"):
+            place = f"reasoning.{name}"
+            raise unsupported_field(f"`{place}` is not supported here: only null or auto is accepted.", param=place)
+    return {} if wanted.effort is None else {"reasoning_effort": wanted.effort}
 
 
 def _form(text: TextOptions | None) -> Said:
