@@ -262,3 +262,37 @@ async def test_a_client_that_leaves_cancels_upstream(gateway: Running, upstream:
             async for _ in reply.aiter_bytes():
                 break
     await eventually(lambda: upstream.num_cancelled == 1)
+
+
+class CountingUpstream(ScriptedUpstream):
+    def whole(self) -> bytes:
+        return json.dumps({"count": 21, "max_model_len": 64, "tokens": [1]}).encode()
+
+
+async def test_a_prompts_tokens_are_counted_by_the_backends_tokenizer(world: World, valkey_url: str, key: str) -> None:
+    async with running(CountingUpstream(name="counting")) as upstream:
+        world.add_model("counted", upstream.backend)
+        async with running_gateway(world, valkey_url) as gateway:
+            client = AsyncAnthropic(base_url=gateway.url, api_key=key, max_retries=0, timeout=10)
+            ask = {"model": "counted", "system": "Be brief.", "messages": ASK["messages"]}
+            counted = await client.messages.count_tokens(**ask, tools=[TOOL])
+            without = await client.messages.count_tokens(**ask, tools=[TOOL], tool_choice={"type": "none"})
+            await client.close()
+    assert counted.input_tokens == without.input_tokens == 21
+    first, second = upstream.received
+    assert first.path == "/tokenize"
+    assert [message["role"] for message in first.json["messages"]] == ["system", "user"]
+    assert first.json["tools"][0]["function"]["name"] == "weather"
+    assert "tools" not in second.json
+    assert not {"max_tokens", "stream"} & first.json.keys()
+
+
+async def test_what_can_not_be_counted_is_refused_by_name(gateway: Running, key: str) -> None:
+    headers = {"x-api-key": key}
+    path = "/v1/messages/count_tokens"
+    image = {"role": "user", "content": [{"type": "image", "source": {}}]}
+    reply = await gateway.client.post(path, headers=headers, json={"model": "m", "messages": [image]})
+    assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert "image" in reply.json()["error"]["message"]
+    reply = await gateway.client.post(path, headers=headers, json={"model": "m", "messages": [], "max_tokens": 3})
+    assert "max_tokens" in reply.json()["error"]["message"]

@@ -131,6 +131,26 @@ class MessagesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     }
 
 
+class CountTokensRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/messages/count_tokens: what of a message makes its prompt."""
+
+    model: str
+    messages: list[InputMessage]
+    system: str | list[TextBlock] | None = None
+    tools: list[ToolDefinition] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    cache_control: Any = None
+    context_management: Any = None
+    mcp_servers: list[Any] | None = None
+    output_config: Any = None
+    output_format: Any = None
+
+
+class CountedTokens(Struct, frozen=True, kw_only=True):
+    input_tokens: int
+
+
 class MessagesUsage(Struct, frozen=True, kw_only=True):
     input_tokens: int
     """Without those that the prefix cache had."""

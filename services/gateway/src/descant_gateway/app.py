@@ -14,10 +14,10 @@ from litestar.types import ControllerRouterHandler
 from descant_gateway.batches.runner import BatchRunner, BatchSettings
 from descant_gateway.config import GatewayConfig
 from descant_gateway.dialects import Dialect
-from descant_gateway.dialects.messages import MessagesDialect
+from descant_gateway.dialects.messages import CountTokensDialect, MessagesDialect
 from descant_gateway.dialects.responses import ResponsesDialect
 from descant_gateway.egress.connections import for_webhooks
-from descant_gateway.endpoints import MESSAGES, RESPONSES
+from descant_gateway.endpoints import COUNT_TOKENS, MESSAGES, RESPONSES
 from descant_gateway.errors import from_framework
 from descant_gateway.feed.catalogue_feed import CatalogueFeed
 from descant_gateway.feed.catalogue_watch import CatalogueWatch
@@ -63,7 +63,10 @@ from descant_wire.tracing import open_tracer
 _log = structlog.get_logger("descant_gateway.app")
 
 NO_PROXIES: Final = TrustedProxies()
-STATELESS_DIALECTS: Final[Mapping[str, Dialect]] = {MESSAGES: MessagesDialect()}
+STATELESS_DIALECTS: Final[Mapping[str, Dialect]] = {
+    MESSAGES: MessagesDialect(),
+    COUNT_TOKENS: CountTokensDialect(),
+}
 """Those that need no database."""
 DATA_ROUTES: Sequence[ControllerRouterHandler] = (
     inference.inference,

@@ -19,7 +19,9 @@ class Endpoint(Struct, frozen=True, kw_only=True):
 
 CHAT: Final = "/v1/chat/completions"
 MESSAGES: Final = "/v1/messages"
+COUNT_TOKENS: Final = "/v1/messages/count_tokens"
 RESPONSES: Final = "/v1/responses"
+TOKENIZE: Final = "/tokenize"
 
 _ALL: Final = (
     Endpoint(path=CHAT, prompt_fields=("messages", "tools"), generates=True, has_usage_chunk=True),
@@ -31,7 +33,8 @@ _ALL: Final = (
     Endpoint(path="/rerank", prompt_fields=("query", "documents")),
     Endpoint(path="/v1/score", prompt_fields=("text_1", "text_2")),
     Endpoint(path="/score", prompt_fields=("text_1", "text_2")),
-    Endpoint(path="/tokenize", prompt_fields=()),
+    Endpoint(path=COUNT_TOKENS, prompt_fields=()),
+    Endpoint(path=TOKENIZE, prompt_fields=()),
     Endpoint(path="/detokenize", prompt_fields=()),
 )
 ENDPOINTS: Final[Mapping[str, Endpoint]] = MappingProxyType({endpoint.path: endpoint for endpoint in _ALL})

@@ -12,7 +12,6 @@ from descant_gateway.admitted_call import AdmittedCall
 from descant_gateway.call import Call
 from descant_gateway.catalogue.snapshot import Catalogue
 from descant_gateway.dialects import Dialect
-from descant_gateway.endpoints import CHAT
 from descant_gateway.identity.authenticate import Caller, authenticate, permitted_endpoint, permitted_model
 from descant_gateway.identity.internal_channel import InternalChannel
 from descant_gateway.ledger.settle import Settlement, UsageSink
@@ -122,9 +121,9 @@ async def _answer(admitted: AdmittedCall, catalogue: Catalogue, gateway: Gateway
 
 
 async def _read(call: Call, caller: Caller, max_body_bytes: int) -> InferenceRequest:
-    """The request; of another dialect, the chat completion that says the same."""
+    """The request; of another dialect, what says the same to a backend."""
     body = await call.read_body(max_body_bytes)
     if call.dialect is None:
         return read_request(call.endpoint, body)
     call.translation = await call.dialect.translate(body, caller)
-    return read_request(CHAT, call.translation.body)
+    return read_request(call.translation.endpoint, call.translation.body)

@@ -1,6 +1,7 @@
 """What clients speak besides chat completions: a dialect says a request as a chat completion and its reply back.
 
-The mirror image of `providers`. In between, admission, routing, relaying and settling know chat completions alone.
+The mirror image of `providers`. In between, admission, routing, relaying and settling know chat completions alone, and
+what else backends of OpenAI's API have.
 """
 
 from collections.abc import Mapping
@@ -12,8 +13,10 @@ from descant_gateway.identity.authenticate import Caller
 class Translation(Interface):
     """One request, and what becomes of its reply."""
 
+    endpoint: str
+    """The backends' that it is said to: chat completions, as a rule."""
     body: bytes
-    """The same as a chat completion. Where it streams, it asks for the usage chunk."""
+    """The same in that endpoint's words. Where it streams, it asks for the usage chunk."""
 
     async def whole(self, body: bytes) -> bytes:
         """The chat completion as the client's endpoint answers. ValueError for what is none."""

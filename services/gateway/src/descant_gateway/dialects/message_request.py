@@ -6,6 +6,7 @@ import msgspec
 
 from descant_wire.anthropic import (
     ContentBlock,
+    CountTokensRequest,
     InputMessage,
     MessagesRequest,
     ResultBlock,
@@ -38,6 +39,13 @@ def chat_request(request: MessagesRequest) -> Said:
     if request.metadata and request.metadata.get("user_id"):
         said["user"] = request.metadata["user_id"]
     return said | _tools(request)
+
+
+def prompt_only(request: CountTokensRequest) -> Said:
+    """What a chat completion's prompt is made of. Raises ApiError 400."""
+    said = chat_request(MessagesRequest(max_tokens=1, **msgspec.structs.asdict(request)))
+    names = ("model", "messages") if said.get("tool_choice") == "none" else ("model", "messages", "tools")
+    return {name: said[name] for name in names if name in said}
 
 
 def _refuse_fields(request: MessagesRequest) -> None:

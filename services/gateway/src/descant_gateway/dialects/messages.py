@@ -7,10 +7,11 @@ import msgspec
 from msgspec import Struct
 
 from descant_gateway.dialects.message_reply import MessageReply
-from descant_gateway.dialects.message_request import chat_request
+from descant_gateway.dialects.message_request import chat_request, prompt_only
 from descant_gateway.dialects.own_words import in_own_words
+from descant_gateway.endpoints import CHAT, TOKENIZE
 from descant_gateway.identity.authenticate import Caller
-from descant_wire.anthropic import MessagesRequest
+from descant_wire.anthropic import CountedTokens, CountTokensRequest, MessagesRequest
 from descant_wire.decoding import decode_request
 from descant_wire.errors import ErrorBody, ErrorDetail
 
@@ -55,6 +56,8 @@ class MessagesDialect:
 
 
 class MessagesTranslation:
+    endpoint = CHAT
+
     def __init__(self, request: MessagesRequest) -> None:
         self.body = msgspec.json.encode(chat_request(request))
         self._reply = MessageReply(request.model)
@@ -67,6 +70,37 @@ class MessagesTranslation:
 
     async def end(self) -> bytes:
         return self._reply.end()
+
+
+class CountTokensDialect(MessagesDialect):
+    """How many tokens a message's prompt has, which the backend's own tokenizer tells."""
+
+    async def translate(self, body: bytes, caller: Caller) -> "CountTokensTranslation":  # type: ignore[override]
+        return CountTokensTranslation(decode_request(body, CountTokensRequest))
+
+
+class CountTokensTranslation:
+    endpoint = TOKENIZE
+
+    def __init__(self, request: CountTokensRequest) -> None:
+        self.body = msgspec.json.encode(prompt_only(request))
+
+    async def whole(self, body: bytes) -> bytes:
+        try:
+            count = msgspec.json.decode(body, type=_Tokenized).count
+        except msgspec.MsgspecError as error:
+            raise ValueError(f"the backend's answer has no count: {error}") from None
+        return msgspec.json.encode(CountedTokens(input_tokens=count))
+
+    async def events(self, chunk: bytes) -> bytes:
+        raise NotImplementedError("a count is never streamed")
+
+    async def end(self) -> bytes:
+        raise NotImplementedError("a count is never streamed")
+
+
+class _Tokenized(Struct, frozen=True):
+    count: int
 
 
 def fault(status: int, detail: ErrorDetail) -> bytes:

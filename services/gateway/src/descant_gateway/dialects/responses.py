@@ -16,6 +16,7 @@ from descant_gateway.dialects.own_words import body_in_own_words
 from descant_gateway.dialects.response_items import input_items, new_id
 from descant_gateway.dialects.response_reply import ResponseReply
 from descant_gateway.dialects.response_request import chat_request
+from descant_gateway.endpoints import CHAT
 from descant_gateway.identity.authenticate import Caller
 from descant_gateway.store import responses as store
 from descant_gateway.store.errors import NotFound
@@ -107,6 +108,8 @@ class ResponsesDialect:
 
 class ResponseTranslation:
     """Whoever hears the end of a response can go on from it: it is stored before its end is told."""
+
+    endpoint = CHAT
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ INFERENCE: Final = frozenset(Scope) - {Scope.ADMIN}
 _BY_PATH: Final = {
     "/v1/chat/completions": Scope.CHAT,
     "/v1/messages": Scope.CHAT,
+    "/v1/messages/count_tokens": Scope.CHAT,
     "/v1/completions": Scope.COMPLETIONS,
     "/v1/responses": Scope.RESPONSES,
     "/v1/embeddings": Scope.EMBEDDINGS,
