@@ -26,7 +26,7 @@ from openai import AsyncOpenAI
 from descant_bench.environment import describe_environment
 
 CONCURRENCY = 8
-MAX_TOKENS = 512
+MAX_TOKENS = 3072
 QUESTIONS = (
     "What is the weather in Bergen tomorrow?",
     "Write to Ana that the parcel has come.",

@@ -27,6 +27,9 @@ from descant_wire.tools import NamedToolChoice, Tool
 
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
+MAX_CALLS = 32
+"""In one answer whose calls a grammar sees to: a small model, once it calls, may not find an end."""
+
 
 def tools_of(request: ChatCompletionRequest) -> list[Tool]:
     """Those that the model may call.
@@ -131,7 +134,7 @@ def _calls_schema(tools: list[Tool], *, is_single: bool, arguments_key: str = "p
         "items": {"anyOf": [_call_schema(index, tool, arguments_key) for index, tool in enumerate(tools)]},
         "$defs": {f"tool{index}": _moved(_parameters(tool), index) for index, tool in enumerate(tools)},
     }
-    return schema | {"maxItems": 1} if is_single else schema
+    return schema | {"maxItems": 1 if is_single else MAX_CALLS}
 
 
 def _call_schema(index: int, tool: Tool, arguments_key: str) -> dict[str, Any]:
