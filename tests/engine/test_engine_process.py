@@ -33,7 +33,7 @@ from descant_engine.messages import (
 from descant_engine.request import EngineRequest, FinishReason, TokenDelta
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
-from descant_engine.scheduler.stats import SchedulerStats
+from descant_engine.scheduler.stats import NO_DRAFTS, SchedulerStats
 
 SECONDS = 10.0
 
@@ -102,7 +102,8 @@ class CountingEngine:
 
     def stats(self) -> SchedulerStats:
         counts = dict.fromkeys(SchedulerStats.__dataclass_fields__, 0)
-        return SchedulerStats(**counts | {"num_running": len(self.running), "adapters": ()})  # type: ignore[arg-type]
+        others = {"num_running": len(self.running), "adapters": (), "drafts": NO_DRAFTS}
+        return SchedulerStats(**counts | others)  # type: ignore[arg-type]
 
     def close(self) -> None:
         self.is_closed = True

@@ -22,7 +22,7 @@ def llm(tiny_llama: Path) -> LLM:
 
 def test_options_are_the_fields_of_the_configuration() -> None:
     fields = {field.name for field in dataclasses.fields(EngineConfig)}
-    assert EngineOptions.__annotations__.keys() == fields - {"model"}
+    assert EngineOptions.__annotations__.keys() == fields - {"model", "speculative_config"}
 
 
 def test_one_prompt_a_list_and_token_ids_agree(llm: LLM) -> None:

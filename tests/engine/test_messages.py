@@ -11,6 +11,7 @@ from descant_engine.messages import ToEngine, ToFront, engine_reader, frame, fro
 from descant_engine.model_config import resolve
 from descant_engine.request import EngineRequest, FinishReason, TokenDelta
 from descant_engine.sampling_params import SamplingParams
+from descant_engine.speculation.config import SpeculativeConfig, SpeculativeMethod
 
 MANIFEST = AdapterManifest(
     digest="ab" * 32,
@@ -58,12 +59,14 @@ def test_the_front_reads_what_the_engine_says() -> None:
 
 
 def test_a_resolved_config_crosses_whole(tiny_llama: Path) -> None:
-    from descant_engine.scheduler.stats import SchedulerStats
+    from descant_engine.scheduler.stats import DraftStats, SchedulerStats
 
-    stats = SchedulerStats(
-        **dict.fromkeys(SchedulerStats.__dataclass_fields__, 0) | {"block_usage": 0.5, "adapters": ()}  # type: ignore[arg-type]
-    )
-    ready = messages.Ready(resolve(EngineConfig(model=str(tiny_llama), device="cpu")), 12, stats)
+    counts = dict.fromkeys(SchedulerStats.__dataclass_fields__, 0)
+    drafts = DraftStats(num_drafts=2, num_accepted_by_place=(2, 1))
+    stats = SchedulerStats(**counts | {"block_usage": 0.5, "adapters": (), "drafts": drafts})  # type: ignore[arg-type]
+    drafting = SpeculativeConfig(method=SpeculativeMethod.DRAFT_MODEL, model=str(tiny_llama))
+    config = resolve(EngineConfig(model=str(tiny_llama), device="cpu", speculative_config=drafting))
+    ready = messages.Ready(config, 12, stats)
     assert list(front_reader().feed(frame(ready))) == [ready]
 
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from descant_engine.config import EngineConfig
 from descant_engine.cpu_threads import spin_briefly
 from descant_engine.sampling_params import SamplingParams
+from descant_engine.speculation.config import SpeculativeConfig
 
 if TYPE_CHECKING:
     from descant_engine.async_engine import AsyncEngine
     from descant_engine.llm import LLM
 
-__all__ = ["LLM", "AsyncEngine", "EngineConfig", "SamplingParams"]
+__all__ = ["LLM", "AsyncEngine", "EngineConfig", "SamplingParams", "SpeculativeConfig"]
 
 
 def __getattr__(name: str) -> object:

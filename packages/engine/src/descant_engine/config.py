@@ -58,7 +58,7 @@ class EngineConfig:
 
 
 class EngineOptions(TypedDict, total=False):
-    """EngineConfig's fields but for the model, for callers that pass them on by name."""
+    """EngineConfig's fields but for the models, for callers that pass them on by name."""
 
     tokenizer: str | None
     dtype: Dtype | Literal["auto"]
@@ -82,7 +82,6 @@ class EngineOptions(TypedDict, total=False):
     adapter_host_bytes: int
     runner: Runner
     pooling_type: PoolingType | None
-    speculative_config: SpeculativeConfig | None
     matryoshka_dimensions: tuple[int, ...] | None
 
 

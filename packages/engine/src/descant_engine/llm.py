@@ -6,7 +6,7 @@ print(outputs[0].text)
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Unpack
@@ -25,6 +25,7 @@ from descant_engine.pooling_inputs import Pair, PoolingInput, PoolingInputs
 from descant_engine.request import samples_of
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.scheduler.stats import SchedulerStats
+from descant_engine.speculation.config import SpeculativeConfig, read_speculative_config
 from descant_engine.text.chat_template import ChatMessage
 
 UNLIMITED = sys.maxsize
@@ -39,15 +40,24 @@ class LLM:
 
     Args:
         model: a folder with safetensors, a .gguf file, or a hub id.
+        speculative_config: how tokens are guessed, also as vLLM's mapping: {"method": "ngram"}, or {"model": ...}.
         options: any other field of `EngineConfig`, by name.
 
     Raises:
         ValueError: the model or an option cannot be served; the message says why.
     """
 
-    def __init__(self, model: str | Path, **options: Unpack[EngineOptions]) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        speculative_config: SpeculativeConfig | Mapping[str, object] | None = None,
+        **options: Unpack[EngineOptions],
+    ) -> None:
+        if isinstance(speculative_config, Mapping):
+            speculative_config = read_speculative_config(speculative_config)
         options.setdefault("max_num_queued_requests", UNLIMITED)
-        config = resolve(EngineConfig(model=str(model), **options))
+        config = resolve(EngineConfig(model=str(model), speculative_config=speculative_config, **options))
         self._frontend = Frontend(config)
         self._pooling_inputs = PoolingInputs(config, self._frontend.tokenizer)
         self._engine = Engine(config)

@@ -9,6 +9,7 @@ import msgspec
 from descant_engine.config import Dtype, EngineConfig, Runner, StructuredOutputBackend
 from descant_engine.pooling import PoolingType
 from descant_server.options import ADAPTERS, MEMORY, MODEL, OUTPUT, Option, option, takes
+from descant_server.speculation_options import SPECULATION_OPTIONS, speculative_config
 
 RUNNER_OF_TASK: Final[dict[str, Runner]] = {
     "auto": "auto",
@@ -38,6 +39,10 @@ class EngineOptions:
     enable_prefix_caching: bool
     deterministic: bool
     structured_output_backend: StructuredOutputBackend
+    speculative: Literal["ngram", "draft"] | None
+    draft_model: str | None
+    num_speculative_tokens: int | None
+    speculative_config: str | None
     enable_lora: bool
     max_lora_rank: int
     max_loras: int | None
@@ -60,6 +65,9 @@ class EngineOptions:
             enable_prefix_caching=self.enable_prefix_caching,
             deterministic=self.deterministic,
             structured_output_backend=self.structured_output_backend,
+            speculative_config=speculative_config(
+                self.speculative, self.draft_model, self.num_speculative_tokens, self.speculative_config
+            ),
             enable_lora=self.enable_lora or serves_adapters,
             max_lora_rank=self.max_lora_rank,
             max_loras=self.max_loras,
@@ -208,6 +216,7 @@ _OPTIONS: Final[tuple[Option, ...]] = (
         help="What keeps outputs to JSON schemas and grammars. auto is xgrammar where it keeps to them exactly and in"
         " time, llguidance otherwise; either alone refuses more.",
     ),
+    *SPECULATION_OPTIONS,
     option(
         ADAPTERS, "--enable-lora", is_flag=True, help="Serve LoRA adapters. Costs nothing while no request uses one."
     ),

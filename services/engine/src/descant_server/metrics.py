@@ -16,7 +16,7 @@ from descant_engine.cache.adapter_cache import AdapterTier
 from descant_engine.outputs import RequestOutput
 from descant_engine.request import FinishReason, RequestTimes
 from descant_engine.scheduler.admission import QueueFull
-from descant_engine.scheduler.stats import SchedulerStats
+from descant_engine.scheduler.stats import DraftStats, SchedulerStats
 
 LABELS = ("model_name", "engine")
 ENGINE_INDEX = "0"
@@ -217,10 +217,21 @@ class _EngineCollector(Collector):
         yield self._count("vllm:prefix_cache_queries", "Tokens looked up.", stats.prefix_query_tokens)
         yield self._count("vllm:prefix_cache_hits", "Tokens found in the prefix cache.", stats.prefix_hit_tokens)
         yield self._count("vllm:num_preemptions", "Preemptions.", stats.num_preemptions)
+        yield from self._drafts(stats.drafts)
         yield self._lora_requests(view)
         yield self._count("descant:adapter_loads", "Adapters loaded into the pool.", stats.num_adapter_loads)
         yield self._count("descant:adapter_evictions", "Adapters evicted from it.", stats.num_adapter_evictions)
         yield self._adapters_by_tier(stats)
+
+    def _drafts(self, drafts: DraftStats) -> Iterable[Metric]:
+        yield self._count("vllm:spec_decode_num_drafts", "Times that tokens were drafted.", drafts.num_drafts)
+        yield self._count("vllm:spec_decode_num_draft_tokens", "Tokens drafted.", drafts.num_draft_tokens)
+        yield self._count("vllm:spec_decode_num_accepted_tokens", "Those that were right.", drafts.num_accepted_tokens)
+        name = "vllm:spec_decode_num_accepted_tokens_per_pos"
+        family = CounterMetricFamily(name, "Those, by their place in the draft.", labels=(*LABELS, "position"))
+        for position, count in enumerate(drafts.num_accepted_by_place):
+            family.add_metric((*self._labels, str(position)), count)
+        yield family
 
     def _gauge(self, name: str, documentation: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, documentation, labels=LABELS)

@@ -10,6 +10,7 @@ import click
 MODEL = "Model"
 MEMORY = "Memory and batching"
 OUTPUT = "Structured output, tools, reasoning"
+SPECULATION = "Speculation"
 ADAPTERS = "Adapters"
 SERVER = "Server"
 

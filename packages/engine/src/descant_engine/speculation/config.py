@@ -1,7 +1,10 @@
 """What the user asked for."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from enum import StrEnum
+
+import msgspec
 
 MAX_DRAFT_TOKENS = 64
 DEFAULT_TOKENS_OF_METHOD = {"ngram": 15, "draft_model": 5}
@@ -38,7 +41,7 @@ class SpeculativeConfig:
     """Of several such places the one where most tokens agree is taken; more than so many are not compared."""
 
     def __post_init__(self) -> None:
-        if (self.method is SpeculativeMethod.DRAFT_MODEL) != (self.model is not None):
+        if (self.method == SpeculativeMethod.DRAFT_MODEL) != (self.model is not None):
             raise ValueError(f"method {self.method.value!r} and draft model {self.model!r} do not go together")
         if not 1 <= self.max_tokens <= MAX_DRAFT_TOKENS:
             raise ValueError(f"num_speculative_tokens must be in [1, {MAX_DRAFT_TOKENS}]; got {self.max_tokens}")
@@ -52,3 +55,22 @@ class SpeculativeConfig:
     def max_tokens(self) -> int:
         given = self.num_speculative_tokens
         return DEFAULT_TOKENS_OF_METHOD[self.method] if given is None else given
+
+
+def read_speculative_config(given: Mapping[str, object]) -> SpeculativeConfig:
+    """From what vLLM takes: a mapping by its names. A model without a method is a draft model.
+
+    Raises:
+        ValueError: an option that is not here, or a value that it cannot have; names it.
+    """
+    known = [field.name for field in fields(SpeculativeConfig)]
+    if unknown := sorted(given.keys() - set(known)):
+        raise ValueError(f"speculation has no option {unknown[0]!r} here; it has {', '.join(known)}")
+    method = given.get("method") or (SpeculativeMethod.DRAFT_MODEL if given.get("model") else None)
+    if method not in list(SpeculativeMethod):
+        supported = ", ".join(repr(method.value) for method in SpeculativeMethod)
+        raise ValueError(f"speculative method {method!r} is not supported; supported are {supported}")
+    try:
+        return msgspec.convert({**given, "method": method}, SpeculativeConfig)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
