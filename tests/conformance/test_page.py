@@ -41,6 +41,10 @@ def test_every_option_has_its_row(table: OptionTable) -> None:
     assert known - {row.name for row in table.rows} == set()
 
 
+def test_every_api_has_its_table() -> None:
+    assert {table.api for table in TABLES} == set(Api)
+
+
 def test_no_option_has_two_rows() -> None:
     rows = Counter((option.api, option.name) for option in OPTIONS)
     assert [row for row, count in rows.items() if count > 1] == []
