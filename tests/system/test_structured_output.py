@@ -13,14 +13,14 @@ from descant_engine.grammar.spec import GrammarKind, GrammarSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-NUM_SCHEMAS = 16
+NUM_SCHEMAS = 24
 QUESTION = "Answer with an example, in JSON."
 
 
 def test_every_completed_output_validates() -> None:
     schemas = random_schemas(NUM_SCHEMAS)
     params = [
-        SamplingParams(max_tokens=72, seed=seed, grammar=GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(schema)))
+        SamplingParams(max_tokens=56, seed=seed, grammar=GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(schema)))
         for seed, schema in enumerate(schemas)
     ]
     llm = LLM(find_model(None)[0], device="cpu", max_model_len=512, max_num_seqs=NUM_SCHEMAS)

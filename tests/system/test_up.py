@@ -194,7 +194,7 @@ def run_printed_example(up: Up) -> str:
 def test_engine_that_cannot_load_stops_everything_with_its_last_words(data_dir: Path, tmp_path: Path) -> None:
     model = tmp_path / "broken.gguf"
     model.write_bytes(b"GGUF is not what this is")
-    argv = command("--data-dir", str(data_dir.with_name("broken")), "--port", str(free_port()), "--model", str(model))
+    argv = command("--data-dir", str(data_dir), "--port", str(free_port()), "--model", str(model))
     result = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 1
     first, *rest = result.stderr.strip().splitlines()

@@ -1,8 +1,8 @@
 """Run by test_cuda_ops in a process of its own, because Triton decides on import whether it interprets.
 
-Computes the same steps with the CPU's operations and with the GPU's, kernels interpreted; prints the largest
-difference of their logits, relative to the largest logit: first with the operations of steps launched one by one, then
-with those of a captured graph, where adapters go beside the base, then with the deterministic ones.
+Computes the same steps with the CPU's operations and with the GPU's, kernels interpreted; prints a line for each model
+with the largest difference of their logits, relative to the largest logit: first with the operations of steps launched
+one by one, then with those of a captured graph, where adapters go beside the base, then with the deterministic ones.
 """
 
 import sys
@@ -58,17 +58,20 @@ class AsIfCaptured(cuda_ops.CudaOps):
         pass
 
 
-def main() -> None:
-    config = resolve(EngineConfig(model=sys.argv[1], dtype="float32", device="cpu"))
+def differences(path: str) -> list[float]:
+    config = resolve(EngineConfig(model=path, dtype="float32", device="cpu"))
     adapters = AdapterTables(config.shape)
     for slot, rank in enumerate((3, 9)):
         adapters.publish(slot, adapter(config.shape, rank))
     expected = logits_with(CpuOps(), config, adapters)
+    found = []
     for device_ops in (cuda_ops.CudaOps(), AsIfCaptured(), DeterministicCudaOps()):
         cuda_ops._is_captured = lambda x, device_ops=device_ops: isinstance(device_ops, AsIfCaptured)  # type: ignore[misc]
         got = logits_with(device_ops, config, adapters)
-        print(float((got - expected).abs().max() / expected.abs().max()))
+        found.append(float((got - expected).abs().max() / expected.abs().max()))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    for path in sys.argv[1:]:
+        print(*differences(path))

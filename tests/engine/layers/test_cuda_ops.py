@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 
+FAMILIES = ("llama", "qwen3")
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_a_model_computes_the_same_with_the_gpus_operations(random_model: Callable[..., Path], family: str) -> None:
-    path = random_model(family, num_hidden_layers=1, hidden_size=64, num_attention_heads=4)
+
+@pytest.fixture(scope="module")
+def differences(random_model: Callable[..., Path]) -> dict[str, list[float]]:
+    """What `cuda_ops_interpreted.py` prints of each family."""
+    shape = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4}
+    paths = [random_model(family, **shape) for family in FAMILIES]
     script = Path(__file__).with_name("cuda_ops_interpreted.py")
     finished = subprocess.run(
-        [sys.executable, script, path],
+        [sys.executable, script, *paths],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
@@ -22,5 +26,11 @@ def test_a_model_computes_the_same_with_the_gpus_operations(random_model: Callab
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
-    differences = dict(zip(("one by one", "captured", "deterministic"), finished.stdout.split(), strict=True))
-    assert all(float(difference) < 1e-5 for difference in differences.values()), differences
+    lines = finished.stdout.splitlines()
+    return {family: [float(word) for word in line.split()] for family, line in zip(FAMILIES, lines, strict=True)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_computes_the_same_with_the_gpus_operations(differences: dict[str, list[float]], family: str) -> None:
+    named = dict(zip(("one by one", "captured", "deterministic"), differences[family], strict=True))
+    assert all(difference < 1e-5 for difference in named.values()), named
