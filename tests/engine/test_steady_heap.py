@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from descant_engine.steady_heap import settle_heap
+from descant_engine.steady_heap import collector_paused, settle_heap
 
 
 @pytest.fixture(autouse=True)
@@ -24,3 +24,12 @@ def test_what_is_alive_is_not_looked_at_again_and_garbage_still_is() -> None:
     node.itself = node  # type: ignore[attr-defined]
     del node
     assert gc.collect() >= 1
+
+
+def test_nothing_is_collected_in_a_pause() -> None:
+    with collector_paused():
+        assert not gc.isenabled()
+        with collector_paused():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()

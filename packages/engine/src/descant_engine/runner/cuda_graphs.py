@@ -14,6 +14,7 @@ from descant_engine.adapter import TargetModule
 from descant_engine.forward_context import AttentionInputs, KvCache, LoraInputs, LoraTables, StepContext, step_context
 from descant_engine.models.llama import LlamaForCausalLM
 from descant_engine.runner.request_states import RequestStates
+from descant_engine.steady_heap import collector_paused
 
 NO_SLOT = -1
 NO_MODULES = frozenset[TargetModule]()
@@ -41,6 +42,15 @@ class GraphMemory:
         self.pool = torch.cuda.graph_pool_handle()
         self.hidden = torch.empty(max_tokens, hidden_size, dtype=dtype, device=device)
         """[max_tokens, hidden_size]: every graph's output, in its first rows."""
+
+    def capture(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        step()  # compiles kernels, which a capture must not do
+        graph = torch.cuda.CUDAGraph()
+        # Adapter threads pin memory meanwhile, which a capture of the default mode would not survive; nor would any
+        # survive the end of another engine's graphs, which are garbage when their engine is.
+        with collector_paused(), torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            step()
+        return graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +110,7 @@ class DecodeGraphs:
     def _capture(self, size: int, modules: frozenset[TargetModule]) -> DecodeGraph:
         rows = torch.full((size,), self._states.spare_row, device=self._states.device)
         positions = torch.zeros_like(rows)
-        step = self._step(rows, positions, modules)
-        step()  # compiles kernels, which a capture must not do
-        graph = torch.cuda.CUDAGraph()
-        # Adapter threads pin memory meanwhile, which a capture of the default mode would not survive.
-        with torch.cuda.graph(graph, pool=self._memory.pool, capture_error_mode="thread_local"):
-            step()
+        graph = self._memory.capture(self._step(rows, positions, modules))
         return DecodeGraph(graph, rows, positions)
 
     def _step(self, rows: Tensor, positions: Tensor, modules: frozenset[TargetModule]) -> Callable[[], None]:

@@ -140,13 +140,7 @@ class MixedGraphs:
 
     def _capture(self, size: MixedSize) -> torch.cuda.CUDAGraph:
         self._buffers.belong_to_nobody(0, 0)
-        step = self._step(size)
-        step()  # compiles kernels, which a capture must not do
-        graph = torch.cuda.CUDAGraph()
-        # Adapter threads pin memory meanwhile, which a capture of the default mode would not survive.
-        with torch.cuda.graph(graph, pool=self._memory.pool, capture_error_mode="thread_local"):
-            step()
-        return graph
+        return self._memory.capture(self._step(size))
 
     def _step(self, size: MixedSize) -> Callable[[], None]:
         buffers, num_tokens = self._buffers, size.num_tokens
