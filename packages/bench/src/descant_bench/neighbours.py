@@ -6,7 +6,8 @@ FX/many.jsonl uses 256 adapters, all of its requests at once, and beside them a 
 Run with room for all and with room for 32 (`--max-loras 32`), the trickle must not notice, and the whole be at most a
 quarter slower:
 
-    python -m descant_bench.throughput --model FOLDER --adapters FX/adapters --requests FX/many.jsonl [--max-loras 32]
+    python -m descant_bench.throughput --model FOLDER --adapters FX/adapters --requests FX/many.jsonl \
+        --prepare [--max-loras 32]
 
 FX/flood-RATE.jsonl sends RATE requests a second, nine of ten to one adapter; FX/calm-RATE.jsonl has only the others,
 at the same moments. The group "others" must see its first tokens at about the same time in both. The adapters are

@@ -38,8 +38,8 @@ class CaseResult:
 @dataclass(frozen=True, slots=True)
 class ThroughputReport:
     startup_s: float
-    prepare_s: float
-    """What a serving process does afterwards, while nobody waits: CUDA graphs."""
+    prepare_s: float | None
+    """What a serving process does afterwards, while nobody waits: CUDA graphs. None: left to the runs."""
     environment: Environment
     options: dict[str, object]
     """The engine's, as `EngineConfig` names them."""
@@ -74,7 +74,7 @@ def main() -> None:
     replay = Replay(config, args.adapters)
     settle_heap()  # as a serving process does
     startup = round(time.perf_counter() - start, 1)
-    prepare = prepare_s(replay.engine)
+    prepare = prepare_s(replay.engine) if args.prepare else None
     print(json.dumps({"startup_s": startup, "prepare_s": prepare}), flush=True)
     cases: dict[str, CaseResult] = {}
     report = ThroughputReport(
@@ -124,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--adapters", type=Path, metavar="FOLDER", help="with a folder 0000, 0001, ... an adapter")
     parser.add_argument("--repeats", type=_at_least_one, default=3, help="runs of each case after the warm-ups")
     parser.add_argument("--warmups", type=int, default=1)
+    parser.add_argument("--prepare", action="store_true", help="capture CUDA graphs first, for latencies' sake")
     parser.add_argument("--roofline", action="store_true", help="compare each run with what its bytes allow")
     parser.add_argument("--output", type=Path, metavar="OUT.json")
     parser.add_argument("--commit", help="for the report; asked of git where left out")
