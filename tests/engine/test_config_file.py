@@ -81,8 +81,28 @@ def test_a_decoder_s_file_is_read_as_transformers_reads_it(
 def test_an_encoder_s_file_is_read_as_transformers_reads_it(tmp_path: Path, fields: dict[str, object]) -> None:
     ours, theirs = both(tmp_path, {"model_type": "bert"} | fields)
     assert isinstance(ours, BertFile)
-    for name in (*SAME, "type_vocab_size", "layer_norm_eps", "is_decoder", "num_labels"):
+    for name in (*SAME, "type_vocab_size", "layer_norm_eps", "is_decoder"):
         assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.num_outputs == theirs.num_labels
     assert ours.position_embedding_type == getattr(theirs, "position_embedding_type", "absolute")
     for name in ("sentence_transformers", "sbert_ce_default_activation_function"):
         assert getattr(ours, name) == getattr(theirs, name, None), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": "96"}, "hidden_size is '96', which is no int"),
+        ({"hidden_size": True}, "hidden_size is True"),
+        ({"hidden_size": None}, "hidden_size is None"),
+        ({"num_key_value_heads": 2.5}, "num_key_value_heads is 2.5"),
+        ({"eos_token_id": [1, "2"]}, "eos_token_id is '2'"),
+        ({"rope_parameters": []}, "rope_parameters is"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1"),
+        ({"model_type": 5}, "no model_type"),
+    ],
+)
+def test_a_field_of_the_wrong_type_is_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | changes))
+    with pytest.raises(ValueError, match=message):
+        read_config_file(tmp_path)

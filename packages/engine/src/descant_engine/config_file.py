@@ -4,10 +4,10 @@ transformers' own classes import half of torch with them, which is two seconds o
 """
 
 import json
+import types
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import msgspec
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from descant_engine.unsupported import UnsupportedModelError
 
@@ -29,7 +29,8 @@ REQUIRED_BY_ROPE = {
 }
 
 
-class ConfigFile(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class ConfigFile:
     """What every architecture has. The names are those of the file."""
 
     model_type: str
@@ -48,7 +49,8 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True):
     is_matryoshka: bool = False
 
 
-class LlamaFile(ConfigFile, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class LlamaFile(ConfigFile):
     vocab_size: int = 32_000
     hidden_size: int = 4096
     intermediate_size: int = 11_008
@@ -93,14 +95,16 @@ class LlamaFile(ConfigFile, frozen=True, kw_only=True):
         return given
 
 
-class MistralFile(LlamaFile, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class MistralFile(LlamaFile):
     intermediate_size: int = 14_336
     num_key_value_heads: int | None = 8
     max_position_embeddings: int = 131_072
     sliding_window: int | None = 4096
 
 
-class Qwen2File(LlamaFile, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class Qwen2File(LlamaFile):
     vocab_size: int = 151_936
     intermediate_size: int = 22_016
     num_key_value_heads: int | None = 32
@@ -114,11 +118,13 @@ class Qwen2File(LlamaFile, frozen=True, kw_only=True):
         return self.sliding_window if self.use_sliding_window else None
 
 
-class Qwen3File(Qwen2File, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class Qwen3File(Qwen2File):
     head_dim: int | None = 128
 
 
-class BertFile(ConfigFile, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class BertFile(ConfigFile):
     vocab_size: int = 30_522
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -134,14 +140,16 @@ class BertFile(ConfigFile, frozen=True, kw_only=True):
     id2label: dict[str, str] | None = None
     sentence_transformers: dict[str, Any] | None = None
     sbert_ce_default_activation_function: str | None = None
-    num_labels_given: int = msgspec.field(name="num_labels", default=2)
+    num_labels: int = 2
+    """Counts where `id2label` is not given."""
 
     @property
-    def num_labels(self) -> int:
-        return self.num_labels_given if self.id2label is None else len(self.id2label)
+    def num_outputs(self) -> int:
+        return self.num_labels if self.id2label is None else len(self.id2label)
 
 
-class GenerationFile(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, kw_only=True)
+class GenerationFile:
     """generation_config.json"""
 
     eos_token_id: int | tuple[int, ...] | None = None
@@ -157,9 +165,7 @@ FILE_TYPES: dict[str, type[LlamaFile | BertFile]] = {
 """By `model_type`."""
 
 
-class _Kind(msgspec.Struct, frozen=True):
-    model_type: str
-    architectures: tuple[str, ...] | None = None
+FileT = TypeVar("FileT")
 
 
 def parse_config(fields: object) -> LlamaFile | BertFile:
@@ -167,22 +173,45 @@ def parse_config(fields: object) -> LlamaFile | BertFile:
 
     Raises:
         UnsupportedModelError: an architecture that we don't have.
-        msgspec.ValidationError: a field of the wrong type; says which.
+        ValueError: a field of the wrong type; says which.
     """
-    kind = msgspec.convert(fields, _Kind)
-    if kind.model_type not in FILE_TYPES:
-        named = ", ".join(kind.architectures or ["a model"])
+    if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
+        raise ValueError("it names no model_type")
+    model_type = fields["model_type"]
+    if model_type not in FILE_TYPES:
+        named = ", ".join(fields.get("architectures") or ["a model"])
         supported = ", ".join([*ARCHITECTURES.values(), *ENCODER_TYPES.values()])
-        raise UnsupportedModelError(f"{named} of type {kind.model_type!r} is not supported; supported are {supported}")
-    return msgspec.convert(fields, FILE_TYPES[kind.model_type])
+        raise UnsupportedModelError(f"{named} of type {model_type!r} is not supported; supported are {supported}")
+    return _typed(FILE_TYPES[model_type], fields)
 
 
 def read_config_file(folder: Path) -> LlamaFile | BertFile:
-    """Raises what `parse_config` does; OSError, ValueError: no file, or one that is no JSON."""
+    """Raises what `parse_config` does; OSError: there is no such file; ValueError: it is no JSON."""
     return parse_config(json.loads((folder / "config.json").read_text()))
 
 
 def read_generation_file(folder: Path) -> GenerationFile:
-    """Without one, nothing is given. Raises ValueError, msgspec.ValidationError."""
+    """Without one, nothing is given. Raises ValueError."""
     file = folder / "generation_config.json"
-    return msgspec.convert(json.loads(file.read_text()) if file.is_file() else {}, GenerationFile)
+    return _typed(GenerationFile, json.loads(file.read_text()) if file.is_file() else {})
+
+
+def _typed(kind: type[FileT], fields: dict[str, Any]) -> FileT:
+    """`fields` has others too."""
+    hints = get_type_hints(kind)
+    return kind(**{name: _checked(name, fields[name], hint) for name, hint in hints.items() if name in fields})
+
+
+def _checked(name: str, value: object, hint: Any) -> object:
+    """`value`, lists as tuples."""
+    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, list) and (element := next((get_args(each)[0] for each in options if _is_tuple(each)), None)):
+        return tuple(_checked(name, each, element) for each in value)
+    allowed = {get_origin(option) or option for option in options}
+    if type(value) in allowed or (type(value) is int and float in allowed):
+        return value
+    raise ValueError(f"{name} is {value!r}, which is no {hint.__name__ if isinstance(hint, type) else hint}")
+
+
+def _is_tuple(hint: object) -> bool:
+    return get_origin(hint) is tuple

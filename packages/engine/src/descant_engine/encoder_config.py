@@ -15,9 +15,9 @@ def encoder_shape(source: BertFile) -> ModelShape:
     """Raises UnsupportedModelError: a variant that we don't have; says which."""
     _refuse_variants(source)
     is_cross_encoder = CROSS_ENCODERS[source.model_type] in (source.architectures or ())
-    if is_cross_encoder and source.num_labels != 1:
+    if is_cross_encoder and source.num_outputs != 1:
         raise UnsupportedModelError(
-            f"a classifier with {source.num_labels} labels is not supported; supported are cross-encoders with one"
+            f"a classifier with {source.num_outputs} labels is not supported; supported are cross-encoders with one"
         )
     return ModelShape(
         architecture=(CROSS_ENCODERS if is_cross_encoder else ENCODER_TYPES)[source.model_type],

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
 from descant_engine.config import Device, Dtype, EngineConfig, ModelShape, ResolvedConfig, RopeScaling
 from descant_engine.config_file import ARCHITECTURES, BertFile, LlamaFile, read_config_file, read_generation_file
 from descant_engine.encoder_config import encoder_shape
@@ -112,7 +110,7 @@ def read_model_config(model: str) -> ModelConfig:
         return ModelConfig(source, model_shape(source), _eos_token_ids(source, place))
     except UnsupportedModelError:
         raise
-    except (ValueError, KeyError, OSError, msgspec.ValidationError) as error:
+    except (ValueError, KeyError, OSError) as error:
         raise UnsupportedModelError(f"{model}: its config cannot be read ({_first_line(error)})") from error
 
 
