@@ -35,6 +35,7 @@ from descant_gateway.config import (
 )
 from descant_gateway.identity import keys
 from descant_gateway.pipeline import Gateway
+from descant_gateway.process.client_protocol import ClientProtocol
 from descant_gateway.usage.record import UsageRecord
 
 PEPPER = "p" * 32
@@ -153,7 +154,15 @@ async def running_gateway(world: World, valkey_url: str, **parts: object) -> Asy
 async def serving(app: object) -> AsyncIterator[str]:
     """The app on a free port, in this event loop."""
     server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, lifespan="off", log_config=None, timeout_graceful_shutdown=2)
+        uvicorn.Config(
+            app,
+            host="127.0.0.1",
+            port=0,
+            http=ClientProtocol,
+            lifespan="off",
+            log_config=None,
+            timeout_graceful_shutdown=2,
+        )
     )
     task = asyncio.create_task(server._serve())  # serve() would take the signal handlers
     try:

@@ -14,6 +14,7 @@ from litestar.types import HTTPScope, Receive, Send
 
 from descant_gateway.dialects import Dialect, Translation
 from descant_gateway.errors import ClientLeft, headers_too_large, request_timeout
+from descant_gateway.process.client_protocol import CLIENT_LINE, ClientLine
 from descant_wire.errors import ApiError, payload_too_large
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -27,6 +28,7 @@ class Call:
     """`headers` is by lower-case name; `reply_headers` go out with whatever answers this call, error or not."""
 
     __slots__ = (
+        "_line",
         "_receive",
         "_send",
         "client_address",
@@ -46,6 +48,8 @@ class Call:
     def __init__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
+        line: object = (scope.get("extensions") or {}).get(CLIENT_LINE)
+        self._line = line if isinstance(line, ClientLine) else None
         self.started_at = time.perf_counter()
         self.endpoint: str = scope["path"]
         self.method: str = scope["method"]
@@ -117,6 +121,15 @@ class Call:
         if self.translation is not None:
             chunk = await self.translation.events(chunk)
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    @property
+    def can_send_now(self) -> bool:
+        """Whether `send_now` may take the place of `send`."""
+        return self._line is not None and self.translation is None and self._line.is_free
+
+    def send_now(self, chunk: bytes) -> None:
+        assert self._line is not None
+        self._line.write_chunk(chunk)
 
     async def finish(self, chunk: bytes = b"") -> None:
         if self.translation is not None:

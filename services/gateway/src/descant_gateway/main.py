@@ -22,6 +22,7 @@ from descant_gateway.check_command import check
 from descant_gateway.config import ConfigError, GatewayConfig, ProcessConfig
 from descant_gateway.feed.catalogue_feed import FAILURES
 from descant_gateway.process import logs
+from descant_gateway.process.client_protocol import ClientProtocol
 from descant_gateway.process.drain import Drain
 from descant_gateway.process.workers import CANNOT_START, SOLE, WorkerPlace, Workers, WorkersFailed
 from descant_gateway.store.errors import InUse
@@ -124,7 +125,7 @@ def _cannot_listen(process: ProcessConfig, error: OSError) -> StartFailed:
 def _uvicorn_config(process: ProcessConfig, app: Litestar) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=ClientProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

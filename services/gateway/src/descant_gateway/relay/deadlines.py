@@ -5,6 +5,7 @@ for a chunk of a stream, moving costs an assignment.
 """
 
 import asyncio
+import math
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Final, Self
@@ -56,14 +57,15 @@ def _shorter(headers: Mapping[bytes, bytes], name: bytes, limit_s: float) -> flo
 class Deadline:
     """`async with`: the block is cancelled when `due` has come, and TimeoutError raised in its place.
 
-    `due` is in the event loop's time. Inside the block it may be moved to later at any moment, by assignment; `restart`
-    moves it to earlier too.
+    Both times are in the event loop's. Inside the block `put_off` moves `due` to later, never beyond `latest`;
+    `restart` moves it to earlier too.
     """
 
-    __slots__ = ("_cancelling", "_handle", "_has_come", "_loop", "_task", "due")
+    __slots__ = ("_cancelling", "_handle", "_has_come", "_loop", "_task", "due", "latest")
 
-    def __init__(self, due: float) -> None:
-        self.due = due
+    def __init__(self, due: float, latest: float = math.inf) -> None:
+        self.due = min(due, latest)
+        self.latest = latest
         self._has_come = False
 
     async def __aenter__(self) -> Self:
@@ -75,10 +77,15 @@ class Deadline:
         self._handle = self._loop.call_at(self.due, self._look)
         return self
 
-    def restart(self, due: float) -> None:
+    def put_off(self, seconds: float) -> None:
+        """Due so long from now, or at the latest."""
+        due, latest = self._loop.time() + seconds, self.latest
+        self.due = due if due < latest else latest
+
+    def restart(self, seconds: float) -> None:
         self._handle.cancel()
-        self.due = due
-        self._handle = self._loop.call_at(due, self._look)
+        self.put_off(seconds)
+        self._handle = self._loop.call_at(self.due, self._look)
 
     def _look(self) -> None:
         if self._loop.time() < self.due:

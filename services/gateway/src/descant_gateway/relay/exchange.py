@@ -15,8 +15,10 @@ from descant_gateway.catalogue.routing_policy import FailureKind
 from descant_gateway.catalogue.snapshot import Backend
 from descant_gateway.providers import Provider
 from descant_gateway.providers.upstream_request import identity_headers
+from descant_gateway.relay.arrivals import Arrivals
 from descant_gateway.relay.deadlines import Deadline, Timeouts
 from descant_gateway.relay.failures import BackendFailed, Refusal, nobody_serves
+from descant_gateway.relay.stream import EventStream
 from descant_gateway.relay.stream_tap import StreamTap
 from descant_gateway.usage.meter import usage_of_reply
 from descant_wire.errors import ApiError, ErrorDetail, bad_gateway, gateway_timeout
@@ -62,7 +64,6 @@ class Exchange:
         "_meter",
         "_request",
         "_session",
-        "_started_at",
         "break_reason",
     )
 
@@ -75,8 +76,8 @@ class Exchange:
         self._attempt = attempt
         self._session = session
         self._headers = attempt.provider.headers(attempt.backend) | identity_headers(admitted, attempt.backend)
-        self._started_at = asyncio.get_running_loop().time()
-        self._clock = Deadline(self._started_at + self._first_timeout_s)
+        now = asyncio.get_running_loop().time()
+        self._clock = Deadline(now + self._first_timeout_s, latest=now + attempt.timeouts.total_s)
 
     async def run(self) -> None:
         """Raises BackendFailed or ApiError only while the client has had nothing."""
@@ -135,20 +136,19 @@ class Exchange:
         await self._call.answer(response.status, reply_headers(response), body)
 
     async def _relay_stream(self, response: aiohttp.ClientResponse) -> None:
-        tap = StreamTap(self._meter, hides_usage=self._request.kind.has_usage_chunk and not self._request.include_usage)
-        translate = self._attempt.provider.stream(self._request)
+        hides_usage = self._request.kind.has_usage_chunk and not self._request.include_usage
+        tap, translator = StreamTap(self._meter, hides_usage=hides_usage), self._attempt.provider.stream(self._request)
+        idle_s = self._attempt.timeouts.idle_s
+        stream = EventStream(self._call, tap, translator, self._clock, idle_s)
         chunk = await response.content.readany()
-        call, clock, read, now = self._call, self._clock, response.content.readany, asyncio.get_running_loop().time
-        idle_s, deadline = self._attempt.timeouts.idle_s, self._started_at + self._attempt.timeouts.total_s
         await self._start_stream(response)
-        clock.restart(min(now() + idle_s, deadline))
-        while chunk:
-            if events := tap.feed(chunk if translate is None else translate.feed(chunk)):
-                await call.send(events)
-            chunk = await read()
-            clock.due = min(now() + idle_s, deadline)
+        self._clock.restart(idle_s)
+        with Arrivals(response, stream) as arrivals:
+            while chunk:
+                await stream.pass_on(chunk)
+                chunk = await arrivals.next()
         response.close()
-        await call.finish(tap.finish())
+        await stream.finish()
 
     async def _start_stream(self, response: aiohttp.ClientResponse) -> None:
         self._meter.mark_first_byte()
@@ -198,7 +198,7 @@ class Exchange:
 
     def _what_took_too_long(self) -> str:
         timeouts = self._attempt.timeouts
-        if self._clock.due >= self._started_at + timeouts.total_s:
+        if self._clock.due >= self._clock.latest:
             return f"The reply was not complete within {timeouts.total_s:g} s"
         if not self._call.is_started:
             return f"The backend did not begin its reply within {timeouts.first_byte_s:g} s"
@@ -208,7 +208,7 @@ class Exchange:
     def _first_timeout_s(self) -> float:
         # Of a whole reply the first byte comes with the last.
         timeouts = self._attempt.timeouts
-        return min(timeouts.first_byte_s, timeouts.total_s) if self._request.stream else timeouts.total_s
+        return timeouts.first_byte_s if self._request.stream else timeouts.total_s
 
 
 def reply_headers(response: aiohttp.ClientResponse) -> Headers:

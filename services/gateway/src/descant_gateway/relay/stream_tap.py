@@ -29,6 +29,9 @@ class StreamTap:
     def feed(self, chunk: bytes) -> bytes:
         """What the client may have now; empty while an event is unfinished."""
         data = self._pending + chunk if self._pending else chunk
+        if data.endswith(b"\n\n"):
+            self._pending = b""
+            return self._pass_on(data)
         end = _end_of_events(data)
         complete, self._pending = data[:end], data[end:]
         if len(self._pending) > _MAX_PENDING_BYTES:
@@ -41,7 +44,7 @@ class StreamTap:
         return self._pass_on(rest)
 
     def _pass_on(self, events: bytes) -> bytes:
-        if events.count(b'"usage"') > events.count(b'"usage":null'):
+        if b'"usage"' in events and events.count(b'"usage"') > events.count(b'"usage":null'):
             events = b"".join(event for event in _split(events) if self._keeps(event))
         self._meter.num_chunks += len(_CONTENT.findall(events))
         return events
@@ -58,8 +61,6 @@ class StreamTap:
 
 def _end_of_events(data: bytes) -> int:
     """Where the last complete event ends; 0 if none does."""
-    if data.endswith(b"\n\n"):
-        return len(data)
     line_feeds, both = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
     return max(line_feeds + 2 if line_feeds >= 0 else 0, both + 4 if both >= 0 else 0)
 

@@ -1,0 +1,109 @@
+"""What a backend sends of a stream, handed on while the event loop reads it from the socket.
+
+A reader that waits costs a future, a wake-up and another round of the event loop for every chunk: more than all the
+rest of a chunk's way. So while the relay waits, a chunk goes to its `Taker` at once, and the relay is only woken up for
+what the taker can't have: the end, an error, and what comes faster than the client reads.
+"""
+
+import asyncio
+from types import TracebackType
+from typing import Protocol, Self
+
+import aiohttp
+
+
+class Taker(Protocol):
+    @property
+    def can_take(self) -> bool:
+        """Whether a chunk can be passed on without waiting for anybody."""
+
+    def take(self, chunk: bytes) -> None:
+        """What it raises is raised in the relay."""
+
+
+class Arrivals(asyncio.Protocol):
+    """`with` it around reading a reply's body: sits between the connection and aiohttp's own protocol, which parses.
+
+    Bytes that nobody takes stay in aiohttp's reader, which stops reading from the socket when it has too many.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, taker: Taker) -> None:
+        connection = response.connection  # None once the whole body is there
+        self._parser = None if connection is None else connection.protocol
+        self._transport = None if connection is None else connection.transport
+        self._content = response.content
+        self._taker = taker
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_lost = False
+
+    def __enter__(self) -> Self:
+        if self._transport is not None:
+            self._transport.set_protocol(self)
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    async def next(self) -> bytes:
+        """What has come that was not taken; empty at the end. Raises aiohttp's errors, and the taker's."""
+        content = self._content
+        chunk = content.read_nowait()
+        while not chunk and not content.is_eof():
+            if self._is_lost:
+                raise aiohttp.ClientPayloadError("The connection ended before the reply did.")
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+            chunk = content.read_nowait()
+        return chunk
+
+    def data_received(self, data: bytes) -> None:
+        assert self._parser is not None
+        self._parser.data_received(data)
+        content = self._content
+        if content.is_eof():
+            self._leave()  # the connection is in the pool again
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return  # the relay is busy and will look for itself
+        if content.is_eof() or content.exception() is not None or not self._taker.can_take:
+            waiter.set_result(None)
+            return
+        num_bytes = content.total_bytes
+        try:
+            if chunk := content.read_nowait():
+                self._taker.take(chunk)
+        except Exception as error:
+            waiter.set_exception(error)
+            return
+        if content.total_bytes != num_bytes or content.is_eof():  # reading made room, and aiohttp parsed more
+            waiter.set_result(None)
+
+    def eof_received(self) -> None:
+        if self._parser is not None:
+            self._parser.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._parser is not None:
+            self._parser.connection_lost(exc)
+        self._is_lost = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def pause_writing(self) -> None:
+        if self._parser is not None:
+            self._parser.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._parser is not None:
+            self._parser.resume_writing()
+
+    def _leave(self) -> None:
+        if self._transport is not None and self._transport.get_protocol() is self:
+            assert self._parser is not None
+            self._transport.set_protocol(self._parser)

@@ -1,0 +1,43 @@
+"""A reply in events on its way to the client: each leaves in the moment in which it comes, whole."""
+
+from typing import Final
+
+from descant_gateway.call import Call
+from descant_gateway.providers import StreamTranslator
+from descant_gateway.relay.deadlines import Deadline
+from descant_gateway.relay.stream_tap import StreamTap
+
+
+class EventStream:
+    """Takes a backend's chunks: at once where the client's connection is free, else by waiting for it."""
+
+    __slots__ = ("_call", "_clock", "_idle_s", "_tap", "_translator")
+
+    def __init__(
+        self, call: Call, tap: StreamTap, translator: StreamTranslator | None, clock: Deadline, idle_s: float
+    ) -> None:
+        self._call: Final = call
+        self._tap: Final = tap
+        self._translator: Final = translator
+        self._clock: Final = clock
+        self._idle_s: Final = idle_s
+
+    @property
+    def can_take(self) -> bool:
+        return self._call.can_send_now
+
+    def take(self, chunk: bytes) -> None:
+        """Only while `can_take`."""
+        if events := self._look(chunk):
+            self._call.send_now(events)
+
+    async def pass_on(self, chunk: bytes) -> None:
+        if events := self._look(chunk):
+            await self._call.send(events)
+
+    async def finish(self) -> None:
+        await self._call.finish(self._tap.finish())
+
+    def _look(self, chunk: bytes) -> bytes:
+        self._clock.put_off(self._idle_s)
+        return self._tap.feed(chunk if self._translator is None else self._translator.feed(chunk))
