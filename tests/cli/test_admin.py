@@ -136,6 +136,58 @@ def test_the_models_of_a_team(run: Run) -> None:
     assert printed(run("team", "set-limits", "payments", "--all-models", "--json"))["allowed_models"] is None
 
 
+def test_where_a_model_runs_and_in_which_parts(run: Run, tmp_path: Path) -> None:
+    cloud = printed(
+        run("backend", "put", "cloud", "https://x.example", "--protocol", "anthropic", "--external", "--json")
+    )
+    assert (cloud["protocol"], cloud["external"]) == ("anthropic", True)
+    assert run("backend", "put", "own", "http://own:8000").exit_code == 0
+    assert printed(run("backend", "capacity", "own", "8", "--json")) == {"backend": "own", "max_in_flight": 8}
+    assert printed(run("backend", "capacity", "own", "none", "--json"))["max_in_flight"] is None
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"canary": {"model": "other", "percent": 5}}')
+    assert run("model", "put", "other", "--backend", "own").exit_code == 0
+    given = ("--backend", "own", "--backend", "cloud", "--weight", "3", "--weight", "1", "--policy-file", str(policy))
+    model = printed(run("model", "put", "m", *given, "--json"))
+    assert (model["weights"], model["policy"]["canary"]["percent"]) == ([3, 1], 5)
+    assert run("model", "put", "m", "--backend", "own", "--weight", "1", "--weight", "2").exit_code == 2
+    policy.write_text("{")
+    assert "is not JSON" in refusal(run("model", "put", "m", "--backend", "own", "--policy-file", str(policy)))
+
+
+def test_what_may_become_of_a_team_s_prompts_and_its_turn(run: Run) -> None:
+    team = printed(run("team", "create", "payments", "--json"))
+    given = ("--external", "--prompt-log-days", "7", "--response-cache-s", "60")
+    changed = printed(run("team", "set", "payments", *given, "--json"))
+    names = ("allows_external", "prompt_log_days", "response_cache_s")
+    assert [changed[name] for name in names] == [True, 7, 60]
+    given = ("--no-external", "--prompt-log-days", "none", "--response-cache-s", "none")
+    assert run("team", "set", team["id"], *given).exit_code == 0
+    shown = printed(run("team", "show", "payments", "--json"))
+    assert [shown[name] for name in names] == [False, None, None]
+    assert run("team", "set", "payments").exit_code == 2
+    assert printed(run("team", "prompts", "payments", "--json")) == []
+    turn = printed(run("team", "fair-share", "payments", "--priority", "2", "--weight", "5", "--json"))
+    assert turn == {"priority": 2, "weight": 5}
+
+
+def test_limits_of_every_kind_and_who_is_told_of_them(run: Run) -> None:
+    team = printed(run("team", "create", "payments", "--json"))["id"]
+    given = ("team", team, "money_per_day", "5000000", "--shadow", "--warn-at", "50", "--warn-at", "90", "--json")
+    limit = printed(run("limits", "set", *given))
+    assert (limit["capacity"], limit["is_shadow"], limit["warn_at"]) == (5_000_000, True, [50, 90])
+    assert printed(run("limits", "list", "--level", "team", "--owner", team, "--json")) == [limit]
+    assert run("limits", "list", "--level", "team").exit_code == 2
+    assert run("limits", "delete", limit["id"]).exit_code == 0
+    assert printed(run("limits", "list", "--json")) == []
+    issued = json.loads(run("organization", "webhook", "set", "default", "https://hooks.example.com", "--json").stdout)
+    assert issued["url"] == "https://hooks.example.com"
+    assert len(issued["secret"]) > 30
+    assert "internal address" in refusal(run("organization", "webhook", "set", "default", "http://10.0.0.1/"))
+    assert run("organization", "webhook", "delete", "default").exit_code == 0
+    assert "no organization 'nobody'" in refusal(run("organization", "webhook", "delete", "nobody"))
+
+
 def test_a_key_from_creation_to_revocation(run: Run) -> None:
     run("team", "create", "payments")
     created = run("key", "create", "payments", "--name", "ci", "--ip-range", "10.0.0.0/8", "--expires-in-days", "2")

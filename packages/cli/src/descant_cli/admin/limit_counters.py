@@ -1,4 +1,4 @@
-"""`descant admin limits`: the counters behind the budgets."""
+"""`descant admin limits`, and `rebuild` of it: the counters behind the budgets."""
 
 from typing import Final
 
@@ -12,7 +12,7 @@ COLUMNS: Final = ("level", "owner_id", "kind", "model", "difference")
 
 @click.group()
 def limits() -> None:
-    """Look after the counters of limits."""
+    """What may be used, and the counters of it."""
 
 
 @limits.command()

@@ -1,6 +1,7 @@
 """`descant admin model`."""
 
-from typing import Final
+import json
+from typing import Any, Final, TextIO
 
 import click
 
@@ -23,6 +24,12 @@ def model() -> None:
 @click.option("--alias-of", help="The model that this name stands for.")
 @click.option("--upstream-name", help="What the backends call it, if not NAME.")
 @click.option("--max-output-tokens", type=click.IntRange(min=1), help="Reserved where a request names no max_tokens.")
+@click.option(
+    "--weight", "weights", type=click.IntRange(min=1), multiple=True, help="The part of each --backend, in their order."
+)
+@click.option(
+    "--policy-file", type=click.File(), help="Its routing policy (fallbacks, canary, shadow, time limits) as JSON."
+)
 @json_option
 @click.pass_obj
 def put(
@@ -33,9 +40,13 @@ def put(
     alias_of: str | None,
     upstream_name: str | None,
     max_output_tokens: int | None,
+    weights: tuple[int, ...],
+    policy_file: TextIO | None,
     as_json: bool,
 ) -> None:
     """Create or replace a model that clients may name."""
+    if weights and len(weights) != len(backends):
+        raise click.UsageError(f"Give one --weight for each --backend: {len(weights)} for {len(backends)}.")
     given: dict[str, object] = {
         "name": name,
         "backends": list(backends) or None,
@@ -43,6 +54,8 @@ def put(
         "alias_of": alias_of,
         "upstream_name": upstream_name,
         "max_output_tokens": max_output_tokens,
+        "weights": list(weights) or None,
+        "policy": None if policy_file is None else _policy(policy_file),
     }
     body = {field: value for field, value in given.items() if value is not None}
     show_row(client.put("/models", body), COLUMNS, as_json=as_json)
@@ -63,3 +76,10 @@ def delete(client: AdminClient, name: str) -> None:
     """Delete a model that no adapter or alias needs."""
     client.delete(f"/models/{path(name)}")
     click.echo(f"Deleted {name}.")
+
+
+def _policy(file: TextIO) -> Any:
+    try:
+        return json.load(file)
+    except ValueError as error:
+        raise click.ClickException(f"{file.name} is not JSON: {error}") from None

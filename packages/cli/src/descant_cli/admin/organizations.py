@@ -1,6 +1,7 @@
 """`descant admin organization`."""
 
 from typing import Final
+from uuid import UUID
 
 import click
 
@@ -49,3 +50,14 @@ def set_lists(
 def list_all(client: AdminClient, as_json: bool) -> None:
     """List the organizations."""
     show_rows(client.rows("/organizations"), COLUMNS, as_json=as_json)
+
+
+def organization_id(client: AdminClient, name_or_id: str) -> str:
+    """The id of the organization with this name or id. Raises click.ClickException."""
+    try:
+        return str(UUID(name_or_id))
+    except ValueError:
+        found = [row["id"] for row in client.rows("/organizations") if row.get("name") == name_or_id]
+    if not found:
+        raise click.ClickException(f"There is no organization {name_or_id!r} that you see.")
+    return str(found[0])

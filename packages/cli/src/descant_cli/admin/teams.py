@@ -12,6 +12,8 @@ from descant_cli.admin.output import json_option, show_row, show_rows
 
 COLUMNS: Final = ("name", "organization", "requests_per_minute", "tokens_per_minute", "allowed_models", "id")
 
+MORE_COLUMNS: Final = ("allowed_adapters", "allows_external", "prompt_log_days", "response_cache_s")
+
 
 @click.group()
 def team() -> None:
@@ -48,6 +50,15 @@ def create(
 def list_all(client: AdminClient, as_json: bool) -> None:
     """List the teams."""
     show_rows(client.rows("/teams"), COLUMNS, as_json=as_json)
+
+
+@team.command("show")
+@click.argument("name_or_id", metavar="TEAM")
+@json_option
+@click.pass_obj
+def show(client: AdminClient, name_or_id: str, as_json: bool) -> None:
+    """Show a team."""
+    show_row(client.get(f"/teams/{team_id(client, name_or_id)}"), (*COLUMNS, *MORE_COLUMNS), as_json=as_json)
 
 
 @team.command("set-limits")

@@ -2,10 +2,12 @@
 
 from datetime import datetime
 from typing import Final
+from uuid import UUID
 
 import click
 
 from descant_cli.admin.client import AdminClient, Fields
+from descant_cli.admin.organizations import organization_id
 from descant_cli.admin.output import json_option, show_json, show_rows
 from descant_cli.admin.teams import team_id
 from descant_cli.admin.urls import segment
@@ -42,6 +44,8 @@ class Dimension(click.ParamType):  # type: ignore[type-arg]
 @click.option("--by", "dimensions", type=Dimension(), multiple=True, default=("team", "model"),
               show_default=True, help=f"One row for each {', '.join(DIMENSIONS)}, tag:NAME; repeat it.")  # fmt: skip
 @click.option("--team", help="Only this team.")
+@click.option("--organization", help="Only this organization.")
+@click.option("--project", "project_id", type=click.UUID, help="Only this project.")
 @click.option("--key", "key_id", help="Only this key.")
 @click.option("--model", help="Only this model or adapter.")
 @click.option("--tag", help="Only what has this tag: NAME=VALUE.")
@@ -54,6 +58,8 @@ def usage(
     last_day: datetime | None,
     dimensions: tuple[str, ...],
     team: str | None,
+    organization: str | None,
+    project_id: UUID | None,
     key_id: str | None,
     model: str | None,
     tag: str | None,
@@ -65,6 +71,8 @@ def usage(
         "first_day": first_day and f"{first_day:%Y-%m-%d}",
         "last_day": last_day and f"{last_day:%Y-%m-%d}",
         "team_id": team and team_id(client, team),
+        "organization_id": organization and organization_id(client, organization),
+        "project_id": project_id and str(project_id),
         "key_id": key_id and str(client.get(f"/keys/{segment(key_id)}")["id"]),
         "model": model,
         "tag": tag,
