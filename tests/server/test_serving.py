@@ -50,12 +50,16 @@ def check_keys(url: str, http: httpx.Client) -> None:
             ("POST", "/v1/completions"),
             ("POST", "/tokenize"),
             ("POST", "/v1/load_lora_adapter"),
+            ("GET", "/internal/load"),
+            ("GET", "/internal/usage/x"),
         ):
             response = httpx.request(method, url + path, headers=headers)
             assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key")
     for path in ("/health", "/ready", "/version", "/metrics"):
         assert httpx.get(url + path).status_code == 200
     assert http.get("/v1/models", headers={"authorization": "bearer one"}).status_code == 200
+    assert http.get("/internal/load").status_code == 200
+    assert http.get("/internal/usage/x").status_code == 404
 
 
 def check_full_queue(server, http: httpx.Client) -> None:

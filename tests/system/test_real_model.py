@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from descant_cli.up.options import find_model
 from descant_engine import LLM, SamplingParams, gguf_cache
@@ -77,12 +77,14 @@ def mixed(llm: LLM, prompts: list[tuple[int, ...]]) -> dict[str | None, list[tup
 
 
 @pytest.fixture(scope="module")
-def reference() -> PeftModel:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> PeftModel:
     """transformers' model with PEFT's adapters around it. Its weights are what transformers once read from the file."""
     file = Path(find_model(None)[0])
-    config = AutoConfig.from_pretrained(gguf_cache.config_folder(file))
-    weights = gguf_cache.weights_folder(file, "float32")
-    base = AutoModelForCausalLM.from_pretrained(weights, config=config, dtype=torch.float32)
+    folder = tmp_path_factory.mktemp("reference")
+    for part in (gguf_cache.config_folder(file), gguf_cache.weights_folder(file, "float32")):
+        for each in part.iterdir():
+            (folder / each.name).symlink_to(each)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     first, *others = ADAPTERS
     model = PeftModel.from_pretrained(base, ADAPTERS[first], adapter_name=first)
     for name in others:
