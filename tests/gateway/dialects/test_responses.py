@@ -2,16 +2,22 @@
 
 import asyncio
 import json
+import uuid
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 from openai.types.responses import Response
 from pydantic import BaseModel
 from tests.gateway.batches.test_batches import Stage, begin, ended, results, staged
 from tests.gateway.scripted_upstream import Script
+
+from descant_gateway.background import body_now
+from descant_gateway.store.responses import StoredResponse
 
 TOOL: Any = {
     "type": "function",
@@ -173,7 +179,8 @@ async def test_what_is_not_to_be_stored_is_not(client: AsyncOpenAI, stage: Stage
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"background": True}, "background"),
+        ({"background": True, "store": False}, "store"),
+        ({"background": True, "stream": True}, "stream"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"truncation": "auto"}, "truncation"),
         ({"tools": [{"type": "web_search"}]}, "tools[0]"),
@@ -188,6 +195,72 @@ async def test_what_is_not_served_is_refused_by_name(client: AsyncOpenAI, fields
     with pytest.raises(BadRequestError) as refused:
         await client.responses.create(**{"model": "m", "input": "Hi"} | fields)
     assert refused.value.param == param
+
+
+async def until_done(client: AsyncOpenAI, response_id: str) -> Response:
+    async with asyncio.timeout(20):
+        while (response := await client.responses.retrieve(response_id)).status in ("queued", "in_progress"):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    return response
+
+
+async def test_a_response_is_made_in_the_background(client: AsyncOpenAI, stage: Stage) -> None:
+    stage.upstream.delay_s = 0.3
+    begun = await client.responses.create(model="m", input="Hi", background=True)
+    assert (begun.status, begun.background, begun.output) == ("queued", True, [])
+    with pytest.raises(BadRequestError, match="conversation"):
+        await client.responses.create(model="m", input="And?", previous_response_id=begun.id)
+    done = await until_done(client, begun.id)
+    assert (done.status, done.output_text, done.background) == ("completed", "Hello there", True)
+    assert done.usage is not None
+    assert done.usage.total_tokens == 17
+    assert await client.responses.cancel(begun.id) == done
+    items = [item async for item in client.responses.input_items.list(begun.id)]
+    assert len(items) == 1
+    after = await client.responses.create(model="m", input="And?", previous_response_id=begun.id)
+    assert after.output_text == "Hello there"
+    async with asyncio.timeout(10):
+        while len(rows := await stage.ledger()) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert {row["endpoint"] for row in rows} == {"/v1/responses"}
+
+
+async def test_a_response_in_the_background_can_be_cancelled(client: AsyncOpenAI, stage: Stage) -> None:
+    stage.upstream.delay_s = 30
+    begun = await client.responses.create(model="m", input="Hi", background=True)
+    async with asyncio.timeout(10):
+        while not stage.upstream.num_running:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert (await client.responses.cancel(begun.id)).status == "cancelled"
+    async with asyncio.timeout(10):
+        while not stage.upstream.num_cancelled:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert (await client.responses.retrieve(begun.id)).status == "cancelled"
+
+
+async def test_a_failure_in_the_background_is_told_by_the_response(client: AsyncOpenAI, stage: Stage) -> None:
+    stage.upstream.status = 400
+    begun = await client.responses.create(model="m", input="Hi", background=True)
+    done = await until_done(client, begun.id)
+    assert done.status == "failed"
+    assert done.error is not None
+    assert (done.error.code, done.error.message) == ("x", "no")
+
+
+async def test_an_unknown_model_is_refused_before_anything_is_begun(client: AsyncOpenAI, stage: Stage) -> None:
+    with pytest.raises(NotFoundError):
+        await client.responses.create(model="nobody", input="Hi", background=True)
+    assert await stage.sql("SELECT FROM responses") == []
+
+
+def test_what_a_gateway_that_died_was_making_has_failed() -> None:
+    now = datetime.now(UTC)
+    body = json.dumps({"id": "resp_1", "status": "queued", "background": True}).encode()
+    times = {"created_at": now, "expires_at": now + timedelta(days=1)}
+    stored = StoredResponse(id="resp_1", team_id=uuid.uuid4(), previous_id=None, input=b"[]", body=body, **times)
+    assert body_now(replace(stored, lease_until=now + timedelta(seconds=60))) == body
+    lost = json.loads(body_now(replace(stored, lease_until=now - timedelta(seconds=1))))
+    assert (lost["status"], lost["error"]["code"]) == ("failed", "server_error")
 
 
 async def test_responses_can_be_made_in_a_batch(client: AsyncOpenAI, stage: Stage) -> None:

@@ -60,6 +60,8 @@ class CreateResponse(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     store: bool | None = None
     """True unless said otherwise."""
     stream: bool | None = None
+    background: bool | None = None
+    """It is made while the client does something else, who asks for it by its id."""
     max_output_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -73,7 +75,6 @@ class CreateResponse(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
-    background: bool | None = None
     conversation: Any = None
     context_management: Any = None
     include: list[str] | None = None
@@ -88,7 +89,6 @@ class CreateResponse(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     truncation: str | None = None
 
     only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "background": (False,),
         "conversation": (),
         "context_management": ([],),
         "include": ([],),

@@ -11,6 +11,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.types import ControllerRouterHandler
 
+from descant_gateway.background import BackgroundResponses
 from descant_gateway.batches.runner import BatchRunner, BatchSettings
 from descant_gateway.config import GatewayConfig
 from descant_gateway.dialects import Dialect
@@ -150,6 +151,9 @@ async def open_app(
         dialects = {**STATELESS_DIALECTS, RESPONSES: responses}
         data_side = open_data_side(config, feed, books.ledger, dialects, prompt_log=prompt_log)
         gateway = await stack.enter_async_context(data_side)
+        background = BackgroundResponses(responses, stored_engine, vaults, gateway)
+        responses.background = background
+        stack.push_async_callback(background.close)
         batches = BatchRunner(stored_engine, vaults, gateway, batch_settings(config))
         batches.start()
         stack.push_async_callback(batches.close)

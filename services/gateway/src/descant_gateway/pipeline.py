@@ -93,6 +93,9 @@ async def serve_caller(call: Call, caller: Caller, catalogue: Catalogue, gateway
     """
     request = await _read(call, caller, gateway.max_body_bytes)
     model = permitted_model(caller, request.model, catalogue)
+    if call.translation is not None and call.translation.background is not None:
+        await call.translation.background.begin(call, caller)
+        return
     tags = read_tags(call.headers, request.members)
     with await admit(caller, request, model, catalogue, gateway.admission) as ticket:
         call.add_reply_headers(ticket.headers)

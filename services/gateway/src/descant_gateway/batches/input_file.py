@@ -70,6 +70,8 @@ class InputFile:
             return "missing_required_parameter", "The request names no model.", "body.model"
         if bytes(line.body.get("stream", Raw(b"null"))) not in (b"false", b"null"):
             return "invalid_request", "A request of a batch can't be streamed.", "body.stream"
+        if bytes(line.body.get("background", Raw(b"null"))) not in (b"false", b"null"):
+            return "invalid_request", "A request of a batch runs in the background anyway.", "body.background"
         return None
 
     def _fault(self, code: str, message: str, param: str | None = None) -> None:

@@ -1,16 +1,14 @@
 """Serves one line of a batch through the pipeline, as if its client had sent it, and judges what came back."""
 
-import asyncio
 import uuid
 from dataclasses import replace
 from typing import Final
 
 import msgspec
 import structlog
-from litestar.types import HTTPReceiveMessage, HTTPScope, Message
 from msgspec import Raw, Struct
 
-from descant_gateway.call import Call
+from descant_gateway.detached_call import Exchange, detached_call
 from descant_gateway.identity.authenticate import Caller
 from descant_gateway.pipeline import Gateway, serve_caller
 from descant_gateway.store.batch_work import Line, LineUsage
@@ -76,32 +74,10 @@ class _Kept:
         self.record = record
 
 
-class _Exchange:
-    """The two halves of ASGI without a socket between them."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body: bytes | None = body
-        self.status = 500
-        self.headers: dict[bytes, bytes] = {}
-        self.reply = bytearray()
-
-    async def receive(self) -> HTTPReceiveMessage:
-        if self._body is None:
-            await asyncio.Event().wait()  # this client never leaves
-        body, self._body = self._body or b"", None
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status, self.headers = message["status"], dict(message["headers"])
-        elif message["type"] == "http.response.body":
-            self.reply += message["body"]
-
-
 async def serve_line(line: Line, endpoint: str, caller: Caller, gateway: Gateway) -> LineReply:
     """Never raises but for cancellation: whatever it is, it is the line's answer."""
-    exchange, kept = _Exchange(line.body), _Kept()
-    call = Call(_scope(endpoint, request_id(line.batch_id, line.position)), exchange.receive, exchange.send)
+    exchange, kept = Exchange(line.body), _Kept()
+    call = detached_call(endpoint, request_id(line.batch_id, line.position), exchange)
     call.dialect = gateway.dialects.get(endpoint)
     try:
         await serve_caller(call, caller, gateway.feed.current, replace(gateway, ledger=kept))
@@ -179,8 +155,3 @@ def _retry_after_s(headers: dict[bytes, bytes]) -> float | None:
 
 def _new_id() -> str:
     return f"batch_req_{uuid.uuid4().hex}"
-
-
-def _scope(path: str, request_id: str) -> HTTPScope:
-    headers = [(b"x-request-id", request_id.encode()), (b"content-type", b"application/json")]
-    return {"type": "http", "path": path, "method": "POST", "headers": headers, "client": None}  # type: ignore[typeddict-item]

@@ -18,6 +18,9 @@ class Translation(Interface):
     body: bytes
     """The same in that endpoint's words. Where it streams, it asks for the usage chunk."""
 
+    background: "Background | None"
+    """Who serves it while its client does something else, if that is what it asks for."""
+
     async def whole(self, body: bytes) -> bytes:
         """The chat completion as the client's endpoint answers. ValueError for what is none."""
 
@@ -26,6 +29,20 @@ class Translation(Interface):
 
     async def end(self) -> bytes:
         """The last events, after the last of the chat completion's."""
+
+
+class Client(Interface):
+    """Who waits for an answer: a call."""
+
+    translation: Translation | None
+
+    async def answer(self, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes) -> None:
+        """The whole reply at once."""
+
+
+class Background(Interface):
+    async def begin(self, client: Client, caller: Caller) -> None:
+        """Answers the client, whose request was translated, and serves it from then on by itself."""
 
 
 class Dialect(Interface):

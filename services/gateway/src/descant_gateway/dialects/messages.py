@@ -57,6 +57,7 @@ class MessagesDialect:
 
 class MessagesTranslation:
     endpoint = CHAT
+    background = None
 
     def __init__(self, request: MessagesRequest) -> None:
         self.body = msgspec.json.encode(chat_request(request))
@@ -81,6 +82,7 @@ class CountTokensDialect(MessagesDialect):
 
 class CountTokensTranslation:
     endpoint = TOKENIZE
+    background = None
 
     def __init__(self, request: CountTokensRequest) -> None:
         self.body = msgspec.json.encode(prompt_only(request))

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from typing import Protocol as Interface
 from uuid import UUID
 
 import msgspec
@@ -12,6 +13,7 @@ from msgspec import Raw, Struct
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from descant_gateway.dialects import Background
 from descant_gateway.dialects.own_words import body_in_own_words
 from descant_gateway.dialects.response_items import input_items, new_id
 from descant_gateway.dialects.response_reply import ResponseReply
@@ -23,7 +25,7 @@ from descant_gateway.store.errors import NotFound
 from descant_gateway.store.responses import StoredResponse
 from descant_gateway.store.vault import Vaults
 from descant_wire.decoding import decode_request
-from descant_wire.errors import ApiError, invalid_request, service_unavailable
+from descant_wire.errors import ApiError, invalid_request, service_unavailable, unsupported_field
 from descant_wire.responses import CreateResponse
 
 _AWAY = (SQLAlchemyError, OSError, TimeoutError)
@@ -48,6 +50,8 @@ class ResponsesDialect:
         self._engine = engine
         self._vaults = vaults
         self._keep = keep
+        self.background: Background | None = None
+        """Set once, when there is a pipeline to run them through; None: there are none."""
 
     def authorization(self, headers: Mapping[bytes, bytes]) -> bytes | None:
         return headers.get(b"authorization")
@@ -60,10 +64,21 @@ class ResponsesDialect:
         items = input_items(request.input) if request.input else []
         before = await self._before(request.previous_response_id, caller.team.id)
         said = chat_request(request, [*before, *items])
-        store_it = request.store is not False
-        return ResponseTranslation(
-            msgspec.json.encode(said), _begun(request), self if store_it else None, caller.team.id, items
-        )
+        made = MadeResponse(_begun(request), caller.team.id, items)
+        shelf = None if request.store is False else self
+        background = self._background_of(request) if request.background else None
+        return ResponseTranslation(msgspec.json.encode(said), made, shelf, background)
+
+    def _background_of(self, request: CreateResponse) -> Background:
+        if request.store is False:
+            raise invalid_request("`background` needs `store`: what is not stored can't be asked for.", param="store")
+        if request.stream:
+            raise unsupported_field(
+                "`stream`: a response in the background is asked for, not streamed.", param="stream"
+            )
+        if self.background is None:
+            raise unsupported_field("`background` is not supported here.", param="background")
+        return self.background
 
     async def _before(self, previous_id: str | None, team_id: UUID) -> list[Raw]:
         """All items of the conversation up to that response. Instructions do not carry over."""
@@ -84,20 +99,22 @@ class ResponsesDialect:
             items += msgspec.json.decode(turn.body, type=_Output).output
         return items
 
-    async def keep(self, response: dict[str, Any], team_id: UUID, items: list[Raw]) -> bool:
-        """False if the database is away: the response then says that it is not stored."""
+    async def keep(self, made: "MadeResponse", lease_s: float | None = None) -> bool:
+        """False if the database is away: the response then says that it is not stored. `lease_s`: it is only begun."""
         now = datetime.now(UTC)
+        response = made.response
         stored = StoredResponse(
             id=response["id"],
-            team_id=team_id,
+            team_id=made.team_id,
             previous_id=response["previous_response_id"],
-            input=msgspec.json.encode(items),
+            input=msgspec.json.encode(made.items),
             body=msgspec.json.encode(response),
             created_at=now,
             expires_at=now + self._keep,
+            lease_until=None if lease_s is None else now + timedelta(seconds=lease_s),
         )
         try:
-            vault = await self._vaults.of(team_id)
+            vault = await self._vaults.of(made.team_id)
             async with self._engine.begin() as connection:
                 await store.create(connection, vault, stored)
         except _AWAY as error:
@@ -106,24 +123,32 @@ class ResponsesDialect:
         return True
 
 
+class MadeResponse(Struct, frozen=True):
+    """A response, as far as it is known, and the items that were its own input."""
+
+    response: dict[str, Any]
+    team_id: UUID
+    items: list[Raw]
+
+
+class Shelf(Interface):
+    async def keep(self, made: MadeResponse) -> bool:
+        """False if it can't be kept."""
+
+
 class ResponseTranslation:
     """Whoever hears the end of a response can go on from it: it is stored before its end is told."""
 
     endpoint = CHAT
 
     def __init__(
-        self,
-        body: bytes,
-        response: dict[str, Any],
-        shelf: ResponsesDialect | None,
-        team_id: UUID,
-        items: list[Raw],
+        self, body: bytes, made: MadeResponse, shelf: Shelf | None, background: Background | None = None
     ) -> None:
         self.body = body
-        self._reply = ResponseReply(response)
+        self.made = made
+        self.background = background
+        self._reply = ResponseReply(made.response)
         self._shelf = shelf
-        self._team_id = team_id
-        self._items = items
 
     async def whole(self, body: bytes) -> bytes:
         return msgspec.json.encode(await self._kept(self._reply.whole(body)))
@@ -136,7 +161,8 @@ class ResponseTranslation:
         return closing + self._reply.ending(await self._kept(response))
 
     async def _kept(self, response: dict[str, Any]) -> dict[str, Any]:
-        if self._shelf is None or await self._shelf.keep(response, self._team_id, self._items):
+        made = MadeResponse(response, self.made.team_id, self.made.items)
+        if self._shelf is None or await self._shelf.keep(made):
             return response
         return response | {"store": False}
 
@@ -150,7 +176,7 @@ def _begun(request: CreateResponse) -> dict[str, Any]:
         "object": "response",
         "created_at": int(time.time()),
         "status": "in_progress",
-        "background": False,
+        "background": bool(request.background),
         "error": None,
         "incomplete_details": None,
         "instructions": request.instructions,

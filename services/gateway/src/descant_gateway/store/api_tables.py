@@ -52,6 +52,7 @@ responses = Table(
     Column("previous_id", Text, comment="the response that this one goes on from"),
     Column("input", LargeBinary, nullable=False, comment="JSON: its own input items"),
     Column("body", LargeBinary, nullable=False, comment="JSON: the response"),
+    Column("lease_until", DateTime(timezone=True), comment="while it is being made; null: it is done"),
     _created_at(),
     _expires_at(),
     Index(None, "team_id"),

@@ -1,11 +1,12 @@
 """Stored responses, and the conversations that they make."""
 
-from datetime import datetime
+from collections.abc import Collection
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
 from msgspec import Struct
-from sqlalchemy import Row, delete, insert, select, text
+from sqlalchemy import Row, delete, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from descant_gateway.store.api_tables import responses
@@ -25,12 +26,14 @@ class StoredResponse(Struct, frozen=True, kw_only=True):
     body: bytes
     created_at: datetime
     expires_at: datetime
+    lease_until: datetime | None = None
+    """While it is being made in the background, and a gateway is there that does so."""
 
 
 _CONVERSATION: Final = text(
     "WITH RECURSIVE turns AS ("
     " SELECT id, previous_id, input, body, 0 AS age FROM responses"
-    "  WHERE team_id = :team_id AND id = :id AND expires_at > now()"
+    "  WHERE team_id = :team_id AND id = :id AND expires_at > now() AND lease_until IS NULL"
     " UNION ALL"
     " SELECT r.id, r.previous_id, r.input, r.body, turns.age + 1"
     "  FROM responses r JOIN turns ON r.id = turns.previous_id"
@@ -49,6 +52,22 @@ async def create(connection: AsyncConnection, vault: Vault, response: StoredResp
     values["input"] = vault.close(response.input, name=_input_of(response.id))
     values["body"] = vault.close(response.body, name=_body_of(response.id))
     await connection.execute(insert(responses).values(values))
+
+
+async def renew(connection: AsyncConnection, ids: Collection[str], lease_s: float) -> set[str]:
+    """Those of them that are still to be made."""
+    its = (responses.c.id.in_(ids), responses.c.lease_until.is_not(None))
+    until = func.now() + timedelta(seconds=lease_s)
+    rows = await connection.execute(update(responses).where(*its).values(lease_until=until).returning(responses.c.id))
+    return set(rows.scalars())
+
+
+async def finish(connection: AsyncConnection, vault: Vault, response_id: str, body: bytes) -> bool:
+    """Gives a response that is being made its last body. False if it was cancelled or deleted in the meantime."""
+    its = (responses.c.team_id == vault.team_id, responses.c.id == response_id, responses.c.lease_until.is_not(None))
+    values = {"body": vault.close(body, name=_body_of(response_id)), "lease_until": None}
+    done = update(responses).where(*its).values(values).returning(responses.c.id)
+    return (await connection.execute(done)).one_or_none() is not None
 
 
 async def find(connection: AsyncConnection, vault: Vault, response_id: str) -> StoredResponse:

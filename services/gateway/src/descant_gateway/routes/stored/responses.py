@@ -14,6 +14,7 @@ from litestar.params import FromPath, FromQuery
 from msgspec import Raw, Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from descant_gateway.background import body_now, cancelled
 from descant_gateway.identity.authenticate import Caller
 from descant_gateway.store import responses as store
 from descant_gateway.store.vault import Vaults
@@ -40,7 +41,7 @@ async def show_response(
     vault = await vaults.of(_team_id(request))
     async with engine.begin() as connection:
         found = await store.find(connection, vault, response_id)
-    return Response(found.body, media_type="application/json")
+    return Response(body_now(found), media_type="application/json")
 
 
 @get("/v1/responses/{response_id:str}/input_items")
@@ -80,11 +81,13 @@ async def cancel_response(
     engine: NamedDependency[AsyncEngine],
     vaults: NamedDependency[Vaults],
 ) -> Response[bytes]:
-    """400: only a response that runs in the background can be cancelled, and none does here."""
-    vault = await vaults.of(_team_id(request))
-    async with engine.begin() as connection:
-        await store.find(connection, vault, response_id)
-    raise unsupported_field("Only responses with `background` can be cancelled; none runs so here.", param="background")
+    """400 for one that was not begun in the background. One that is done stays as it is."""
+    body = await cancelled(engine, await vaults.of(_team_id(request)), response_id)
+    if body is None:
+        raise unsupported_field(
+            "Only responses that were begun with `background` can be cancelled.", param="background"
+        )
+    return Response(body, media_type="application/json")
 
 
 def _page(items: list[Raw], after: str | None, limit: int) -> ItemList:
