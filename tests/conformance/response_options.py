@@ -1,6 +1,7 @@
 """OpenAI's Responses API, which the gateway says as chat completions and stores."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -205,6 +206,20 @@ def reasoning(stack: Stack) -> None:
     assert create(stack, reasoning={"summary": "auto"}).output_text == create(stack).output_text
 
 
+@RESPONSES.differs("background", "Asked for by its id until it is done, or cancelled; not streamed.")
+def background(stack: Stack) -> None:
+    begun = create(stack, background=True)
+    assert begun.status in ("queued", "in_progress", "completed")
+    deadline = time.monotonic() + 60
+    while (done := stack.openai.responses.retrieve(begun.id)).status in ("queued", "in_progress"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert (done.status, done.output_text) == ("incomplete", create(stack).output_text)
+    assert stack.openai.responses.cancel(begun.id).status == "incomplete"
+    assert create(stack, background=False).output_text == done.output_text
+    assert_refused(lambda **options: create(stack, background=True, **options), "stream", True)
+
+
 def refused(name: str, value: object, note: str = "", harmless: tuple[object, ...] = ()) -> None:
     def check(stack: Stack) -> None:
         assert_refused(lambda **options: create(stack, **options), name, value)
@@ -214,7 +229,6 @@ def refused(name: str, value: object, note: str = "", harmless: tuple[object, ..
     RESPONSES.add(name, Status.REFUSED, note, check)
 
 
-refused("background", True, "", (False,))
 refused("conversation", "conv_1", "`previous_response_id` goes on from a response.")
 refused("context_management", [{"type": "compaction"}], "", ([],))
 refused("include", ["message.output_text.logprobs"], "", ([],))
