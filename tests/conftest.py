@@ -17,14 +17,17 @@ SHARED_ENGINE = "engine_under_test"
 LONGEST = (
     "system/test_real_model.py",
     SHARED_ENGINE,
+    "system/test_revocation.py",
     "system/test_up.py",
     "system/faults/test_faults.py",
-    "system/test_revocation.py",
+    "server/test_serving.py",
     "engine/test_async_engine.py",
+    "kernels/test_compiles_for_hopper.py",
     "cli/run_batch/test_run.py",
     "system/test_never_oversold.py",
-    "engine/test_grammars.py",
-    "kernels/test_compiles_for_hopper.py",
+    "system/test_batch_run.py",
+    "engine/layers/test_cuda_ops.py",
+    "deploy/test_commands.py",
 )
 """The groups of more than ten seconds. One that began last would leave the other processes idle."""
 
