@@ -13,10 +13,11 @@ import pytest
 import torch
 
 TESTS = Path(__file__).parent
-SHARED_ENGINE = "engine_under_test"
+SHARED_ENGINE, SHARED_STACK = "engine_under_test", "stack"
 LONGEST = (
     "system/test_real_model.py",
     SHARED_ENGINE,
+    SHARED_STACK,
     "system/test_revocation.py",
     "system/test_up.py",
     "system/faults/test_faults.py",
@@ -47,9 +48,11 @@ def form_groups(items: list[pytest.Item]) -> None:
 
 
 def group_of(item: pytest.Item) -> str:
-    """What stays in one process: a file, and all files that share the engine of the real model."""
-    if SHARED_ENGINE in getattr(item, "fixturenames", ()):
-        return SHARED_ENGINE
+    """What stays in one process: a file, and all files that share the engine of the real model, or the suite's of the
+    tiny one."""
+    for shared in (SHARED_ENGINE, SHARED_STACK):
+        if shared in getattr(item, "fixturenames", ()):
+            return shared
     return item.path.relative_to(TESTS).as_posix()
 
 

@@ -42,7 +42,7 @@ def response_format(asking: Asking) -> None:
     assert_fits(formed(type="json_schema", json_schema={"name": "answer", "schema": SCHEMA, "strict": True}))
     cut = asking.ask(response_format={"type": "json_object"}, max_tokens=20)
     assert cut.text.startswith("{")
-    assert formed(type="text") == asking.ask(max_tokens=100, logit_bias=COMPACT).text
+    assert asking.ask(response_format={"type": "text"}).text == asking.ask().text
     assert re.fullmatch(r"<a>\d{3}</a>", formed(**TAG))
     impossible = {"type": "json_schema", "json_schema": {"name": "x", "schema": IMPOSSIBLE}}
     assert_refused(asking.create, "response_format", impossible)

@@ -12,7 +12,7 @@ from .option import Api, GenerationTable, OptionTable, changes_nothing
 CHAT = OptionTable(Api.CHAT)
 COMPLETIONS = OptionTable(Api.COMPLETIONS)
 BOTH = GenerationTable(CHAT, COMPLETIONS)
-LONG = 32
+LONG = 24
 """Enough tokens for the bare model to repeat itself."""
 
 

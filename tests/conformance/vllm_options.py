@@ -6,7 +6,7 @@ from typing import Any
 from .asking import Asking, Chats, assert_refused
 from .model_folder import token_id
 from .option import Status
-from .sampling_options import BOTH, CHAT, COMPLETIONS, LETTERS, LONG, repeats, scored
+from .sampling_options import BOTH, CHAT, COMPLETIONS, LETTERS, repeats, scored
 from .stack import MODEL, Stack
 
 EOS_ID = 0
@@ -76,13 +76,13 @@ def spaces_between_special_tokens(asking: Asking) -> None:
 
 @BOTH.works("allowed_token_ids")
 def allowed_token_ids(asking: Asking) -> None:
-    assert set(asking.ask(allowed_token_ids=LETTERS[:3], max_tokens=LONG).text) <= set("abc")
+    assert set(asking.ask(allowed_token_ids=LETTERS[:3]).text) <= set("abc")
     assert_refused(asking.create, "allowed_token_ids", [])
 
 
 @BOTH.works("bad_words", "Up to 256.")
 def bad_words(asking: Asking) -> None:
-    options: dict[str, Any] = {"allowed_token_ids": LETTERS[:3], "max_tokens": LONG}
+    options: dict[str, Any] = {"allowed_token_ids": LETTERS[:3]}
     text = asking.ask(**options).text
     assert text[:2] not in asking.ask(**options, bad_words=[text[:2]]).text
     assert set(asking.ask(**options, bad_words=["a", "b"]).text) == {"c"}
