@@ -49,20 +49,20 @@ class Outcome:
 
 async def run(folder: Path, num_lines: int, alone_s: float) -> Outcome:
     async with running_plant(folder) as plant:
-        client = await _client(plant)
+        client = await begin_client(plant)
         alone: list[float] = []
         async with _traffic(client, alone):
             await asyncio.sleep(alone_s)
         beside: list[float] = []
         begun = time.monotonic()
         async with _traffic(client, beside):
-            batch = await _begin(client, num_lines)
-            done = await _run_through_kills(plant, client, batch)
+            batch = await begin(client, num_lines)
+            done = await run_through_kills(plant, client, batch)
         seconds = time.monotonic() - begun
-        return await _outcome(plant, client, done, seconds, alone, beside)
+        return await outcome(plant, client, done, seconds, alone, beside)
 
 
-async def _client(plant: Plant) -> AsyncOpenAI:
+async def begin_client(plant: Plant) -> AsyncOpenAI:
     """At the gateway that is not killed."""
     team = await plant.send("POST", "/teams", {"name": "batches"})
     issued = await plant.send("POST", "/keys", {"team_id": team["id"], "name": "k"})
@@ -102,7 +102,7 @@ async def _traffic(client: AsyncOpenAI, ttft_ms: list[float]) -> AsyncIterator[N
         await asyncio.gather(*people, return_exceptions=True)
 
 
-async def _begin(client: AsyncOpenAI, num_lines: int) -> Batch:
+async def begin(client: AsyncOpenAI, num_lines: int) -> Batch:
     body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": MAX_TOKENS}
     rows = [{"custom_id": f"c{number}", "method": "POST", "url": CHAT, "body": body} for number in range(num_lines)]
     content = "\n".join(json.dumps(row) for row in rows).encode()
@@ -110,7 +110,7 @@ async def _begin(client: AsyncOpenAI, num_lines: int) -> Batch:
     return await client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
 
 
-async def _run_through_kills(plant: Plant, client: AsyncOpenAI, batch: Batch) -> Batch:
+async def run_through_kills(plant: Plant, client: AsyncOpenAI, batch: Batch) -> Batch:
     victims = {1 / 3: plant.engines[0], 2 / 3: plant.gateways[0]}
     async with asyncio.timeout(PATIENCE_S):
         while batch.status not in ("completed", "failed", "expired"):
@@ -127,7 +127,7 @@ async def _run_through_kills(plant: Plant, client: AsyncOpenAI, batch: Batch) ->
     return batch
 
 
-async def _outcome(
+async def outcome(
     plant: Plant, client: AsyncOpenAI, done: Batch, seconds: float, alone: list[float], beside: list[float]
 ) -> Outcome:
     ids, tokens = [], 0
@@ -158,11 +158,11 @@ def percentile(values: list[float], share: float) -> float:
 def main(num_lines: int = 2000, alone_s: float = 30.0) -> None:
     os.environ["DESCANT_BATCH_LEASE_S"] = LEASE_S
     with tempfile.TemporaryDirectory(prefix="descant-") as folder:
-        outcome = asyncio.run(run(Path(folder), num_lines, alone_s))
-    outcome.check()
-    print(f"{outcome.num_lines} lines in {outcome.seconds:.1f} s, each answered and booked once")
+        ended = asyncio.run(run(Path(folder), num_lines, alone_s))
+    ended.check()
+    print(f"{ended.num_lines} lines in {ended.seconds:.1f} s, each answered and booked once")
     for share in (0.5, 0.99):
-        alone, beside = percentile(outcome.ttft_alone_ms, share), percentile(outcome.ttft_beside_ms, share)
+        alone, beside = percentile(ended.ttft_alone_ms, share), percentile(ended.ttft_beside_ms, share)
         print(f"time to first token, p{share * 100:g}: {alone:.1f} ms alone, {beside:.1f} ms beside the batch")
 
 

