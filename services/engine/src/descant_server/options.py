@@ -42,9 +42,10 @@ def takes(name: str, kind: type[OptionsT], options: Sequence[Option]) -> Option:
             values = {key: given.pop(key) for key in own}
             command(**given, **{name: kind(**values)})
 
+        decorated: Command = call
         for each in reversed(options):
-            call = each(call)
-        return call
+            decorated = each(decorated)
+        return decorated
 
     return decorate
 

@@ -1,7 +1,7 @@
 """Outputs of one of several forms, each a sequence of texts, tokens and JSON values. llguidance's Lark says it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -60,7 +60,7 @@ def _checked(part: Part) -> Part:
     return JsonPart(closed(schema))
 
 
-def lark_of(text: str, json_options: dict[str, Any]) -> str:
+def lark_of(text: str, json_options: Mapping[str, object]) -> str:
     """`json_options` are llguidance's, of every JSON value."""
     alternatives = msgspec.json.decode(text, type=list[Alternative])
     names = [f"form{index}" for index in range(len(alternatives))]
@@ -75,7 +75,7 @@ def lark_of(text: str, json_options: dict[str, Any]) -> str:
     return "\n".join(rules)
 
 
-def _term(part: Part, json_options: dict[str, Any]) -> str:
+def _term(part: Part, json_options: Mapping[str, object]) -> str:
     match part:
         case TextPart(text):
             return _literal(text)

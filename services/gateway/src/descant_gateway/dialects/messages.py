@@ -6,6 +6,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from descant_gateway.dialects import Background
 from descant_gateway.dialects.message_reply import MessageReply
 from descant_gateway.dialects.message_request import chat_request, prompt_only
 from descant_gateway.dialects.own_words import in_own_words
@@ -57,7 +58,7 @@ class MessagesDialect:
 
 class MessagesTranslation:
     endpoint = CHAT
-    background = None
+    background: Background | None = None
 
     def __init__(self, request: MessagesRequest) -> None:
         self.body = msgspec.json.encode(chat_request(request))
@@ -82,7 +83,7 @@ class CountTokensDialect(MessagesDialect):
 
 class CountTokensTranslation:
     endpoint = TOKENIZE
-    background = None
+    background: Background | None = None
 
     def __init__(self, request: CountTokensRequest) -> None:
         self.body = msgspec.json.encode(prompt_only(request))
