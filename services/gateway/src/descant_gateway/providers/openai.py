@@ -1,10 +1,21 @@
 """A backend that speaks OpenAI's API: an engine of ours, vLLM, llama.cpp, a cloud. Nothing is translated."""
 
+import msgspec
+from msgspec import Raw, Struct
 from yarl import URL
 
 from descant_gateway.catalogue.snapshot import Backend
 from descant_gateway.providers.upstream_request import rewrite_body, url_of
 from descant_gateway.request import InferenceRequest
+from descant_wire.errors import invalid_request
+
+
+class _OtherError(Struct, frozen=True):
+    """An error that is not in OpenAI's shape: FastAPI's, an older vLLM's."""
+
+    error: Raw = Raw(b"null")
+    detail: Raw = Raw(b"null")
+    message: Raw = Raw(b"null")
 
 
 class OpenAIProvider:
@@ -23,7 +34,24 @@ class OpenAIProvider:
         return body
 
     def error_reply(self, body: bytes) -> bytes:
-        return body
+        """As it is, if clients can read it; else what it says, said so that they can."""
+        message = _message_of(body)
+        return body if message is None else invalid_request(message).body
 
     def stream(self, request: InferenceRequest) -> None:
         return None
+
+
+def _message_of(body: bytes) -> str | None:
+    """What an error of another shape says; None of one in OpenAI's, or of what is no JSON object."""
+    try:
+        said = msgspec.json.decode(body, type=_OtherError)
+    except msgspec.DecodeError:
+        return None
+    if bytes(said.error).startswith(b"{"):
+        return None
+    return next((_text_of(raw) for raw in (said.error, said.detail, said.message) if bytes(raw) != b"null"), None)
+
+
+def _text_of(raw: Raw) -> str:
+    return msgspec.json.decode(raw, type=str) if bytes(raw).startswith(b'"') else bytes(raw).decode()
