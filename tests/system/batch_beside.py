@@ -1,9 +1,9 @@
 """A batch beside people who chat, on a real engine with a real model, two gateways, PostgreSQL and Valkey.
 
 `python -m tests.system.batch_beside [MODEL] [LINES] [SECONDS] [RATE]` from the repository's root; MODEL is `smollm2` or
-`random`. A batch of LINES is let run and held in turns, SECONDS each, so that a noisy machine is as noisy for both; then
-it runs to its end, with the engine and a gateway killed on the way. Every line must be answered once, and the ledger
-must hold what the answers say.
+`random`. A batch of LINES is let run and held in turns, SECONDS each, so that a noisy machine is as noisy for both;
+then it runs to its end, with the engine and a gateway killed on the way. Every line must be answered once, and the
+ledger must hold what the answers say.
 """
 
 import asyncio

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from descant_gateway.batches.input_file import InputFile
 from descant_gateway.batches.line import LineReply, result_of, serve_line, unanswered
+from descant_gateway.batches.window import Window
 from descant_gateway.identity.authenticate import Caller, holder_of
 from descant_gateway.pipeline import Gateway
 from descant_gateway.sealing import UnsealError
@@ -29,8 +30,6 @@ from descant_wire.errors import ApiError, server_error
 
 PRIORITY: Final = -1000
 """Below every team's own: lines wait for all that somebody waits for, in the gateway and in the engine."""
-SHARE_BESIDE_INTERACTIVE: Final = 4
-"""While other requests run, only one in so many of the places for lines is used."""
 POLL_S: Final = 1.0
 SWEEP_S: Final = 600.0
 _RETRY_S: Final = 0.5
@@ -60,6 +59,7 @@ class BatchRunner:
         self._settings = settings
         self._owner = uuid.uuid4()
         self._running: set[asyncio.Task[None]] = set()
+        self._window = Window(settings.concurrency)
         self._wake = asyncio.Event()
         self._writes = asyncio.Semaphore(_MAX_WRITES)
         self._swept_at = -SWEEP_S
@@ -129,14 +129,18 @@ class BatchRunner:
             _log.error("a line of a batch was dropped until its lease ends", exc_info=error)
 
     def _room(self) -> int:
-        """None while anybody waits for a backend."""
-        gateway, limit = self._gateway, self._settings.concurrency
+        """None while anybody waits for a turn here."""
+        gateway, now = self._gateway, time.monotonic()
         if gateway.fair_share.num_waiting:
             return 0
-        in_flight = sum(state.num_in_flight for state in gateway.backends.states.values())
-        if in_flight > len(self._running):
-            limit = max(1, limit // SHARE_BESIDE_INTERACTIVE)
-        return limit - len(self._running)
+        states = gateway.backends.states.values()
+        reports = [report for state in states if (report := state.fresh_report(now)) is not None]
+        return self._window.room(
+            len(self._running),
+            now,
+            others_run=sum(state.num_in_flight for state in states) > len(self._running),
+            anybody_waits=any(report.load.num_waiting for report in reports),
+        )
 
     async def _run(self, line: Line, claimed: ClaimedLines, vault: Vault) -> None:
         reply = await self._reply(line, claimed, vault)
@@ -145,6 +149,7 @@ class BatchRunner:
         elif (backoff_s := reply.backoff_s(line.num_failures)) is not None:
             await self._put_back(line, backoff_s, has_failed=True)
         else:
+            self._window.note_answer()
             await self._answer(line, reply, vault)
 
     async def _reply(self, line: Line, claimed: ClaimedLines, vault: Vault) -> LineReply:
