@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from descant_engine.forward_context import AttentionInputs, KvCache
 
+FEW_TOKENS = 16
+"""Query tokens of a request; up to here each attends by itself, as in decode. Drafts are to get the bits that they
+would get one by one, and products of several rows do not sum in the same order as those of one."""
 SHORT = 512
 """Tokens; requests up to here pad each other's decode step, whatever their lengths."""
 
@@ -70,14 +73,15 @@ class PoolGeometry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DecodePart:
-    """Requests of similar length with one query token each, padded to the longest."""
+    """Requests of similar length with one query token each, padded to the longest; or one request with a few."""
 
     tokens: Tensor | None
-    """[num_requests] rows of q; None if they are all there is."""
+    """[num_tokens] rows of q; None if they are all there is."""
     block_rows: Tensor
     """[2 * num_requests * num_blocks] for LayerRows.blocks"""
+    num_requests: int
     mask: Tensor
-    """[num_requests, 1, 1, padded length]: 0 or -inf, added to the scores."""
+    """[num_tokens, 1, 1, padded length]: 0 or -inf, added to the scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +111,21 @@ class AttentionPlan:
         geometry = PoolGeometry.of(cache)
         starts, seq_lens = inputs.query_start_loc.tolist(), inputs.seq_lens.tolist()
         decodes: dict[int, list[int]] = {}
+        few: list[DecodePart] = []
         prefills: list[PrefillPart] = []
         for request, seq_len in enumerate(seq_lens):
             first, last = starts[request : request + 2]
             if last - first == 1:
                 decodes.setdefault(_length_class(seq_len), []).append(request)
+            elif 1 < last - first <= min(FEW_TOKENS, seq_len - 1):
+                few.append(_few_part(first, last, starts[-1], seq_len, inputs.block_tables[request], geometry, dtype))
             elif last > first:
                 prefills.append(_prefill_part(first, last, seq_len, inputs.block_tables[request], geometry))
         first_slots = inputs.slot_mapping[inputs.slot_mapping % geometry.block_size == 0]
         return cls(
             geometry.token_rows(inputs.slot_mapping),
             first_slots // geometry.block_size,
-            tuple(_decode_part(inputs, requests, geometry, dtype) for requests in decodes.values()),
+            (*few, *(_decode_part(inputs, requests, geometry, dtype) for requests in decodes.values())),
             tuple(prefills),
         )
 
@@ -166,7 +173,18 @@ def _decode_part(
     # Entries past a request's end are undefined: let them be its first block, which is its own and finite.
     used = ~beyond[:, :: geometry.block_size]
     tables = torch.where(used, tables[:, :num_blocks], tables[:, :1])
-    return DecodePart(tokens, geometry.block_rows(tables), mask[:, None, None])
+    return DecodePart(tokens, geometry.block_rows(tables), len(seq_lens), mask[:, None, None])
+
+
+def _few_part(
+    first: int, last: int, num_tokens: int, seq_len: int, table: Tensor, geometry: PoolGeometry, dtype: torch.dtype
+) -> DecodePart:
+    table = table[: geometry.num_blocks(seq_len)]
+    lengths = torch.arange(seq_len - (last - first), seq_len) + 1
+    beyond = torch.arange(len(table) * geometry.block_size) >= lengths[:, None]
+    mask = torch.zeros(beyond.shape, dtype=dtype).masked_fill_(beyond, -torch.inf)
+    tokens = None if last - first == num_tokens else torch.arange(first, last)
+    return DecodePart(tokens, geometry.block_rows(table), 1, mask[:, None, None])
 
 
 def _prefill_part(first: int, last: int, seq_len: int, table: Tensor, geometry: PoolGeometry) -> PrefillPart:
@@ -180,12 +198,12 @@ def _prefill_part(first: int, last: int, seq_len: int, table: Tensor, geometry: 
 
 def _attend_decode(part: DecodePart, rows: LayerRows, q: Tensor, num_kv_heads: int, scale: float) -> Tensor:
     """The query heads that share a KV head are rows of one product: K and V are not repeated."""
-    num_requests, num_q_heads, head_dim = q.shape
-    gathered = rows.blocks.index_select(0, part.block_rows).view(2, num_requests, -1, num_kv_heads, head_dim)
-    keys, values = gathered.transpose(2, 3)
-    grouped = q.view(num_requests, num_kv_heads, num_q_heads // num_kv_heads, head_dim)
+    num_tokens, num_q_heads, head_dim = q.shape
+    gathered = rows.blocks.index_select(0, part.block_rows).view(2, part.num_requests, -1, num_kv_heads, head_dim)
+    keys, values = gathered.expand(-1, num_tokens, -1, -1, -1).transpose(2, 3)
+    grouped = q.view(num_tokens, num_kv_heads, num_q_heads // num_kv_heads, head_dim)
     output = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=part.mask, scale=scale)
-    return output.reshape(num_requests, -1)
+    return output.reshape(num_tokens, -1)
 
 
 def _attend_prefill(part: PrefillPart, rows: LayerRows, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
