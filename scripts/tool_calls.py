@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -179,7 +179,7 @@ def main() -> None:
         args.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
-GROUPS = {
+GROUPS: dict[str, Callable[[Case], bool]] = {
     "streamed": lambda case: case.is_streamed,
     "whole": lambda case: not case.is_streamed,
     "named": lambda case: case.named is not None,

@@ -7,6 +7,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from descant_bench.simulated_engine import H200_LORA, Arrival, CostModel, Served, SimulatedEngine
 
@@ -36,13 +37,15 @@ def neighbours(rate: float, *, with_flood: bool, seconds: float = 30, cost: Cost
     `descant_bench.neighbours` writes them."""
     engine = SimulatedEngine(1 + NUM_QUIET, cost=cost)
     names = engine.adapters
-    sizes = {"num_prompt_tokens": 256, "num_output_tokens": 128}
+    typical = Arrival(0, num_prompt_tokens=256, num_output_tokens=128)
     arrivals = [Arrival(0, name, num_prompt_tokens=16, num_output_tokens=1) for name in names]
-    for index in range(round(rate * seconds / 10)):
-        arrivals.append(Arrival(1000 + 10_000 * index / rate, names[1 + index % NUM_QUIET], **sizes))
+    arrivals += (
+        replace(typical, at_ms=1000 + 10_000 * index / rate, adapter=names[1 + index % NUM_QUIET])
+        for index in range(round(rate * seconds / 10))
+    )
     if with_flood:
-        for index in range(round(rate * seconds * 0.9)):
-            arrivals.append(Arrival(1000 + 1000 * index / (0.9 * rate), names[0], **sizes))
+        flood = range(round(rate * seconds * 0.9))
+        arrivals += (replace(typical, at_ms=1000 + 1000 * index / (0.9 * rate), adapter=names[0]) for index in flood)
     return engine.serve(arrivals)
 
 

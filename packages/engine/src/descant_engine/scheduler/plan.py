@@ -102,8 +102,8 @@ class StepResult:
 
     step_id: int
     sampled: tuple[tuple[str, int], ...]
-    """(request_id, token id) of every scheduled request with `samples`, in the plan's order. One with drafts has as many
-    as were right, and one more: what was drawn where they ended or ceased to be right."""
+    """(request_id, token id) of every scheduled request with `samples`, in the plan's order. One with drafts has as
+    many as were right, and one more: what was drawn where they ended or ceased to be right."""
     adapter_events: tuple[AdapterEvent, ...]
     """Moves that ended with this step, of a runner that says so here; `ModelRunner` says so at once, between steps."""
     logprobs: Mapping[str, SampleLogprobs] = field(default_factory=dict)

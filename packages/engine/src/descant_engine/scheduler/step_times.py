@@ -103,8 +103,9 @@ def _least_squares(terms: npt.NDArray[np.float64], seconds: npt.NDArray[np.float
     right = weighted.sum(axis=0)
     kept = np.full(len(right), True)
     while True:
-        costs = np.zeros(len(right))
+        costs: npt.NDArray[np.float64] = np.zeros(len(right))
         costs[kept] = np.linalg.solve(normal[np.ix_(kept, kept)], right[kept])
         if (costs >= 0).all():
-            return costs / scale
+            costs /= scale
+            return costs
         kept &= costs >= 0

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 
-import msgspec
-
 MAX_DRAFT_TOKENS = 64
 DEFAULT_TOKENS_OF_METHOD = {"ngram": 15, "draft_model": 5}
 MAX_MATCH = 64
@@ -63,6 +61,8 @@ def read_speculative_config(given: Mapping[str, object]) -> SpeculativeConfig:
     Raises:
         ValueError: an option that is not here, or a value that it cannot have; names it.
     """
+    import msgspec  # here, because measurements run where it is not installed
+
     known = [field.name for field in fields(SpeculativeConfig)]
     if unknown := sorted(given.keys() - set(known)):
         raise ValueError(f"speculation has no option {unknown[0]!r} here; it has {', '.join(known)}")
