@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from anthropic.types.message_count_tokens_params import MessageCountTokensParams
 from anthropic.types.message_create_params import MessageCreateParamsStreaming
 from openai.types import batch_create_params, completion_create_params, embedding_create_params, file_create_params
 from openai.types.chat import completion_create_params as chat_create_params
@@ -20,6 +21,7 @@ REFERENCE: Final[dict[Api, frozenset[str]]] = {
     Api.EMBEDDINGS: _fields(embedding_create_params.EmbeddingCreateParams),
     Api.RESPONSES: _fields(response_create_params.ResponseCreateParamsStreaming),
     Api.MESSAGES: _fields(MessageCreateParamsStreaming),
+    Api.COUNT_TOKENS: _fields(MessageCountTokensParams),
     Api.FILES: _fields(file_create_params.FileCreateParams),
     Api.BATCHES: _fields(batch_create_params.BatchCreateParams),
 }
@@ -64,5 +66,5 @@ VLLM: Final[dict[Api, frozenset[str]]] = {
 
 def source_of(api: Api, name: str) -> str:
     if name in REFERENCE.get(api, ()):
-        return "Anthropic" if api is Api.MESSAGES else "OpenAI"
+        return "Anthropic" if api in (Api.MESSAGES, Api.COUNT_TOKENS) else "OpenAI"
     return "vLLM" if name in VLLM.get(api, ()) else "other"

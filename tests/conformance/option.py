@@ -17,6 +17,7 @@ class Api(StrEnum):
     SCORE = "POST /v1/score"
     RESPONSES = "POST /v1/responses"
     MESSAGES = "POST /v1/messages"
+    COUNT_TOKENS = "POST /v1/messages/count_tokens"
     FILES = "POST /v1/files"
     BATCHES = "POST /v1/batches"
     TOKENIZE = "POST /tokenize"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from descant_wire.anthropic import MessagesRequest
+from descant_wire.anthropic import CountTokensRequest, MessagesRequest
 from descant_wire.batches import CreateBatch
 from descant_wire.chat import ChatCompletionRequest
 from descant_wire.completions import CompletionRequest
@@ -27,6 +27,7 @@ OURS: dict[Api, Any] = {
     Api.SCORE: ScoreRequest,
     Api.RESPONSES: CreateResponse,
     Api.MESSAGES: MessagesRequest,
+    Api.COUNT_TOKENS: CountTokensRequest,
     Api.BATCHES: CreateBatch,
     Api.TOKENIZE: TokenizeRequest,
     Api.DETOKENIZE: DetokenizeRequest,
