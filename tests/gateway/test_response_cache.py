@@ -1,7 +1,5 @@
 """Replies used again: for the same team and the same request only. Real Valkey, real sockets."""
 
-from collections.abc import AsyncIterator
-
 import httpx
 import pytest
 import redis.asyncio
@@ -9,17 +7,11 @@ from msgspec.structs import replace
 
 from descant_gateway.catalogue.snapshot import Price, Team
 
-from .gateway_under_test import Running, World, bearer, eventually, running_gateway
-from .upstream import Upstream, running
+from .gateway_under_test import Running, World, bearer, eventually
+from .upstream import Upstream
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "CANARY-PROMPT"}], "temperature": 0}
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with running(Upstream()) as upstream:
-        yield upstream
 
 
 @pytest.fixture
@@ -28,12 +20,6 @@ def world(upstream: Upstream) -> World:
     world.add_model("m", upstream.backend)
     world.add_model("n", upstream.backend)
     return world
-
-
-@pytest.fixture
-async def gateway(world: World, valkey_url: str) -> AsyncIterator[Running]:
-    async with running_gateway(world, valkey_url) as gateway:
-        yield gateway
 
 
 def caching_team(world: World, seconds: int | None = 60) -> Team:

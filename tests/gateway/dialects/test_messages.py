@@ -24,19 +24,6 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
 
 
 @pytest.fixture
-def world(upstream: ScriptedUpstream) -> World:
-    world = World()
-    world.add_model("m", upstream.backend)
-    return world
-
-
-@pytest.fixture
-async def gateway(world: World, valkey_url: str) -> AsyncIterator[Running]:
-    async with running_gateway(world, valkey_url) as gateway:
-        yield gateway
-
-
-@pytest.fixture
 def key(world: World) -> str:
     return world.add_key()
 

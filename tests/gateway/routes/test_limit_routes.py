@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from msgspec.structs import replace
 from tests.gateway.gateway_under_test import VALKEY_IS_AWAY, Running, World, bearer, eventually, running_gateway
-from tests.gateway.upstream import Upstream, running
+from tests.gateway.upstream import Upstream
 
 from descant_gateway.catalogue.snapshot import LimitRule, Price, RateLimits, Webhook
 from descant_gateway.config import LimitsConfig, Outage, ProcessConfig
@@ -26,24 +26,12 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "Say hello"}], "m
 
 
 @pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with running(Upstream()) as upstream:
-        yield upstream
-
-
-@pytest.fixture
 def world(upstream: Upstream) -> World:
     world = World()
     world.add_model("m", upstream.backend)
     world.add_model("other", upstream.backend)
     world.prices["m"] = Price(1_000_000, 500_000, 2_000_000)  # a micro-dollar a prompt token, two an output token
     return world
-
-
-@pytest.fixture
-async def gateway(world: World, valkey_url: str) -> AsyncIterator[Running]:
-    async with running_gateway(world, valkey_url) as gateway:
-        yield gateway
 
 
 def rule(kind: LimitKind, capacity: int, **fields: object) -> LimitRule:

@@ -1,10 +1,10 @@
 from datetime import UTC, date, datetime, timedelta
-from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.gateway.usage_records import usage_record
 
 from descant_gateway.store import ledger
 from descant_gateway.usage.record import Outcome, UsageRecord
@@ -13,26 +13,13 @@ DAY = date(2026, 11, 21)
 
 
 def record_at(created_at: datetime) -> UsageRecord:
-    return UsageRecord(
-        charge_id=uuid4(),
+    return usage_record(
         created_at=created_at,
-        organization_id=uuid4(),
-        team_id=uuid4(),
-        key_id=uuid4(),
-        request_id="req",
-        model="base",
-        parent=None,
-        backend="engine",
-        endpoint="/v1/completions",
-        stream=False,
         outcome=Outcome.REFUSED,
         status=400,
         prompt_tokens=2**40,
         cached_tokens=0,
         completion_tokens=0,
-        estimated=False,
-        ttft_ms=None,
-        duration_ms=3,
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.gateway.usage_records import usage_record
 
 from descant_gateway.ledger.upkeep import LedgerUpkeep
 from descant_gateway.store import chargeback, ledger, rollups, usage
@@ -23,29 +24,14 @@ ALL = UsageFilter(first_day=DAY - timedelta(days=30), last_day=DAY + timedelta(d
 
 
 def record(at: datetime = NOON, **fields: object) -> UsageRecord:
-    plain = UsageRecord(
-        charge_id=uuid4(),
-        created_at=at,
-        organization_id=UUID(int=1),
-        team_id=TEAM,
-        key_id=UUID(int=2),
-        request_id="req",
-        model="base",
-        parent=None,
-        backend="engine",
-        endpoint="/v1/completions",
-        stream=False,
-        outcome=Outcome.COMPLETED,
-        status=200,
-        prompt_tokens=100,
-        cached_tokens=40,
-        completion_tokens=10,
-        estimated=False,
-        ttft_ms=None,
-        duration_ms=3,
-        cost_microdollars=7,
-    )
-    return replace(plain, **fields)
+    plain = {
+        "team_id": TEAM,
+        "prompt_tokens": 100,
+        "cached_tokens": 40,
+        "completion_tokens": 10,
+        "cost_microdollars": 7,
+    }
+    return usage_record(created_at=at, **plain | fields)
 
 
 async def book(engine: AsyncEngine, *records: UsageRecord) -> None:

@@ -1,4 +1,4 @@
-"""A refusal of the chat completion that a request was said as, in the words of the endpoint that its client spoke to."""
+"""A refusal of the chat completion that a request was said as, in the words of the endpoint that its client asked."""
 
 import re
 from collections.abc import Mapping
