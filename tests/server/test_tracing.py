@@ -1,42 +1,23 @@
 """An engine's part of a trace, and that no canary shows in what an engine says."""
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import httpx
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from tests.trace_collector import Collector, attributes_of, collecting
 
 PROMPT, KEY, INTERNAL, HEADER = "CANARY-PROMPT", "CANARY-API-KEY", "CANARY-INTERNAL-KEY", "CANARY-HEADER"
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 
 
 @pytest.fixture
-def collector() -> Iterator[tuple[str, list[bytes]]]:
-    bodies: list[bytes] = []
-
-    class Take(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            bodies.append(self.rfile.read(int(self.headers["content-length"])))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Take)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1/traces", bodies
-    server.shutdown()
-    server.server_close()
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
 
 
 def test_an_engine_continues_the_trace_and_tells_no_secret(start_server, collector):
-    url, bodies = collector
-    arguments = ("--otlp-traces-endpoint", url, "--api-key", KEY, "--internal-key", INTERNAL)
+    arguments = ("--otlp-traces-endpoint", collector.url, "--api-key", KEY, "--internal-key", INTERNAL)
     server = start_server(*arguments).wait_until_ready()
     sender = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01", "x-secret": HEADER}
     said: list[str] = []
@@ -49,29 +30,18 @@ def test_an_engine_continues_the_trace_and_tells_no_secret(start_server, collect
         said.append(http.post("/v1/chat/completions", json=body, headers={"authorization": "Bearer CANARY-BAD"}).text)
         said.append(http.get("/metrics").text)
     assert server.stop() == 0
-    text = "\n".join([*said, *server.lines]).encode() + b"".join(bodies)
+    text = "\n".join([*said, *server.lines]).encode() + b"".join(collector.bodies)
     for secret in (PROMPT, KEY, INTERNAL, HEADER, "CANARY-BAD"):
         assert secret.encode() not in text
-    (span,) = spans_of(bodies)
-    values = {each.key: each.value.string_value or each.value.int_value for each in span.attributes}
+    (span,) = collector.spans
+    values = attributes_of(span)
     assert (span.name, span.trace_id.hex(), span.parent_span_id.hex()) == ("chat tiny", TRACE_ID, "b7ad6b7169203331")
     assert values["gen_ai.usage.output_tokens"] == 3
     assert values["gen_ai.usage.input_tokens"] > 0
 
 
-def spans_of(bodies: list[bytes]) -> list[Any]:
-    return [
-        span
-        for body in bodies
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans
-        for scope in resource.scope_spans
-        for span in scope.spans
-    ]
-
-
 def test_vectors_and_scores_have_spans_too(start_server, collector):
-    url, bodies = collector
-    server = start_server("--otlp-traces-endpoint", url, "--pooling-type", "LAST").wait_until_ready()
+    server = start_server("--otlp-traces-endpoint", collector.url, "--pooling-type", "LAST").wait_until_ready()
     sender = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01"}
     with httpx.Client(base_url=server.url, timeout=60, headers=sender) as http:
         for path, body in (
@@ -82,11 +52,11 @@ def test_vectors_and_scores_have_spans_too(start_server, collector):
             assert http.post(path, json={"model": "tiny"} | body).status_code == 200, path
         assert http.post("/v1/embeddings", json={"model": "tiny", "input": "Hi " * 5000}).status_code == 400
     assert server.stop() == 0
-    spans = sorted(spans_of(bodies), key=lambda span: span.start_time_unix_nano)
+    spans = sorted(collector.spans, key=lambda span: span.start_time_unix_nano)
     names = ["embeddings tiny", "rerank tiny", "score tiny", "embeddings tiny"]
     assert [span.name for span in spans] == names
     for span in spans:
         assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE_ID, "b7ad6b7169203331")
-    counts = [{each.key: each.value.int_value for each in span.attributes} for span in spans]
+    counts = [attributes_of(span) for span in spans]
     assert [count["gen_ai.usage.input_tokens"] > 0 for count in counts] == [True, True, True, False]
     assert [span.status.code for span in spans] == [0, 0, 0, 2]

@@ -124,7 +124,7 @@ class Stack:
 
     @property
     def errors(self) -> list[EventDict]:
-        return [event for event in self.events if event["log_level"] in ("error", "critical")]
+        return [event for event in self.events if event["level"] in ("error", "critical")]
 
 
 @pytest.fixture(scope="session")
@@ -210,13 +210,30 @@ async def stack(
         upstreams=UpstreamsConfig(health_interval_s=0.5),
         process=ProcessConfig(shutdown_grace_s=5.0),
     )
-    with structlog.testing.capture_logs() as events:
+    with recorded_logs() as events:
         async with open_app(config) as app, serving(app) as url:
             gateway: Gateway = app.state.gateway
             key = await _register(url, engine_under_test.url)
             stack = Stack(url, key, engine_under_test, gateway, system_database, system_valkey, events)
             await _warm_up(stack)
             yield stack
+
+
+@contextmanager
+def recorded_logs() -> Iterator[list[EventDict]]:
+    """What is logged meanwhile, and goes its way: other tests run in this process as long, and look at theirs."""
+    events: list[EventDict] = []
+
+    def record(_: object, method: str, event: EventDict) -> EventDict:
+        events.append(structlog.processors.add_log_level(None, method, event.copy()))
+        return event
+
+    processors = structlog.get_config()["processors"]
+    processors.insert(0, record)
+    try:
+        yield events
+    finally:
+        processors.remove(record)
 
 
 async def _register(url: str, engine_url: str) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.gateway.gateway_under_test import World, bearer, running_gateway
-from tests.gateway.trace_collector import Collector, attributes_of, collecting
+from tests.trace_collector import Collector, attributes_of, collecting
 
 from descant_cli.up.options import DEMO_MODEL_NAME
 from descant_gateway.catalogue.snapshot import Backend
@@ -27,18 +27,17 @@ def trace_id(number: int) -> str:
 
 
 async def test_each_span_s_parent_is_who_sent_it(system_valkey: str, tmp_path: Path) -> None:
-    async with collecting() as collector:
+    with collecting() as collector, running_engine(tmp_path, "--otlp-traces-endpoint", collector.url) as engine:
+        world = World()
+        world.add_model("m", Backend(name="engine-0", base_url=engine.url), upstream_name=DEMO_MODEL_NAME)
         process = ProcessConfig(otlp_endpoint=collector.url)
-        with running_engine(tmp_path, "--otlp-traces-endpoint", collector.url) as engine:
-            world = World()
-            world.add_model("m", Backend(name="engine-0", base_url=engine.url), upstream_name=DEMO_MODEL_NAME)
-            async with running_gateway(world, system_valkey, process=process) as gateway:
-                key = bearer(world.add_key())
-                for number, (path, body) in enumerate(REQUESTS):
-                    sender = {"traceparent": f"00-{trace_id(number)}-{CLIENT_SPAN}-01"}
-                    body = {"model": "m", "max_tokens": 2, "ignore_eos": True} | body
-                    reply = await gateway.client.post(path, json=body, headers=key | sender)
-                    assert reply.status_code == 200
+        async with running_gateway(world, system_valkey, process=process) as gateway:
+            key = bearer(world.add_key())
+            for number, (path, body) in enumerate(REQUESTS):
+                sender = {"traceparent": f"00-{trace_id(number)}-{CLIENT_SPAN}-01"}
+                body = {"model": "m", "max_tokens": 2, "ignore_eos": True} | body
+                reply = await gateway.client.post(path, json=body, headers=key | sender)
+                assert reply.status_code == 200
     assert len(collector.spans) == 2 * len(REQUESTS)
     for number in range(len(REQUESTS)):
         check_trace(collector, number)

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 import redis.asyncio
+import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.gateway.gateway_under_test import PEPPER, World, eventually
@@ -281,15 +282,16 @@ async def test_without_limits_no_valkey_is_needed() -> None:
             assert ticket.headers == {}
 
 
-async def test_valkey_away_is_503_and_says_that_the_key_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_valkey_away_is_503_and_says_that_the_key_is_fine() -> None:
     caller = caller_with(RateLimits(requests_per_minute=5))
     async with open_limiter("redis://127.0.0.1:1/0", timeout_s=0.2) as limiter:
-        for _ in range(3):
-            with pytest.raises(ApiError) as caught:
-                await admit(caller, request_of(), MODEL, limiter)
-            assert (caught.value.status, caught.value.detail.code) == (503, "limits_unavailable")
-            assert "retry-after" in caught.value.headers
-    assert capsys.readouterr().out.count("valkey is away") == 1
+        with structlog.testing.capture_logs() as logged:
+            for _ in range(3):
+                with pytest.raises(ApiError) as caught:
+                    await admit(caller, request_of(), MODEL, limiter)
+                assert (caught.value.status, caught.value.detail.code) == (503, "limits_unavailable")
+                assert "retry-after" in caught.value.headers
+    assert [event["event"].partition(":")[0] for event in logged] == ["valkey is away"]
 
 
 async def test_a_hanging_valkey_costs_its_timeout_once() -> None:

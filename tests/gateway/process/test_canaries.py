@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 from tests.gateway.gateway_under_test import bearer
 from tests.gateway.test_app import ADMIN, CHAT, environment, free_port, gateway_process, wait_until_ready
-from tests.gateway.trace_collector import attributes_of, collecting
 from tests.gateway.upstream import Upstream, running
+from tests.trace_collector import attributes_of, collecting
 
 from .test_workers import process_environment
 
@@ -33,7 +33,7 @@ async def test_no_canary_shows_in_logs_errors_metrics_or_traces(
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     said: list[bytes] = []
-    async with collecting() as collector:
+    with collecting() as collector:
         env = process_environment(postgres_url, valkey_url, tmp_path) | {
             "DESCANT_OTLP_ENDPOINT": collector.url,
             "DESCANT_INTERNAL_KEY": INTERNAL,
