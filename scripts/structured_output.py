@@ -2,10 +2,11 @@
 
 python scripts/structured_output.py path/to/SmolLM2-135M-Instruct.Q4_1.gguf --suite path/to/JSON-Schema-Test-Suite
 
-Schemas of tools and, at random, in their manner; with --suite, also every schema of the standard's own tests (the
-required part of draft 2020-12), of which those that the engine refuses are counted with their reasons. A schema whose
-output is cut by --max-tokens, as a model that small goes on for ever where it may, is asked for once more, narrowed to
-short values. What grammars cost is another measurement: `descant bench grammar-cost`.
+Schemas of tools, of the models of OpenAI's client and, at random, in their manner; with --suite, also every schema of
+the standard's own tests (the required part of draft 2020-12), of which those that the engine refuses are counted with
+their reasons. A schema whose output is cut by --max-tokens, as a model that small goes on for ever where it may, is
+asked for once more, narrowed to short values; the output is held against the schema as it was. What grammars cost is
+another measurement: `descant bench grammar-cost`.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import asyncio
 import json
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,9 +22,10 @@ from typing import Any, NamedTuple
 
 from bounded_schemas import bounded
 from jsonschema import Draft202012Validator
+from real_schemas import TOOLS, client_models
 
 from descant_bench.environment import describe_environment
-from descant_bench.random_schemas import TOOLS, random_schemas
+from descant_bench.random_schemas import random_schemas
 from descant_engine import AsyncEngine, EngineConfig, SamplingParams
 from descant_engine.frontend import Chat
 from descant_engine.grammar.spec import GrammarKind, GrammarRefused, GrammarSpec
@@ -37,13 +39,14 @@ CONCURRENCY = 16
 
 class Case(NamedTuple):
     source: str
-    """tools, random, or a file of the suite."""
+    """tools, client, random or suite."""
+    name: str
     schema: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    source: str
+    case: Case
     kind: str
     """valid, invalid, unchecked, cut, refused"""
     num_tokens: int
@@ -56,16 +59,16 @@ class Outcome:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--schemas", type=int, default=200, help="of tools and at random")
+    parser.add_argument("--client-models", type=int, default=60, help="of OpenAI's client")
+    parser.add_argument("--random", type=int, default=60)
     parser.add_argument("--suite", type=Path, metavar="FOLDER", help="a checkout of JSON-Schema-Test-Suite")
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--output", type=Path, metavar="OUT.json")
     args = parser.parse_args()
-    cases = [
-        Case("tools" if number < len(TOOLS) else "random", schema)
-        for number, schema in enumerate(random_schemas(args.schemas))
-    ]
+    cases = [Case("tools", name, schema) for name, schema in TOOLS.items()]
+    cases += (Case("client", name, schema) for name, schema in client_models(args.client_models))
+    cases += (Case("random", str(number), schema) for number, schema in enumerate(random_schemas(args.random)))
     if args.suite is not None:
         cases += suite_cases(args.suite)
     started = time.monotonic()
@@ -82,7 +85,7 @@ def suite_cases(folder: Path) -> Iterator[Case]:
     for path in sorted((folder / "tests" / "draft2020-12").glob("*.json")):
         for group in json.loads(path.read_text()):
             if isinstance(group["schema"], dict):
-                yield Case(path.name, group["schema"])
+                yield Case("suite", f"{path.stem}: {group['description']}", group["schema"])
 
 
 async def answer_all(model: str, cases: Sequence[Case], temperature: float, max_tokens: int) -> list[Outcome]:
@@ -99,7 +102,8 @@ async def answer_all(model: str, cases: Sequence[Case], temperature: float, max_
             outcome = await answer(seed, case, case.schema)
             if outcome.kind == "cut":
                 outcome = replace(await answer(seed, case, bounded(case.schema)), is_second=True)
-        print(f"{seed:4} {case.source:28} {outcome.kind:8} {outcome.num_tokens:5} {outcome.is_second}", flush=True)
+        again = "again" if outcome.is_second else ""
+        print(f"{seed:4} {case.source:6} {outcome.kind:9} {outcome.num_tokens:5} {again:5} {case.name}", flush=True)
         return outcome
 
     try:
@@ -119,17 +123,17 @@ async def outcome_of(case: Case, stream: RequestStream) -> Outcome:
         async for output in stream:
             text += output.text
     except (GrammarRefused, RequestFailed) as error:
-        return Outcome(case.source, "refused", 0, detail=str(error))
+        return Outcome(case, "refused", 0, detail=str(error))
     num_tokens = output.usage.completion_tokens
     if output.finish_reason is not FinishReason.STOP:
-        return Outcome(case.source, "cut", num_tokens, detail=text)
+        return Outcome(case, "cut", num_tokens, detail=text)
     try:
         fault = fault_of(case.schema, text)
     except re.error as error:  # a pattern that Python's own engine does not know: nothing here can check it
-        return Outcome(case.source, "unchecked", num_tokens, detail=str(error))
+        return Outcome(case, "unchecked", num_tokens, detail=f"{text!r}: {error}")
     if fault is None:
-        return Outcome(case.source, "valid", num_tokens)
-    return Outcome(case.source, "invalid", num_tokens, detail=f"{json.dumps(case.schema)}: {text!r}: {fault}")
+        return Outcome(case, "valid", num_tokens)
+    return Outcome(case, "invalid", num_tokens, detail=f"{text!r}: {fault}; {json.dumps(case.schema)}")
 
 
 def fault_of(schema: Any, text: str) -> str | None:
@@ -142,10 +146,10 @@ def fault_of(schema: Any, text: str) -> str | None:
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
-    counts: dict[str, Counter[str]] = {name: Counter() for name in ("tools", "random", "suite", "asked again", "all")}
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for each in outcomes:
+        counts[each.case.source][each.kind] += 1
         counts["asked again"][each.kind] += each.is_second
-        counts[each.source if each.source in counts else "suite"][each.kind] += 1
         counts["all"][each.kind] += 1
     return {name: dict(+count) for name, count in counts.items() if +count}
 
@@ -161,10 +165,15 @@ def write_report(path: Path, args: argparse.Namespace, outcomes: Sequence[Outcom
         "outputs": summary(outcomes),
         "tokens_of_valid_outputs": {"median": valid[len(valid) // 2], "longest": valid[-1]},
         "refusals": dict(Counter(each.detail for each in outcomes if each.kind == "refused").most_common()),
-        "invalid": [each.detail for each in outcomes if each.kind == "invalid"],
-        "cut": [f"{each.source}: {each.detail[:200]}" for each in outcomes if each.kind == "cut"],
+        "invalid": _details(outcomes, "invalid"),
+        "unchecked": _details(outcomes, "unchecked"),
+        "cut": _details(outcomes, "cut"),
     }
     path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _details(outcomes: Sequence[Outcome], kind: str) -> list[str]:
+    return [f"{each.case.source}, {each.case.name}: {each.detail[:400]}" for each in outcomes if each.kind == kind]
 
 
 if __name__ == "__main__":
