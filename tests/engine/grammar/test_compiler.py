@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import wait
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -250,10 +251,13 @@ def test_without_its_opening_there_is_no_free_text(compiler: GrammarCompiler) ->
     assert matcher.is_complete
 
 
+SLOW = GrammarSpec(GrammarKind.REGEX, "(a{1000}){1000}")
+
+
 @pytest.mark.parametrize(
     "spec",
     [
-        GrammarSpec(GrammarKind.REGEX, "(a{1000}){1000}"),
+        SLOW,
         schema(
             {"type": "object", "properties": {f"p{i}": {"pattern": f"^(a|b){{1,{i + 999}}}$"} for i in range(3000)}}
         ),
@@ -284,12 +288,76 @@ def test_a_sandbox_that_was_killed_is_replaced_before_the_next_spec() -> None:
         compiler.close()
 
 
+def test_a_spec_that_a_dying_sandbox_was_given_is_built_by_the_next() -> None:
+    """It was killed and is not gone yet: a spec goes to its socket as if nothing had happened."""
+    compiler = GrammarCompiler(VOCABULARY, (BackendName.LLGUIDANCE,))
+    try:
+        compiled(compiler, schema({"type": "null"}))
+        before = set(sandboxes())
+        for pid in before:
+            os.kill(pid, signal.SIGSTOP)
+        future = compiler.compile(schema({"type": "boolean"}))
+        time.sleep(0.2)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        assert takes(future.result(SECONDS), "true")
+        assert before.isdisjoint(sandboxes())
+    finally:
+        compiler.close()
+
+
+def test_a_spec_whose_sandbox_was_killed_with_all_its_children_is_tried_again() -> None:
+    compiler = GrammarCompiler(VOCABULARY, (BackendName.LLGUIDANCE,))
+    try:
+        compiled(compiler, schema({"type": "null"}))
+        before = set(sandboxes())
+        future = compiler.compile(SLOW)
+        for pid in before | {busy_child(before)}:
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(GrammarTimedOut):
+            future.result(SECONDS)
+        assert before.isdisjoint(sandboxes())
+    finally:
+        compiler.close()
+
+
+def test_a_spec_whose_own_process_was_killed_is_refused() -> None:
+    """As the kernel does where memory runs out."""
+    compiler = GrammarCompiler(VOCABULARY, (BackendName.LLGUIDANCE,))
+    try:
+        compiled(compiler, schema({"type": "null"}))
+        before = set(sandboxes())
+        future = compiler.compile(SLOW)
+        os.kill(busy_child(before), signal.SIGKILL)
+        with pytest.raises(GrammarRefused, match="too much memory"):
+            future.result(SECONDS)
+        assert set(sandboxes()) == before
+    finally:
+        compiler.close()
+
+
+def busy_child(sandboxes: set[int]) -> int:
+    """The process id of one that has been compiling for some ticks of its processor."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        for child in (child for pid in sandboxes for child in children_of(pid)):
+            with suppress(OSError):
+                if int(Path(f"/proc/{child}/stat").read_text().split()[13]) > 5:
+                    return child
+        time.sleep(0.005)
+    raise TimeoutError("no grammar was compiled")
+
+
 def sandboxes() -> Iterator[int]:
     """Process ids of this process's children that compile grammars."""
-    for children in Path("/proc/self/task").glob("*/children"):
-        for pid in children.read_text().split():
-            if b"grammar.sandbox" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                yield int(pid)
+    for pid in children_of(os.getpid()):
+        if b"grammar.sandbox" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            yield pid
+
+
+def children_of(pid: int) -> Iterator[int]:
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        yield from map(int, children.read_text().split())
 
 
 def test_before_xgrammar_is_loaded_llguidance_does_the_work() -> None:

@@ -4,7 +4,8 @@ A grammar is a program from a stranger. This process has the libraries loaded an
 limits on time and memory that the kernel enforces, so that nothing a library does can hurt more than its own spec.
 
 FD carries one frame, the vocabulary, and back the word that all is ready; then a socket for each spec. On that socket
-comes the spec; the builds go back as they are made, or the reason why there is none. Its end is the child's end.
+comes the spec; back go the word that it is here, then the builds as they are made, or the reason why there is none. Its
+end is the child's end.
 """
 
 import os
@@ -39,6 +40,10 @@ class Setup(msgspec.Struct, frozen=True):
     backends: tuple[BackendName, ...]
 
 
+class Taken(msgspec.Struct, frozen=True, tag=True):
+    """The spec is here: what happens from now on may be its doing."""
+
+
 class Refused(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
@@ -47,7 +52,7 @@ class Built(msgspec.Struct, frozen=True, tag=True):
     build: Build
 
 
-Outcome = Built | Refused
+Outcome = Taken | Built | Refused
 
 
 def send_frame(connection: socket.socket, message: object) -> None:
@@ -58,7 +63,7 @@ def send_frame(connection: socket.socket, message: object) -> None:
 def receive_outcome(connection: socket.socket) -> Outcome | None:
     """None at the end."""
     payload = _receive_payload(connection)
-    return msgspec.msgpack.decode(payload, type=Built | Refused) if payload else None
+    return msgspec.msgpack.decode(payload, type=Outcome) if payload else None
 
 
 def receive_frame(connection: socket.socket, kind: type[MessageT]) -> MessageT | None:
@@ -88,6 +93,7 @@ def compile_into(connection: socket.socket, backends: Backends) -> None:
     spec = receive_frame(connection, GrammarSpec)
     if spec is None:
         return
+    send_frame(connection, Taken())
     try:
         for build in builds(spec, backends):
             send_frame(connection, Built(build))

@@ -15,6 +15,7 @@ from descant_engine.grammar.sandbox import (
     Built,
     Refused,
     Setup,
+    Taken,
     receive_outcome,
     send_frame,
 )
@@ -24,8 +25,12 @@ STDERR = 2
 START_SECONDS = 60.0
 """The libraries take some two seconds of a processor to load."""
 EXIT_SECONDS = 2.0
+DYING_SECONDS = 0.1
+"""A process that was killed has closed its sockets a moment before it is seen to be gone."""
 DEADLINE_SECONDS = WALL_SECONDS + 0.1
 """From a spec's way into the sandbox to the last build that is taken."""
+TRIES = 2
+"""Of what is no spec's fault."""
 
 
 class SandboxFailed(RuntimeError):
@@ -38,6 +43,10 @@ class GrammarTimedOut(GrammarRefused):
     def __init__(self) -> None:
         super().__init__(f"it takes more than {CPU_SECONDS:g} second to compile; make it simpler")
         self.since = time.monotonic()
+
+
+class SandboxLost(ConnectionError):
+    """It ended with a spec that had no part in this."""
 
 
 class SandboxProcess:
@@ -58,6 +67,11 @@ class SandboxProcess:
     @property
     def is_alive(self) -> bool:
         return self._process.poll() is None
+
+    def ends_within(self, seconds: float) -> bool:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return not self.is_alive
 
     @property
     def is_ready(self) -> bool:
@@ -106,7 +120,7 @@ class Sandbox:
 
     def start(self) -> None:
         """Waits until it is ready; `build` does so by itself. Raises SandboxFailed."""
-        for _ in range(2):
+        for _ in range(TRIES):
             with self._lock:
                 try:
                     self._running().wait_until_ready()
@@ -123,14 +137,10 @@ class Sandbox:
             GrammarRefused: it cannot be built, or not within the limits of time (GrammarTimedOut) and memory.
             SandboxFailed: nothing can be compiled at all.
         """
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                self._hand_over(theirs)
-            try:
-                return _take_builds(ours, spec)
-            finally:
-                self._replace_dead()
+        for _ in range(TRIES):
+            with suppress(OSError):
+                return self._build(spec)
+        raise SandboxFailed("the process that compiles grammars ends again and again; the log says why")
 
     def close(self) -> None:
         self._is_closed = True
@@ -139,13 +149,26 @@ class Sandbox:
         with self._lock:
             self._stop()
 
-    def _hand_over(self, connection: socket.socket) -> None:
-        for _ in range(2):
-            self.start()
-            with self._lock, suppress(OSError):
-                self._running().hand_over(connection)
-                return
-        raise SandboxFailed("the process that compiles grammars ends again and again; the log says why")
+    def _build(self, spec: GrammarSpec) -> Build:
+        """Raises OSError: the process has ended; the next one starts afresh."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                process = self._hand_over(theirs)
+            try:
+                return _take_builds(ours, spec, process)
+            except SandboxLost:
+                self._stop_if(process)
+                raise
+            finally:
+                self._replace_dead()
+
+    def _hand_over(self, connection: socket.socket) -> SandboxProcess:
+        self.start()
+        with self._lock:
+            process = self._running()
+            process.hand_over(connection)
+            return process
 
     def _running(self) -> SandboxProcess:
         if self._is_closed:
@@ -161,15 +184,27 @@ class Sandbox:
             if not self._is_closed and self._process is not None and not self._process.is_alive:
                 self._running()
 
+    def _stop_if(self, process: SandboxProcess) -> None:
+        """Unless another thread has put a new one in its place. It may be dying, and not be seen to be dead."""
+        with self._lock:
+            if self._process is process:
+                self._stop()
+
     def _stop(self) -> None:
         if self._process is not None:
             self._process.stop()
             self._process = None
 
 
-def _take_builds(connection: socket.socket, spec: GrammarSpec) -> Build:
-    """Until the sandbox has made the last one, or the deadline."""
+def _take_builds(connection: socket.socket, spec: GrammarSpec, process: SandboxProcess) -> Build:
+    """Until the sandbox has made the last one, or the deadline.
+
+    Raises:
+        GrammarRefused: as `Sandbox.build` does.
+        SandboxLost: the process ended before the spec was in it, or together with its child.
+    """
     best: Build | None = None
+    is_taken = False
     started = time.monotonic()
     with suppress(OSError):
         send_frame(connection, spec)
@@ -178,6 +213,8 @@ def _take_builds(connection: socket.socket, spec: GrammarSpec) -> Build:
             match receive_outcome(connection):
                 case None:
                     break
+                case Taken():
+                    is_taken = True
                 case Built(build):
                     best = build
                 case Refused(reason):
@@ -186,4 +223,6 @@ def _take_builds(connection: socket.socket, spec: GrammarSpec) -> Build:
         return best
     if time.monotonic() - started >= min(CPU_SECONDS, WALL_SECONDS):
         raise GrammarTimedOut
+    if not is_taken or process.ends_within(DYING_SECONDS):
+        raise SandboxLost
     raise GrammarRefused("it takes too much memory to compile; make it simpler")
