@@ -115,6 +115,36 @@ async def test_a_client_that_leaves_leaves_the_queue(upstream: Upstream, valkey_
     assert len(upstream.received) == 1
 
 
+async def test_a_backend_that_comes_back_serves_who_waits(upstream: Upstream, valkey_url: str) -> None:
+    """At once: what runs on the other one may take longer than anybody waits."""
+    upstream.first_delay_s = 10.0
+    async with running(Upstream(name="engine-1", ready=False)) as second:
+        world = World()
+        world.add_model("m", *(replace(each.backend, max_in_flight=1) for each in (upstream, second)))
+        async with running_gateway(world, valkey_url) as gateway:
+            key = bearer(world.add_key())
+            first = asyncio.create_task(gateway.client.post(CHAT, json=BODY, headers=key))
+            await eventually(lambda: upstream.num_running == 1)
+            waiting = asyncio.create_task(gateway.client.post(CHAT, json=BODY, headers=key))
+            await eventually(lambda: gateway.gateway.fair_share.num_waiting == 1)
+            second.ready = True
+            async with asyncio.timeout(5):
+                assert (await waiting).headers["x-descant-backend"] == "engine-1"
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_a_backend_that_is_given_more_room_serves_who_waits(upstream: Upstream, valkey_url: str) -> None:
+    upstream.first_delay_s = 1.0
+    async with gateway_with_room_for(upstream, valkey_url, 1) as (world, gateway):
+        key = bearer(world.add_key())
+        both = [asyncio.create_task(gateway.client.post(CHAT, json=BODY, headers=key)) for _ in range(2)]
+        await eventually(lambda: gateway.gateway.fair_share.num_waiting == 1)
+        world.backends = [replace(upstream.backend, max_in_flight=2)]
+        await eventually(lambda: upstream.num_running == 2, timeout_s=0.9)
+        assert [reply.status_code for reply in await asyncio.gather(*both)] == [200, 200]
+
+
 async def test_a_priority_goes_first(upstream: Upstream, valkey_url: str) -> None:
     upstream.first_delay_s = 0.15
     async with gateway_with_room_for(upstream, valkey_url, 1) as (world, gateway):

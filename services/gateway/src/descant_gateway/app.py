@@ -196,6 +196,7 @@ async def open_data_side(
         stack.push_async_callback(backends.close)
         await backends.start()
         fair_share = FairShare(queue_bounds(config), lambda: feed.current, lambda: backends.states, metrics)
+        backends.on_probed(fair_share.give_turns)
         tracer = (
             None if not config.process.otlp_endpoint else open_tracer(config.process.otlp_endpoint, "descant-gateway")
         )

@@ -129,7 +129,7 @@ class BatchRunner:
             _log.error("a line of a batch was dropped until its lease ends", exc_info=error)
 
     def _room(self) -> int:
-        """None while anybody waits for a turn here."""
+        """For how many more lines. For none while anybody waits for a turn here: a line would only wait too."""
         gateway, now = self._gateway, time.monotonic()
         if gateway.fair_share.num_waiting:
             return 0

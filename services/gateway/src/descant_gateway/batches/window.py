@@ -15,6 +15,8 @@ DECREASE_EVERY_S: Final = 1.0
 
 
 class Window:
+    """Times are seconds of a clock that never goes back."""
+
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._size = 1.0
@@ -22,7 +24,7 @@ class Window:
         self._decreased = -DECREASE_EVERY_S
 
     def room(self, num_lines: int, now: float, *, others_run: bool, anybody_waits: bool) -> int:
-        """How many more lines may run beside `num_lines`. `anybody_waits`: for a backend, here or in its queue."""
+        """How many more lines may run beside `num_lines`. `anybody_waits`: in the queue of a backend."""
         if others_run:
             self._others_seen = now
         if anybody_waits and now - self._decreased >= DECREASE_EVERY_S:

@@ -10,9 +10,9 @@ from typing import Final
 import aiohttp
 import structlog
 
-from descant_gateway.catalogue.snapshot import Backend, Catalogue, ModelRoute
+from descant_gateway.catalogue.snapshot import Backend, Catalogue
 from descant_gateway.egress.connections import for_backends, guarded_connector
-from descant_gateway.routing.backend_state import UNKNOWN, BackendState
+from descant_gateway.routing.backend_state import BackendState
 from descant_gateway.routing.load_feed import LoadFeed
 from descant_gateway.routing.retry_budget import RetryBudget
 from descant_gateway.routing.route import Look
@@ -35,7 +35,7 @@ class Backends:
         self._states: dict[str, BackendState] = {}
         self._session: aiohttp.ClientSession | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._on_room: list[Callable[[], None]] = []
+        self._on_probed: list[Callable[[], None]] = []
         self._log = structlog.get_logger("descant_gateway.routing.backends")
 
     @property
@@ -58,7 +58,7 @@ class Backends:
             trust_env=False,
         )
         await self.probe_all()
-        loads = LoadFeed(self._session, self._tell_room)
+        loads = LoadFeed(self._session)
         self._tasks = [
             asyncio.create_task(self._keep_probing(), name="health-probes"),
             asyncio.create_task(loads.run(lambda: self._catalogue().backends, self.state), name="load-feed"),
@@ -80,25 +80,9 @@ class Backends:
     def look(self, catalogue: Catalogue) -> Look:
         return Look(catalogue, self._states, monotonic())
 
-    # Room, for whoever lets requests wait
-
-    def has_room(self, model: ModelRoute) -> bool:
-        """Whether a backend of the model would begin with one more request at once.
-
-        True if none is available too: waiting for room would not help then.
-        """
-        now, backends = monotonic(), self._catalogue().backends
-        serving = [backends[name] for name in model.backends if name in backends]
-        available = [each for each in serving if self._states.get(each.name, UNKNOWN).is_available(now)]
-        return not available or any(not self.state(each.name).is_full(each, now) for each in available)
-
-    def on_room(self, callback: Callable[[], None]) -> None:
-        """`callback` is called whenever there may be more room than before: a request ended, a backend reported."""
-        self._on_room.append(callback)
-
-    def _tell_room(self) -> None:
-        for callback in self._on_room:
-            callback()
+    def on_probed(self, callback: Callable[[], None]) -> None:
+        """`callback` is called after each round of probes: backends may have come, gone, or been given more room."""
+        self._on_probed.append(callback)
 
     # What requests do and find out
 
@@ -114,7 +98,6 @@ class Backends:
         finally:
             state.num_in_flight -= 1
             state.breaker.abandoned()
-            self._tell_room()
 
     def succeeded(self, backend: Backend) -> None:
         """It answered, if only with a refusal."""
@@ -142,7 +125,6 @@ class Backends:
         state.is_healthy = is_healthy
         if is_healthy:
             self._log.info("backend is healthy", backend=backend.name)
-            self._tell_room()
         else:
             self._log.warning("backend is not healthy", backend=backend.name, reason=reason)
 
@@ -158,6 +140,8 @@ class Backends:
             # Spread, so that replicas that started together don't probe together for ever.
             await asyncio.sleep(self._health_interval_s * random.uniform(0.8, 1.2))
             await self.probe_all()
+            for callback in self._on_probed:
+                callback()
 
     async def _probe(self, backend: Backend) -> None:
         try:

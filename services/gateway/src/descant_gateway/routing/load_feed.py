@@ -25,9 +25,8 @@ _decoder = msgspec.json.Decoder(EngineLoad)
 class LoadFeed:
     """Writes `report` and `adapters` of the states. One question to a backend at a time; a slow one delays no other."""
 
-    def __init__(self, session: aiohttp.ClientSession, on_report: Callable[[], None]) -> None:
+    def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
-        self._on_report = on_report
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._silent_until: dict[str, float] = {}
 
@@ -77,7 +76,6 @@ class LoadFeed:
         if load.adapters is not None:
             state.adapters = load.adapters
         state.report = Report(load, monotonic(), num_in_flight)
-        self._on_report()
 
     def _keep_silent(self, backend: Backend, state: BackendState, status: int) -> None:
         """Something else than an engine of ours. One that loads its model says 503, and is asked again."""

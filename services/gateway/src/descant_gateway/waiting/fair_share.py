@@ -17,7 +17,7 @@ from descant_gateway.call import Call
 from descant_gateway.catalogue.snapshot import Catalogue, ModelRoute, Team
 from descant_gateway.limits.admit import Ticket
 from descant_gateway.process.metrics import Metrics
-from descant_gateway.routing.backend_state import BackendState
+from descant_gateway.routing.backend_state import UNKNOWN, BackendState
 from descant_gateway.waiting.fair_queue import Ask, FairQueue, QueueFull
 from descant_wire.errors import ApiError, service_unavailable
 
@@ -110,7 +110,7 @@ class FairShare:
         finally:
             pool.queue.correct(ask, ticket.used_tokens)
             pool.end_turn()
-            self._give_turns()
+            self.give_turns()
 
     async def _wait(self, call: Call, pool: _Pool, ask: Ask) -> None:
         """On return the turn is taken."""
@@ -156,10 +156,10 @@ class FairShare:
         if not is_served and turn.done() and not turn.cancelled() and turn.exception() is None:
             pool.queue.correct(ask, 0)
             pool.num_running -= 1
-            self._give_turns()
+            self.give_turns()
 
-    def _give_turns(self) -> None:
-        """To everybody for whom there is room now."""
+    def give_turns(self) -> None:
+        """To everybody for whom there is room now. To be called, besides, whenever there may be more than before."""
         for pool in self._pools.values():
             while pool.queue and self._has_room(pool):
                 ask = pool.queue.pop()
@@ -193,7 +193,7 @@ class FairShare:
     def _capacity(self, pool: _Pool) -> float:
         """Infinite where no backend is healthy: routing refuses at once, which tells more than waiting does."""
         known, states = self._catalogue().backends, self._states()
-        healthy = [name for name in pool.backends if name in known and states.get(name, _HEALTHY).is_healthy]
+        healthy = [name for name in pool.backends if name in known and states.get(name, UNKNOWN).is_healthy]
         bounds = [known[name].max_in_flight for name in healthy]
         shares = [math.inf if bound is None else math.ceil(bound / self._bounds.num_processes) for bound in bounds]
         return sum(shares) if shares else math.inf
@@ -209,7 +209,6 @@ class _NoBound(AbstractAsyncContextManager[None]):
         return None
 
 
-_HEALTHY: Final = BackendState()
 _NO_BOUND: Final = _NoBound()
 
 
