@@ -26,6 +26,8 @@ SHORT_FORMATS = {
     "duration": "^P[1-9][0-9]?D$",
     "uri": "^https://[a-z]{2,9}[.]org$",
     "hostname": "^[a-z]{2,9}[.]org$",
+    "time": "^1[0-9]:[0-5][0-9]:[0-5][0-9]Z$",
+    "date-time": "^20[0-9]{2}-1[0-2]-[12][0-9]T1[0-9]:[0-5][0-9]:[0-5][0-9]Z$",
 }
 """Of which every string has the format, and is short."""
 NAMED = ("properties", "patternProperties", "$defs", "definitions")
@@ -43,7 +45,7 @@ def bounded(schema: Any) -> Any:
     kind = schema.get("type") or _implied_type(schema)
     if isinstance(kind, list):
         kind = kind[0]
-    if not isinstance(kind, str):
+    if not isinstance(kind, str) or result.keys() & {"const", "enum"}:
         return result
     return result | {"type": kind} | _bounds(kind, result)
 
