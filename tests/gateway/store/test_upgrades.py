@@ -4,7 +4,10 @@
 would have by then.
 """
 
+import asyncio
 import hashlib
+import os
+import sys
 import time
 from collections.abc import Collection
 from datetime import date
@@ -25,8 +28,10 @@ from descant_gateway.config import Secret
 from descant_gateway.identity import keys
 from descant_gateway.identity.authenticate import authenticate
 from descant_gateway.sealing import Sealer
-from descant_gateway.store import catalogue, ledger, migrate
+from descant_gateway.store import batches, catalogue, files, ledger, migrate, responses
 from descant_gateway.store.session import create_engine
+from descant_gateway.store.team_keys import TeamKeys
+from descant_gateway.store.vault import Vaults
 
 PEPPER = Secret("p" * 32)
 KEY = keys.generate()
@@ -137,7 +142,17 @@ DATA: dict[str, list[str]] = {
            VALUES ('batch_{n}', 0, 'one', '{{"model": "tickets-{n}"}}', NULL, '{{"id": "batch_req_0"}}', false),
                   ('batch_{n}', 1, 'two', '{{"model": "tickets-{n}"}}', now(), NULL, NULL)""",
     ],
+    "0009": [
+        """UPDATE batch_lines SET input_tokens = 7, cached_tokens = 3, output_tokens = 5, reasoning_tokens = 2
+           WHERE batch_id = 'batch_{n}' AND position = 0""",
+    ],
+    "0010": [
+        """INSERT INTO responses (id, team_id, input, body, expires_at, lease_until)
+           VALUES ('resp_begun_{n}', md5('team {n}')::uuid, '[]', '{{"status": "in_progress"}}',
+               now() + interval '1 day', now() + interval '30 seconds')""",
+    ],
 }
+NOTHING_NEW = {"0008": "a trigger for what old replicas write: prices_of_old_replicas_are_kept"}
 ONCE = {
     "0002": [
         "INSERT INTO organizations (id, name) VALUES (md5('hooked')::uuid, 'hooked')",
@@ -149,6 +164,7 @@ ONCE = {
 PRICE = "INSERT INTO {table} (model, input, cached, output) VALUES ('base-1', 3000000, 300000, 15000000)"
 PRICES_WERE_IN = {"0002": "prices", "0003": "prices", "0004": "prices"}
 """Since 0005 they have versions, in a table of their own."""
+Tables = dict[str, list[dict[str, Any]]]
 BOOKKEEPING = {"alembic_version", "catalogue_version", "catalogue_changes", "audit_log"}
 
 
@@ -188,7 +204,7 @@ async def insert(url: str, statements: list[str], number: int, public_id: str, s
     await connection.close()
 
 
-async def rows_of(url: str) -> dict[str, list[dict[str, Any]]]:
+async def rows_of(url: str) -> Tables:
     """Every row of every table, as PostgreSQL shows it."""
     connection = await asyncpg.connect(url)
     tables = await connection.fetch(
@@ -217,9 +233,33 @@ def _encoded(row: dict[str, Any], columns: Collection[str]) -> bytes:
     return msgspec.json.encode([row[name] for name in columns])
 
 
-@pytest.mark.parametrize("revision", revisions()[:-1])
+def test_every_revision_says_what_an_installation_has_by_then() -> None:
+    assert sorted([*DATA, *NOTHING_NEW]) == revisions()
+
+
+@pytest.mark.parametrize("revision", revisions())
 async def test_an_installation_of_any_revision_goes_on_with_all_it_had(empty_postgres_url: str, revision: str) -> None:
     url = empty_postgres_url
+    before = await an_installation_of(url, revision)
+    await migrate.upgrade_database(Secret(url))
+    await has_all_of(url, before)
+    await serves_what_it_served(url, revision)
+    await old_replicas_go_on(url, revision)
+
+
+async def test_two_replicas_may_upgrade_an_old_installation_at_once(empty_postgres_url: str) -> None:
+    url = empty_postgres_url
+    before = await an_installation_of(url, "0002")
+    environment = {**os.environ, "DESCANT_DATABASE_URL": url}
+    command = (sys.executable, "-m", "descant_gateway.store.migrate")
+    started = [await asyncio.create_subprocess_exec(*command, env=environment) for _ in range(2)]
+    async with asyncio.timeout(60):
+        assert [await process.wait() for process in started] == [0, 0]
+    await has_all_of(url, before)
+    await serves_what_it_served(url, "0002")
+
+
+async def an_installation_of(url: str, revision: str) -> Tables:
     await upgrade_to(url, revision)
     had = [text for each in DATA if each <= revision for text in DATA[each] + ONCE.get(each, [])]
     if revision >= "0002":
@@ -227,13 +267,13 @@ async def test_an_installation_of_any_revision_goes_on_with_all_it_had(empty_pos
     await insert(url, had, 1, KEY.public_id, SECRET_HMAC)
     before = await rows_of(url)
     assert len(before["usage_ledger"]) >= 50
-    assert set(DATA) <= set(revisions())
-    await migrate.upgrade_database(Secret(url))
+    return before
+
+
+async def has_all_of(url: str, before: Tables) -> None:
     after = await rows_of(url)
     for table, rows in before.items():
         assert (len(after[table]), lost(rows, after[table])) == (len(rows), []), table
-    await serves_what_it_served(url, revision)
-    await old_replicas_go_on(url, revision)
 
 
 async def serves_what_it_served(url: str, revision: str) -> None:
@@ -252,8 +292,23 @@ async def serves_what_it_served(url: str, revision: str) -> None:
         assert [webhook.secret for webhook in current.webhooks.values()] == ["signs"]
     if revision >= "0006":
         assert (caller.team.prompt_log_days, caller.team.response_cache_s) == (30, 60)
+    if revision >= "0007":
+        await what_was_left_is_there(engine, caller.team.id, has_batch_usage=revision >= "0009")
     await usage_goes_on(engine, url)
     await engine.dispose()
+
+
+async def what_was_left_is_there(engine: AsyncEngine, team_id: UUID, *, has_batch_usage: bool) -> None:
+    """Files, conversations and batches of a team, from before they were sealed."""
+    vault = await Vaults(TeamKeys(engine, Sealer(PEPPER)), seals=True).of(team_id)
+    async with engine.connect() as connection:
+        file = await files.find(connection, team_id, "file-1")
+        assert b"".join([piece async for piece in files.read(connection, vault, file.id)]) == b"helloworld"
+        [turn] = await responses.conversation(connection, vault, "resp_1")
+        assert turn.body == b'{"output": [{"id": "a"}]}'
+        batch = await batches.find(connection, team_id, "batch_1")
+    assert (batch.status, batch.num_lines, batch.num_completed) == ("in_progress", 2, 1)
+    assert (batch.input_tokens, batch.reasoning_tokens) == ((7, 2) if has_batch_usage else (0, 0))
 
 
 async def usage_goes_on(engine: AsyncEngine, url: str) -> None:
