@@ -16,6 +16,7 @@ MEASUREMENTS: Final[Mapping[str, str]] = MappingProxyType(
         "latency": "One batch from its arrival to its last token.",
         "startup": "From the start of a process to the first token.",
         "grammar-cost": "A batch with and without grammars, in turns.",
+        "speculation": "What drafts give and cost, beside the same engine without.",
         "profile-steps": "Time per step by part, beside what bytes and operations allow.",
         "residents": "Writes cases with 1 to 1,000 adapters, and the adapters.",
         "neighbours": "Writes cases with more adapters than fit, and with one that floods the others.",
