@@ -70,6 +70,47 @@ def test_a_parked_line_keeps_nobody_waiting_and_comes_back_with_its_place(queue:
     assert queue.serve_all() == ["a0", "a1", "b0"]
 
 
+def test_waiting_for_an_adapter_earns_no_credit(queue: Queue) -> None:
+    """While a's adapter came, b had 300; from then on they take turns."""
+    for i in range(3):
+        queue.add(f"a{i}", adapter="a")
+    list(queue.waiting.park("a"))
+    for i in range(3):
+        queue.add(f"b{i}", adapter="b")
+    assert queue.serve_all() == ["b0", "b1", "b2"]
+    queue.add("b3", adapter="b")
+    queue.add("b4", adapter="b")
+    list(queue.waiting.unpark("a"))
+    queue.add("new", adapter="c")
+    assert queue.serve_all() == ["a0", "new", "a1", "b3", "a2", "b4"]
+
+
+def test_when_everybody_has_left_debts_are_forgotten(queue: Queue) -> None:
+    served = [queue.add(f"a{i}", adapter="a") for i in range(3)]
+    queue.serve_all()
+    for request in served:
+        queue.shares.leave(request.share)
+    for name in ("b", "c", "a"):
+        queue.add(f"{name}0", adapter=name)
+        queue.add(f"{name}1", adapter=name)
+    assert queue.serve_all() == ["b0", "c0", "a0", "b1", "c1", "a1"]
+
+
+def test_lines_set_aside_in_every_step_cost_no_more_and_more(queue: Queue) -> None:
+    """A tenant with 100 adapters gives way to another one for 100 steps."""
+    requests = [queue.add(str(i), tenant="busy", adapter=str(i)) for i in range(100)]
+    shares = [request.share for request in requests]
+    for _ in range(100):
+        queue.waiting.set_aside(shares)
+        assert queue.waiting.first() is None
+        queue.waiting.put_back()
+        for share in shares:
+            share.charge(100)
+        assert queue.waiting.first() is requests[0]
+    assert queue.waiting.num_entries <= 2 * len(requests)
+    assert queue.serve_all(cost=10_000) == [request.request_id for request in requests]
+
+
 def test_a_held_request_is_passed_over_until_it_is_resumed(queue: Queue) -> None:
     first = queue.add("first")
     queue.add("second")

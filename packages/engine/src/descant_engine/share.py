@@ -3,7 +3,8 @@
 The virtual token counter of Sheng et al. ("Fairness in Serving Large Language Models", OSDI 2024, arXiv 2401.00588):
 whoever waits with the smallest counter goes next, and pays for every token that is computed for him. In two levels, so
 that a tenant's many adapters share what is the tenant's. Who comes back from idleness is lifted to the virtual time of
-start-time fair queueing (Goyal et al., SIGCOMM 1996), the counter of whoever was served last: idle time is no credit.
+start-time fair queueing (Goyal et al., SIGCOMM 1996), the counter of whoever was served last: idle time is no credit,
+nor is the time that an adapter took to come. When nobody is left, all debts are forgotten: the next begin as equals.
 Nobody is held back while there is room, so the order costs no throughput.
 
 Order alone is not enough for who comes rarely: he would find every place taken, and a step full of others' prompts. So
@@ -31,7 +32,10 @@ class Share:
     """Cost of all tokens computed, and what idle times were lifted by. Never falls."""
     virtual_time: int = 0
     """The largest counter with which a child was served."""
+    last_finish: int = 0
+    """The largest counter with which a child had nothing left to do."""
     num_waiting: int = 0
+    """Requests that could be served: not those whose adapter is not there."""
     num_unfinished: int = 0
     num_running: int = 0
     recent: "dict[Share, int]" = field(default_factory=dict)
@@ -55,24 +59,40 @@ class Share:
             self.parent.virtual_time = max(self.parent.virtual_time, self.counter)
             self.parent.serve()
 
-    def start_waiting(self) -> None:
+    def start_waiting(self, num_requests: int = 1) -> None:
         if self.parent is None:
             return
         if self.num_waiting == 0:
             self.counter = max(self.counter, self.parent.virtual_time)
-        self.num_waiting += 1
-        self.parent.start_waiting()
+        self.num_waiting += num_requests
+        self.parent.start_waiting(num_requests)
 
-    def stop_waiting(self) -> None:
+    def stop_waiting(self, num_requests: int = 1) -> None:
         if self.parent is not None:
-            self.num_waiting -= 1
-            self.parent.stop_waiting()
+            self.num_waiting -= num_requests
+            self.parent.stop_waiting(num_requests)
 
     def run(self, difference: int) -> None:
         """One request more or less is in the batch."""
         self.num_running += difference
         if self.parent is not None:
             self.parent.run(difference)
+
+    def join(self) -> None:
+        """One request more is unfinished."""
+        self.num_unfinished += 1
+        if self.parent is not None:
+            self.parent.join()
+
+    def leave(self) -> None:
+        """One less. Whoever comes after the last of them begins where the furthest of them got to."""
+        self.num_unfinished -= 1
+        if self.num_unfinished == 0:
+            self.virtual_time = max(self.virtual_time, self.last_finish)
+        if self.parent is not None:
+            if self.num_unfinished == 0:
+                self.parent.last_finish = max(self.parent.last_finish, self.counter)
+            self.parent.leave()
 
     def arrive(self, step: int) -> None:
         if self.parent is None:

@@ -16,17 +16,13 @@ class Shares:
 
     def join(self, request: Request, step: int) -> Share:
         """The request's share, for as long as it is unfinished. `step`: the number of the last step."""
-        tenant = self._root.child(request.spec.tenant)
-        share = tenant.child(request.spec.adapter_digest)
-        tenant.num_unfinished += 1
-        share.num_unfinished += 1
+        share = self._root.child(request.spec.tenant).child(request.spec.adapter_digest)
+        share.join()
         share.arrive(step)
         return share
 
     def leave(self, share: Share) -> None:
-        share.num_unfinished -= 1
-        if share.parent is not None:
-            share.parent.num_unfinished -= 1
+        share.leave()
 
 
 def cost_of(request: Request, num_tokens: int) -> int:

@@ -39,21 +39,35 @@ class _Contest(Generic[EntrantT]):
         self._heap: list[tuple[int, int, int, EntrantT]] = []
         self._entries = count()
         """Tell entries apart that nothing else does: of a line that was closed, and of its successor."""
+        self._current: dict[EntrantT, tuple[int, int, int]] = {}
+        """Each entrant's only valid entry; one that entered with somebody who came earlier has others in the heap."""
+
+    def __len__(self) -> int:
+        """Entries, valid or not."""
+        return len(self._heap)
 
     def enter(self, entrant: EntrantT) -> None:
         """To be called whenever an entrant has somebody to send again, or somebody who came earlier."""
-        if (request := entrant.front) is not None:
-            heappush(self._heap, (entrant.share.rank, request.arrival_number, next(self._entries), entrant))
+        if (request := entrant.front) is None:
+            return
+        current, rank = self._current.get(entrant), entrant.share.rank
+        if current is None or (rank, request.arrival_number) < current[:2]:
+            entry = self._current[entrant] = rank, request.arrival_number, next(self._entries)
+            heappush(self._heap, (*entry, entrant))
 
     def first(self) -> EntrantT | None:
         heap = self._heap
         while heap:
-            counter, arrival_number, entry, entrant = heap[0]
+            rank, arrival_number, entry, entrant = heap[0]
             request = entrant.front
-            if request is None:
+            if self._current.get(entrant) != (rank, arrival_number, entry):
                 heappop(heap)
-            elif (counter, arrival_number) != (entrant.share.rank, request.arrival_number):
-                heapreplace(heap, (entrant.share.rank, request.arrival_number, entry, entrant))
+            elif request is None:
+                heappop(heap)
+                del self._current[entrant]
+            elif (rank, arrival_number) != (entrant.share.rank, request.arrival_number):
+                now = self._current[entrant] = entrant.share.rank, request.arrival_number, entry
+                heapreplace(heap, (*now, entrant))
             else:
                 return entrant
         return None
@@ -147,6 +161,12 @@ class WaitingRequests:
     def held(self) -> tuple[Request, ...]:
         return tuple(self._held)
 
+    @property
+    def num_entries(self) -> int:
+        """In all contests: what `first` may have to look at."""
+        groups = self._classes.values()
+        return sum(len(group.contest) + sum(len(t.contest) for t in group.tenants.values()) for group in groups)
+
     def hold(self, request: Request) -> None:
         """Takes a request out of its line until `resume`."""
         self.remove(request)
@@ -161,7 +181,8 @@ class WaitingRequests:
 
     def add(self, request: Request) -> None:
         line = self._line_of(request) or self._open_line(request)
-        request.share.start_waiting()
+        if not line.is_parked:
+            request.share.start_waiting()
         line.add(request)
         self._size += 1
         self.num_parked += line.is_parked
@@ -178,7 +199,8 @@ class WaitingRequests:
         if line is None:
             raise ValueError(f"request {request.request_id} does not wait")
         line.requests.remove(request)
-        request.share.stop_waiting()
+        if not line.is_parked:
+            request.share.stop_waiting()
         self._size -= 1
         self.num_parked -= line.is_parked
         if not line.requests:
@@ -213,6 +235,7 @@ class WaitingRequests:
                 line.is_parked = True
                 line.tenant.parked[line] = None
                 self.num_parked += len(line.requests)
+                line.share.stop_waiting(len(line.requests))
                 yield from line.requests
 
     def unpark(self, adapter_digest: str) -> Iterator[Request]:
@@ -222,6 +245,7 @@ class WaitingRequests:
                 line.is_parked = False
                 del line.tenant.parked[line]
                 self.num_parked -= len(line.requests)
+                line.share.start_waiting(len(line.requests))
                 line.group.enter(line)
                 yield from line.requests
 
