@@ -88,7 +88,7 @@ def error_body(body: bytes) -> bytes:
     """In OpenAI's shape, with its code for a prompt that is too long."""
     try:
         fault = _error_decoder.decode(body).error
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         fault = _Fault()
     code = "context_length_exceeded" if _TOO_LONG in fault.message else None
     detail = ErrorDetail(message=fault.message, type=fault.type, code=code)

@@ -1,4 +1,9 @@
-"""A backend that speaks OpenAI's API: an engine of ours, vLLM, llama.cpp, a cloud. Nothing is translated."""
+"""A backend that speaks OpenAI's API: an engine of ours, vLLM, llama.cpp, a cloud.
+
+Nothing is translated but errors that are not in OpenAI's shape.
+"""
+
+from typing import Final
 
 import msgspec
 from msgspec import Raw, Struct
@@ -8,6 +13,13 @@ from descant_gateway.catalogue.snapshot import Backend
 from descant_gateway.providers.upstream_request import rewrite_body, url_of
 from descant_gateway.request import InferenceRequest
 from descant_wire.errors import invalid_request
+
+_TOO_LONG: Final = (
+    b'"context_length_exceeded"',  # OpenAI's code, and ours
+    b'"exceed_context_size_error"',  # llama.cpp's type
+    b"maximum context length",  # in the words of vLLM and SGLang
+)
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class _OtherError(Struct, frozen=True):
@@ -42,15 +54,20 @@ class OpenAIProvider:
         return None
 
 
+def is_too_long(error: bytes) -> bool:
+    """Whether a refusal says that prompt and answer do not fit the model's context."""
+    return any(words in error for words in _TOO_LONG)
+
+
 def _message_of(body: bytes) -> str | None:
     """What an error of another shape says; None of one in OpenAI's, or of what is no JSON object."""
     try:
         said = msgspec.json.decode(body, type=_OtherError)
-    except msgspec.DecodeError:
+        if bytes(said.error).startswith(b"{"):
+            return None
+        return next((_text_of(raw) for raw in (said.error, said.detail, said.message) if bytes(raw) != b"null"), None)
+    except _UNREADABLE:
         return None
-    if bytes(said.error).startswith(b"{"):
-        return None
-    return next((_text_of(raw) for raw in (said.error, said.detail, said.message) if bytes(raw) != b"null"), None)
 
 
 def _text_of(raw: Raw) -> str:

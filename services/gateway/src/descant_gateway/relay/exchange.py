@@ -14,6 +14,7 @@ from descant_gateway.call import Headers
 from descant_gateway.catalogue.routing_policy import FailureKind
 from descant_gateway.catalogue.snapshot import Backend
 from descant_gateway.providers import Provider
+from descant_gateway.providers.openai import is_too_long
 from descant_gateway.providers.upstream_request import identity_headers
 from descant_gateway.relay.arrivals import Arrivals
 from descant_gateway.relay.deadlines import Deadline, Timeouts
@@ -165,16 +166,22 @@ class Exchange:
             reason = "failed" if status >= 500 else "refused the gateway's own credentials"
             answer = bad_gateway(f"The backend {reason} (status {status}).")
             raise BackendFailed(FailureKind.SERVER_ERROR, answer, may_repeat=False, why=f"status {status}")
-        body = self._attempt.provider.error_reply(await response.read())
-        if status == 429 or (status == 400 and b'"context_length_exceeded"' in body):
+        refusal = self._refusal(response, await response.read())
+        if status == 429 or (status == 400 and is_too_long(refusal.body)):
             kind = FailureKind.RATE_LIMITED if status == 429 else FailureKind.CONTEXT_LENGTH
-            refusal = Refusal(status, reply_headers(response), body)
             raise BackendFailed(kind, refusal, may_repeat=status == 429, why=f"status {status}")
-        if response.content_type != "application/json":
-            message = f"The backend refused the request (status {status})."
-            raise ApiError(status, ErrorDetail(message=message, type="invalid_request_error"))
         self._meter.status = status
-        await self._call.answer(status, reply_headers(response), body)
+        await self._call.answer(status, refusal.headers, refusal.body)
+
+    def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> Refusal:
+        """In OpenAI's shape; of what is no JSON only the status is told, and when to come back."""
+        headers = reply_headers(response)
+        if response.content_type == "application/json":
+            return Refusal(response.status, headers, self._attempt.provider.error_reply(body))
+        message = f"The backend refused the request (status {response.status})."
+        answer = ApiError(response.status, ErrorDetail(message=message, type="invalid_request_error"))
+        kept = tuple(header for header in headers if header[0].startswith(b"retry-after"))
+        return Refusal(response.status, ((b"content-type", b"application/json"), *kept), answer.body)
 
     def _log_failure(self, status: int) -> None:
         name, request_id = self._attempt.backend.name, self._call.request_id
