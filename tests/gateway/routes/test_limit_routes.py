@@ -40,18 +40,19 @@ def rule(kind: LimitKind, capacity: int, **fields: object) -> LimitRule:
 
 def limited(world: World, *rules: LimitRule, level: Level = Level.KEY) -> dict[str, str]:
     """The header of a new key with these limits at that level."""
-    text = world.add_key()
+    text = world.add_key(project_id=uuid4())
     key = next(reversed(world.keys.values()))
-    owner = {Level.KEY: key.id, Level.TEAM: key.team_id, Level.ORGANIZATION: world.organization_id}[level]
-    world.limits[owner] = rules
+    owners = {Level.KEY: key.id, Level.PROJECT: key.project_id, Level.TEAM: key.team_id}
+    world.limits[owners.get(level, world.organization_id)] = rules
     return bearer(text)
 
 
-@pytest.mark.parametrize("level", [Level.KEY, Level.TEAM, Level.ORGANIZATION])
+@pytest.mark.parametrize("level", Level)
 @pytest.mark.parametrize(
     ("kind", "capacity", "error"),
     [
         (LimitKind.REQUESTS_PER_MINUTE, 1, ("requests", "rate_limit_exceeded")),
+        (LimitKind.TOKENS_PER_MINUTE, 120, ("tokens", "rate_limit_exceeded")),
         (LimitKind.TOKENS_PER_DAY, 120, ("tokens", "rate_limit_exceeded")),
         (LimitKind.MONEY_PER_DAY, 220, ("insufficient_quota", "budget_exceeded")),
         (LimitKind.MONEY_PER_WEEK, 220, ("insufficient_quota", "budget_exceeded")),
@@ -89,6 +90,16 @@ async def test_a_model_s_limit_counts_its_adapters_and_aliases_and_nothing_else(
     names = ("adapter", "alias", "m", "other", "other")
     replies = [await gateway.client.post(CHAT, json=BODY | {"model": name}, headers=key) for name in names]
     assert [reply.status_code for reply in replies] == [200, 200, 429, 200, 200]
+
+
+@pytest.mark.parametrize("level", Level)
+async def test_an_adapter_s_limit_counts_the_adapter_alone(world: World, gateway: Running, level: Level) -> None:
+    world.models.append(replace(world.models[0], name="adapter", parent="m"))
+    world.models.append(replace(world.models[0], name="alias", parent="m", target="adapter"))
+    key = limited(world, rule(LimitKind.REQUESTS_PER_MINUTE, 2, model="adapter"), level=level)
+    names = ("m", "adapter", "alias", "adapter", "m", "other")
+    replies = [await gateway.client.post(CHAT, json=BODY | {"model": name}, headers=key) for name in names]
+    assert [reply.status_code for reply in replies] == [200, 200, 200, 429, 200, 200]
 
 
 async def test_the_openai_sdk_does_not_retry_a_spent_budget(world: World, gateway: Running, upstream: Upstream) -> None:
