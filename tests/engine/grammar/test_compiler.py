@@ -21,12 +21,11 @@ from descant_engine.grammar.alternatives import (
     TokenPart,
     alternatives_spec,
 )
-from descant_engine.grammar.build import BackendName
 from descant_engine.grammar.compiler import GrammarCompiler
 from descant_engine.grammar.llguidance_backend import LlguidanceGrammar
 from descant_engine.grammar.matcher import CompiledGrammar, Matcher, num_words
 from descant_engine.grammar.sandbox_client import GrammarTimedOut
-from descant_engine.grammar.spec import GrammarKind, GrammarRefused, GrammarSpec
+from descant_engine.grammar.spec import BackendName, GrammarKind, GrammarRefused, GrammarSpec
 from descant_engine.grammar.vocabulary import Vocabulary
 
 EOS = 0

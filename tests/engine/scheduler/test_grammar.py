@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from descant_engine.grammar.bitmask import GrammarBitmask
-from descant_engine.grammar.build import BackendName
 from descant_engine.grammar.compiler import GrammarCompiler
-from descant_engine.grammar.spec import GrammarKind, GrammarSpec
+from descant_engine.grammar.spec import BackendName, GrammarKind, GrammarSpec
 from descant_engine.grammar.vocabulary import Vocabulary
 from descant_engine.request import EngineRequest, TokenDelta
 from descant_engine.sampling_params import SamplingParams

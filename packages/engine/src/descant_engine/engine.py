@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from descant_engine.adapter import AdapterManifest
 from descant_engine.config import ResolvedConfig
 from descant_engine.grammar.bitmask import GrammarBitmask
-from descant_engine.grammar.build import BackendName
+from descant_engine.grammar.spec import BackendName
 from descant_engine.request import EngineRequest, TokenDelta
 from descant_engine.runner.encoder_runner import EncoderRunner
 from descant_engine.runner.model_runner import ModelRunner, PendingStep

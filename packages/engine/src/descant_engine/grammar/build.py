@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from enum import StrEnum
 from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 from descant_engine.grammar.alternatives import checked_alternatives
 from descant_engine.grammar.matcher import CompiledGrammar, Matcher, num_words
 from descant_engine.grammar.schema import check_has_finite_output, closed, read_schema
-from descant_engine.grammar.spec import GrammarKind, GrammarRefused, GrammarSpec
+from descant_engine.grammar.spec import BackendName, GrammarKind, GrammarRefused, GrammarSpec
 from descant_engine.grammar.structural_tag import read_structural_tag, schemas_of
 from descant_engine.grammar.vocabulary import Vocabulary
 from descant_engine.grammar.xgrammar_scope import honours_regex, honours_schema
@@ -33,11 +32,6 @@ SLOW_SECONDS = 0.03
 """Of a single step, when others want one of their own every few milliseconds."""
 VAST_SECONDS = 0.2
 """What occupies llguidance for so long is not worth starting with in xgrammar, which does far more in advance."""
-
-
-class BackendName(StrEnum):
-    XGRAMMAR = "xgrammar"
-    LLGUIDANCE = "llguidance"
 
 
 class Build(NamedTuple):

@@ -6,11 +6,11 @@ from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
-from descant_engine.grammar.build import BackendName, Backends, needs_xgrammar
+from descant_engine.grammar.build import Backends, needs_xgrammar
 from descant_engine.grammar.matcher import CompiledGrammar
 from descant_engine.grammar.sandbox import Setup
 from descant_engine.grammar.sandbox_client import GrammarTimedOut, Sandbox, SandboxFailed
-from descant_engine.grammar.spec import GrammarRefused, GrammarSpec
+from descant_engine.grammar.spec import BackendName, GrammarRefused, GrammarSpec
 from descant_engine.grammar.vocabulary import Vocabulary
 
 CACHE_BYTES = 256 << 20

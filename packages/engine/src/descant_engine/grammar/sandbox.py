@@ -18,8 +18,8 @@ from typing import NoReturn, TypeVar
 
 import msgspec
 
-from descant_engine.grammar.build import BackendName, Backends, Build, builds
-from descant_engine.grammar.spec import GrammarRefused, GrammarSpec
+from descant_engine.grammar.build import Backends, Build, builds
+from descant_engine.grammar.spec import BackendName, GrammarRefused, GrammarSpec
 from descant_engine.grammar.vocabulary import Vocabulary
 
 READY = b"r"

@@ -6,6 +6,13 @@ from enum import StrEnum
 MAX_SPEC_CHARACTERS = 1 << 20
 
 
+class BackendName(StrEnum):
+    """The libraries that compile specs."""
+
+    XGRAMMAR = "xgrammar"
+    LLGUIDANCE = "llguidance"
+
+
 class GrammarKind(StrEnum):
     """What a spec's text is written in."""
 
