@@ -154,7 +154,8 @@ def test_echo_puts_the_prompt_before_the_output(client):
         assert all(value < 0 for value in scores.token_logprobs[1:])
         assert scores.text_offset[: len(PROMPT)] == list(range(len(PROMPT)))
         assert scores.text_offset[len(PROMPT) :] == [len(PROMPT) + offset for offset in plain.logprobs.text_offset]
-        assert scores.token_logprobs[len(PROMPT) :] == pytest.approx(plain.logprobs.token_logprobs, abs=1e-5)
+        # The prompt is computed anew where its own scores are asked for: in bfloat16, other roundings.
+        assert scores.token_logprobs[len(PROMPT) :] == pytest.approx(plain.logprobs.token_logprobs, abs=0.02)
 
 
 def test_echo_streams_what_it_says_whole(client):
