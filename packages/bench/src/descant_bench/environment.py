@@ -2,8 +2,10 @@
 
 import platform
 import resource
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,10 +29,22 @@ def describe_environment(device: str, commit: str | None = None) -> Environment:
     return Environment(
         commit=commit or _git_commit(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=f"python -m descant_bench.{Path(sys.argv[0]).stem} {' '.join(sys.argv[1:])}".strip(),
+        command=command_line(sys.argv),
         device=device_name(device),
         torch=torch.__version__,
         python=platform.python_version(),
+    )
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """As one would type it elsewhere: absolute paths are of this machine, and their last part is what they are."""
+    program, *arguments = argv
+    if not program.startswith("descant "):
+        path = Path(program)
+        is_module = path.parent.name == __package__
+        program = f"python -m {__package__}.{path.stem}" if is_module else f"python {path.parent.name}/{path.name}"
+    return shlex.join(
+        [*program.split(), *(Path(each).name if Path(each).is_absolute() else each for each in arguments)]
     )
 
 

@@ -82,6 +82,8 @@ class Cost:
     ratio: float
     """The median of each round's tokens/s by the same round's without grammar: 1 is free."""
     ratios: tuple[float, ...]
+    cpu_ratio: float
+    """The same of processor time a step, which says more on a machine that does other things: 1 is free."""
 
 
 class Batch:
@@ -142,12 +144,14 @@ def measure(batch: Batch, rounds: int) -> dict[str, Cost]:
 
 def _cost(runs: Sequence[Run], free: Sequence[Run]) -> Cost:
     ratios = tuple(round(run.tok_s / other.tok_s, 4) for run, other in zip(runs, free, strict=True))
+    cpu_ratios = (run.cpu_ms_per_step / other.cpu_ms_per_step for run, other in zip(runs, free, strict=True))
     return Cost(
         tok_s=round(statistics.median(run.tok_s for run in runs), 1),
         cpu_ms_per_step=round(statistics.median(run.cpu_ms_per_step for run in runs), 2),
         ms_per_step=round(statistics.median(run.ms_per_step for run in runs), 2),
         ratio=round(statistics.median(ratios), 4),
         ratios=ratios,
+        cpu_ratio=round(statistics.median(cpu_ratios), 4),
     )
 
 
@@ -172,9 +176,10 @@ def main() -> None:
     settle_heap()  # as a serving process does
     costs = measure(Batch(engine, args), args.rounds)
     engine.close()
-    print(f"\n{'case':16} {'tok/s':>10} {'ratio':>8} {'ms/step':>9} {'CPU ms':>9}")
+    print(f"\n{'case':16} {'tok/s':>10} {'ratio':>8} {'ms/step':>9} {'CPU ms':>9} {'ratio':>8}")
     for name, cost in costs.items():
-        print(f"{name:16} {cost.tok_s:10.1f} {cost.ratio:8.3f} {cost.ms_per_step:9.2f} {cost.cpu_ms_per_step:9.2f}")
+        print(f"{name:16} {cost.tok_s:10.1f} {cost.ratio:8.3f} {cost.ms_per_step:9.2f} {cost.cpu_ms_per_step:9.2f}"
+              f" {cost.cpu_ratio:8.3f}")  # fmt: skip
     if args.output is not None:
         report = {
             "environment": asdict(describe_environment(config.device, args.commit)),
