@@ -6,7 +6,9 @@ from torch import Tensor
 
 from descant_engine.config import ModelShape, RopeScaling
 from descant_engine.forward_context import StepContext, step_context
+from descant_engine.layers.cpu_attention import FEW_TOKENS
 from descant_engine.layers.cpu_ops import CpuOps
+from descant_engine.speculation.config import MAX_DRAFT_TOKENS_ON_CPU
 
 from ..paged_model import BlockPool, Conversation  # noqa: TID252
 
@@ -50,6 +52,15 @@ def test_product(dtype: torch.dtype, num_tokens: int, with_bias: bool) -> None:
     bias = random(56, dtype=dtype, seed=2) if with_bias else None
     expected = x.double() @ weight.double().T + (bias.double() if bias is not None else 0)
     assert_near(CpuOps().product(weight, bias)(x), expected)
+
+
+@DTYPES
+@pytest.mark.parametrize(("num_in", "num_out"), [(96, 160), (576, 960)])
+def test_a_row_has_the_same_bits_in_any_company(dtype: torch.dtype, num_in: int, num_out: int) -> None:
+    x, product = random(40, num_in, dtype=dtype), CpuOps().product(random(num_out, num_in, dtype=dtype, seed=1), None)
+    among_all = product(x)
+    for num_rows in (1, 2, 3, 5, 8, 16, 17, 33):
+        assert torch.equal(product(x[:num_rows]), among_all[:num_rows]), f"{num_rows} rows"
 
 
 def test_a_product_in_float16_works_too() -> None:
@@ -111,6 +122,30 @@ def test_attention_of_mixed_batches(dtype: torch.dtype, heads: tuple[int, int], 
             past.append(kv_part)
             assert_near(got, attention(q_part, torch.cat(past, dim=1)))
             conversation.num_computed += len(q_part)
+
+
+@DTYPES
+@pytest.mark.parametrize("num_tokens", [2, 5, MAX_DRAFT_TOKENS_ON_CPU + 1])
+@pytest.mark.parametrize("past", [30, 700])
+def test_drafts_have_the_bits_that_they_get_one_by_one(dtype: torch.dtype, num_tokens: int, past: int) -> None:
+    assert MAX_DRAFT_TOKENS_ON_CPU + 1 <= FEW_TOKENS
+    shape, (num_q_heads, num_kv_heads) = shape_with(6, 2, 16), (6, 2)
+    pool, ops = BlockPool(shape, num_blocks=200, block_size=16, dtype=dtype), CpuOps()
+    packed = random(past + num_tokens, num_q_heads + 2 * num_kv_heads, 16, dtype=dtype)
+    q, k, v = packed.split([num_q_heads, num_kv_heads, num_kv_heads], dim=1)
+
+    def compute(conversation: Conversation, num_new: int) -> Tensor:
+        first = conversation.num_computed
+        new = slice(first, first + num_new)
+        with step_context(StepContext(pool.caches, pool.attention_inputs([(conversation, num_new)]), None)):
+            output = ops.attention(0, q[new], k[new], v[new], 0.25)
+        conversation.num_computed += num_new
+        return output
+
+    at_once, one_by_one = Conversation([]), Conversation([])
+    compute(at_once, past)
+    compute(one_by_one, past)
+    assert torch.equal(compute(at_once, num_tokens), torch.cat([compute(one_by_one, 1) for _ in range(num_tokens)]))
 
 
 def test_decode_of_very_different_lengths() -> None:

@@ -1,4 +1,4 @@
-"""Beginnings of texts that repeat themselves, as an application's do: records, code that is edited, quotations, logs."""
+"""Beginnings of texts that repeat themselves, as applications make them: records, edited code, quotations, logs."""
 
 from typing import Final
 

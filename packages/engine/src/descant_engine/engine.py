@@ -16,7 +16,7 @@ from descant_engine.scheduler.admission import QueueFull, RequestRefused
 from descant_engine.scheduler.plan import StepPlan
 from descant_engine.scheduler.scheduler import Scheduler
 from descant_engine.scheduler.stats import SchedulerStats
-from descant_engine.speculation.config import SpeculativeMethod
+from descant_engine.speculation.config import MAX_DRAFT_TOKENS_ON_CPU, SpeculativeMethod
 from descant_engine.speculation.ngram import NgramProposer
 from descant_engine.speculation.proposal import ModelProposer
 from descant_engine.speculation.speculation import Speculation
@@ -216,7 +216,8 @@ def _speculation(config: ResolvedConfig) -> Speculation | None:
     if wanted is None or config.shape.encoder is not None:
         return None
     proposer = NgramProposer(wanted) if wanted.method is SpeculativeMethod.NGRAM else ModelProposer()
-    return Speculation(proposer, wanted.max_tokens, adaptive=wanted.adaptive)
+    max_tokens = min(wanted.max_tokens, MAX_DRAFT_TOKENS_ON_CPU) if config.device == "cpu" else wanted.max_tokens
+    return Speculation(proposer, max_tokens, adaptive=wanted.adaptive)
 
 
 def _allowed_backends(config: ResolvedConfig) -> tuple[BackendName, ...]:

@@ -5,6 +5,9 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 
 MAX_DRAFT_TOKENS = 64
+MAX_DRAFT_TOKENS_ON_CPU = 15
+"""More than so many, and the token before them, are computed as a prompt is there: not with the bits that they would
+get one by one."""
 DEFAULT_TOKENS_OF_METHOD = {"ngram": 15, "draft_model": 5}
 MAX_MATCH = 64
 
@@ -30,7 +33,8 @@ class SpeculativeConfig:
     model: str | None = None
     """The draft model: what `EngineConfig.model` takes."""
     num_speculative_tokens: int | None = None
-    """Most tokens guessed at once; how many it is goes by what pays. None is 15 of n-grams, 5 of a model."""
+    """Most tokens guessed at once; how many it is goes by what pays. None is 15 of n-grams, 5 of a model. On the CPU
+    it is never more than 15."""
     adaptive: bool = True
     """False guesses as many tokens as it can wherever it can, paying or not."""
     prompt_lookup_min: int = 2
