@@ -55,7 +55,7 @@ def test_product(dtype: torch.dtype, num_tokens: int, with_bias: bool) -> None:
 
 
 @DTYPES
-@pytest.mark.parametrize(("num_in", "num_out"), [(96, 160), (576, 960)])
+@pytest.mark.parametrize(("num_in", "num_out"), [(96, 160), (1536, 64)])
 def test_a_row_has_the_same_bits_in_any_company(dtype: torch.dtype, num_in: int, num_out: int) -> None:
     x, product = random(40, num_in, dtype=dtype), CpuOps().product(random(num_out, num_in, dtype=dtype, seed=1), None)
     among_all = product(x)
