@@ -1,36 +1,25 @@
-"""The application as a whole: what is open to whom, OpenAI's error shape everywhere, and the process itself."""
+"""The application as a whole: what is open to whom, and OpenAI's error shape everywhere."""
 
 import asyncio
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import httpx
 import openai
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from descant_gateway.app import open_app
 from descant_gateway.config import LedgerConfig
 from descant_gateway.endpoints import ENDPOINTS, MESSAGES
-from descant_gateway.ledger.writer import LedgerWriter
 
+from .gateway_process import ADMIN
 from .gateway_under_test import (
-    PEPPER,
     Running,
     World,
     bearer,
     config_for_tests,
     database,
-    eventually,
     serving,
 )
 from .upstream import Upstream
@@ -40,7 +29,6 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "CANARY-PROMPT"}]
 OPEN_TO_ALL = {"/health", "/ready", "/metrics"}
 ADMIN_OPEN_TO_ALL = ("/admin/v1/docs", "/admin/v1/sign-in", "/admin/v1/sign-out")
 """Tested in routes/test_access.py and routes/test_sign_in.py."""
-ADMIN = {"authorization": f"Bearer {'a' * 32}"}
 
 
 @pytest.fixture
@@ -276,188 +264,3 @@ async def test_the_openai_client_talks_to_it(world: World, gateway: Running, ups
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="sk-wrong", max_retries=0) as client:
         with pytest.raises(openai.AuthenticationError):
             await client.models.list()
-
-
-# The process
-
-
-def environment(postgres_url: str, valkey_url: str, spool: Path) -> dict[str, str]:
-    return {
-        "PATH": os.environ["PATH"],
-        "DESCANT_DATABASE_URL": postgres_url,
-        "DESCANT_VALKEY_URL": valkey_url,
-        "DESCANT_KEY_PEPPER": PEPPER,
-        "DESCANT_ADMIN_KEY": "a" * 32,
-        "DESCANT_LEDGER_SPOOL_DIR": str(spool),
-        "DESCANT_SHUTDOWN_GRACE_S": "5",
-        "DESCANT_HEALTH_INTERVAL_S": "0.2",
-    }
-
-
-@contextmanager
-def gateway_process(env: dict[str, str], *args: str) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "descant_gateway", *args]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate(timeout=10)
-
-
-async def wait_until_ready(url: str, process: subprocess.Popen[bytes], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    async with httpx.AsyncClient() as client:
-        while time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()
-            try:
-                if (await client.get(f"{url}/ready")).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            await asyncio.sleep(0.05)
-    raise AssertionError("the gateway did not become ready")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-async def create_world(client: httpx.AsyncClient, upstream: Upstream) -> str:
-    """An organization's first backend, model, team and key, through the admin API. Returns the key."""
-    backend = {"name": upstream.name, "base_url": upstream.url}
-    (await client.put("/admin/v1/backends", json=backend, headers=ADMIN)).raise_for_status()
-    model = {"name": "m", "backends": [upstream.name]}
-    (await client.put("/admin/v1/models", json=model, headers=ADMIN)).raise_for_status()
-    team = await client.post("/admin/v1/teams", json={"name": "t"}, headers=ADMIN)
-    team.raise_for_status()
-    key = await client.post("/admin/v1/keys", json={"name": "k", "team_id": team.json()["id"]}, headers=ADMIN)
-    key.raise_for_status()
-    return str(key.json()["api_key"])
-
-
-async def test_sigterm_lets_the_stream_end_and_flushes_the_ledger(
-    upstream: Upstream, engine: AsyncEngine, postgres_url: str, valkey_url: str, tmp_path: Path
-) -> None:
-    upstream.num_tokens, upstream.delay_s = 10, 0.1
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    with gateway_process(environment(postgres_url, valkey_url, tmp_path), "--port", str(port)) as process:
-        await wait_until_ready(url, process)
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            key = await create_world(client, upstream)
-            await asyncio.sleep(0.5)
-            task = asyncio.create_task(client.post(CHAT, json=BODY | {"stream": True}, headers=bearer(key)))
-            await eventually(lambda: upstream.num_tokens_sent > 2)
-            process.send_signal(signal.SIGTERM)
-            reply = await task
-        assert reply.content == upstream.stream_bytes(with_usage=False)
-        out, err = await asyncio.to_thread(process.communicate, timeout=10)
-        assert process.returncode == 0, err
-    async with engine.connect() as connection:
-        rows = (await connection.exec_driver_sql("SELECT outcome, completion_tokens FROM usage_ledger")).all()
-    assert [tuple(row) for row in rows] == [("completed", 10)]
-    lines = [json.loads(line) for line in out.splitlines()]
-    (line,) = [line for line in lines if line["event"] == "request"]
-    assert (line["model"], line["status"], line["completion_tokens"], line["level"]) == ("m", 200, 10, "info")
-    assert {"request_id", "key_id", "team_id", "parent", "backend", "ttft_ms", "duration_ms", "timestamp"} <= set(line)
-    for secret in ("CANARY-PROMPT", key, key[20:], PEPPER, "a" * 32):
-        assert secret.encode() not in out + err
-
-
-async def test_a_stream_that_outlives_the_grace_is_cut_and_booked(
-    upstream: Upstream, engine: AsyncEngine, postgres_url: str, valkey_url: str, tmp_path: Path
-) -> None:
-    upstream.num_tokens, upstream.delay_s = 1000, 0.05
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    env = environment(postgres_url, valkey_url, tmp_path) | {"DESCANT_SHUTDOWN_GRACE_S": "1"}
-    with gateway_process(env, "--port", str(port)) as process:
-        await wait_until_ready(url, process)
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            key = await create_world(client, upstream)
-            await asyncio.sleep(0.5)
-            task = asyncio.create_task(client.post(CHAT, json=BODY | {"stream": True}, headers=bearer(key)))
-            await eventually(lambda: upstream.num_tokens_sent > 2)
-            process.send_signal(signal.SIGTERM)
-            await asyncio.gather(task, return_exceptions=True)
-        _, err = await asyncio.to_thread(process.communicate, timeout=10)
-        assert process.returncode == 0, err
-    await eventually(lambda: upstream.num_running == 0)
-    async with engine.connect() as connection:
-        rows = (await connection.exec_driver_sql("SELECT completion_tokens, estimated FROM usage_ledger")).all()
-    ((completion_tokens, estimated),) = rows
-    assert 2 < completion_tokens <= upstream.num_tokens_sent
-    assert estimated
-
-
-async def test_a_gateway_killed_with_a_stream_open_loses_no_charge(
-    upstream: Upstream, engine: AsyncEngine, postgres_url: str, valkey_url: str, tmp_path: Path
-) -> None:
-    """What ended a moment before is booked as it was, what ran as interrupted and for nothing, by the next gateway."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    env = environment(postgres_url, valkey_url, tmp_path)
-    with gateway_process(env, "--port", str(port)) as process:
-        await wait_until_ready(url, process)
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            key = await create_world(client, upstream)
-            await asyncio.sleep(0.5)
-            upstream.num_tokens = 7
-            tagged = bearer(key) | {"x-descant-tags": "app=search"}
-            for _ in range(5):
-                assert (await client.post(CHAT, json=BODY, headers=tagged)).status_code == 200
-            upstream.num_tokens, upstream.delay_s, num_sent = 1000, 0.05, upstream.num_tokens_sent
-            task = asyncio.create_task(client.post(CHAT, json=BODY | {"stream": True}, headers=tagged))
-            await eventually(lambda: upstream.num_tokens_sent > num_sent + 2)
-            process.kill()
-            await asyncio.gather(task, return_exceptions=True)
-    assert any(name.endswith(".journal") for name in os.listdir(tmp_path))
-    writer = LedgerWriter(engine, tmp_path)
-    await writer.start()
-    assert writer.num_recovered >= 1
-    await eventually(lambda: not writer.is_spooling)
-    await writer.close()
-    async with engine.connect() as connection:
-        rows = (await connection.exec_driver_sql("SELECT outcome, completion_tokens, tags FROM usage_ledger")).all()
-    assert sorted((row.outcome, row.completion_tokens) for row in rows) == [*[("completed", 7)] * 5, ("interrupted", 0)]
-    assert all(row.tags == {"app": "search"} for row in rows)
-
-
-def failed_start(env: dict[str, str], *args: str) -> str:
-    """What it says when it can't start; one line, no traceback."""
-    command = [sys.executable, "-m", "descant_gateway", *args]
-    finished = subprocess.run(command, env=env, capture_output=True, timeout=30, check=False)
-    assert finished.returncode == 1
-    message = finished.stderr.decode().strip()
-    assert "Traceback" not in message
-    return message
-
-
-def test_a_taken_port_is_told_in_one_line(postgres_url: str, valkey_url: str, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = str(listener.getsockname()[1])
-        message = failed_start(environment(postgres_url, valkey_url, tmp_path), "--port", port)
-    assert message.splitlines() == [f"Error: cannot listen on 127.0.0.1:{port}: the port is taken."]
-
-
-def test_a_missing_database_is_told_in_one_line(valkey_url: str, tmp_path: Path) -> None:
-    url = "postgresql://user:hunter2@127.0.0.1:1/x"
-    message = failed_start(environment(url, valkey_url, tmp_path), "--port", "0")
-    assert "the database cannot be read" in message
-    assert "hunter2" not in message
-    assert len(message.splitlines()) == 1
-
-
-def test_an_unmigrated_database_is_told_with_the_command(
-    empty_postgres_url: str, valkey_url: str, tmp_path: Path
-) -> None:
-    message = failed_start(environment(empty_postgres_url, valkey_url, tmp_path), "--port", "0")
-    assert "descant_gateway.store.migrate" in message
-
-
-def test_the_gateway_imports_without_torch() -> None:
-    code = "import sys, descant_gateway.main; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

@@ -16,7 +16,7 @@ from descant_gateway.doctor.databases import clock_finding
 from descant_gateway.doctor.finding import Finding, Verdict
 from descant_gateway.sealing import Sealer
 
-from .test_app import environment
+from .gateway_process import environment
 from .upstream import Upstream, running
 
 

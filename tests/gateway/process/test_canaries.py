@@ -8,13 +8,12 @@ from pathlib import Path
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.gateway.gateway_process import ADMIN, environment, free_port, gateway_process, wait_until_ready
 from tests.gateway.gateway_under_test import bearer
-from tests.gateway.test_app import ADMIN, CHAT, environment, free_port, gateway_process, wait_until_ready
 from tests.gateway.upstream import Upstream, running
 from tests.trace_collector import attributes_of, collecting
 
-from .test_workers import process_environment
-
+CHAT = "/v1/chat/completions"
 PROMPT, HEADER, PROVIDER, INTERNAL = "CANARY-PROMPT", "CANARY-HEADER", "CANARY-PROVIDER-KEY", "CANARY-INTERNAL-KEY"
 ERROR = 2
 """OpenTelemetry's status."""
@@ -34,7 +33,7 @@ async def test_no_canary_shows_in_logs_errors_metrics_or_traces(
     url = f"http://127.0.0.1:{port}"
     said: list[bytes] = []
     with collecting() as collector:
-        env = process_environment(postgres_url, valkey_url, tmp_path) | {
+        env = environment(postgres_url, valkey_url, tmp_path) | {
             "DESCANT_OTLP_ENDPOINT": collector.url,
             "DESCANT_INTERNAL_KEY": INTERNAL,
             "DESCANT_LOG_LEVEL": "debug",

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import httpx
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tests.gateway.gateway_process import create_world, environment, free_port, gateway_process, wait_until_ready
 from tests.gateway.gateway_under_test import bearer, eventually
-from tests.gateway.test_app import BODY, CHAT, create_world, environment, free_port, gateway_process, wait_until_ready
 from tests.gateway.upstream import Upstream
 
 from descant_gateway.process.worker_metrics import merge
 
-
-def process_environment(postgres_url: str, valkey_url: str, spool: Path) -> dict[str, str]:
-    return environment(postgres_url, valkey_url, spool) | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+CHAT = "/v1/chat/completions"
+BODY = {"model": "m", "messages": [{"role": "user", "content": "Say hello"}]}
 
 
 def children(process: subprocess.Popen[bytes]) -> list[int]:
@@ -35,7 +34,7 @@ async def test_workers_serve_together_and_drain_together(
 ) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    env = process_environment(postgres_url, valkey_url, tmp_path) | {"DESCANT_DRAIN_DELAY_S": "1"}
+    env = environment(postgres_url, valkey_url, tmp_path) | {"DESCANT_DRAIN_DELAY_S": "1"}
     with gateway_process(env, "--port", str(port), "--workers", "2") as process:
         await wait_until_ready(url, process)
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
@@ -96,7 +95,7 @@ async def test_a_parent_that_dies_takes_its_workers_along(
     upstream: Upstream, engine: AsyncEngine, postgres_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     port = free_port()
-    env = process_environment(postgres_url, valkey_url, tmp_path)
+    env = environment(postgres_url, valkey_url, tmp_path)
     with gateway_process(env, "--port", str(port), "--workers", "2") as process:
         await wait_until_ready(f"http://127.0.0.1:{port}", process)
         await eventually(lambda: len(children(process)) == 2)
@@ -113,7 +112,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_workers_that_cannot_start_say_why_once_and_end(valkey_url: str, tmp_path: Path) -> None:
-    env = process_environment("postgresql://user:hunter2@127.0.0.1:1/x", valkey_url, tmp_path)
+    env = environment("postgresql://user:hunter2@127.0.0.1:1/x", valkey_url, tmp_path)
     began = time.monotonic()
     with gateway_process(env, "--port", "0", "--workers", "2") as process:
         _, err = process.communicate(timeout=30)
