@@ -133,10 +133,10 @@ def test_a_slot_is_needed_as_well_as_blocks() -> None:
     cache.adapters.register(_manifest("b", 1))
     cache.bring("b")
     cache.finish(*cache.adapters.take_moves())
-    assert cache.bring("b") is Readiness.NO_ROOM
+    assert cache.bring("b") is Readiness.NO_SLOT
     cache.adapters.unpin("a")
     cache.adapters.add_user("a")
-    assert cache.bring("b") is Readiness.NO_ROOM, "somebody waits for a"
+    assert cache.bring("b") is Readiness.NO_SLOT, "somebody waits for a"
     assert cache.adapters.bring("b", (), 0, evict_wanted=True) is Readiness.COPYING
     assert cache.adapters.take_displaced() == ["a"]
     drop, load = cache.adapters.take_moves()

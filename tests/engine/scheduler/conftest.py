@@ -252,6 +252,7 @@ class FakeEngine:
         *,
         adapter: str | None = None,
         salt: str = "",
+        tenant: str = "",
         priority: int = 0,
         **params: Any,
     ) -> EngineRequest:
@@ -261,6 +262,7 @@ class FakeEngine:
             params=SamplingParams(**params),
             adapter_digest=adapter,
             tenant_salt=salt,
+            tenant=tenant,
             priority=priority,
         )
         self.scheduler.add(spec)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from descant_bench.scheduler_simulation import percentile, poisson
+from descant_bench.scheduler_simulation import burst, percentile, poisson
 from descant_bench.simulated_engine import Arrival, Served, SimulatedEngine
 
 SECONDS = 20
@@ -49,6 +49,26 @@ def test_being_fair_costs_little_throughput() -> None:
     seconds = max(one.finished_ms for one in [*quiet, *flood])
     alone = SimulatedEngine(1).serve(Arrival(one.arrival.at_ms, names[0]) for one in [*quiet, *flood])
     assert seconds < 1.2 * max(one.finished_ms for one in alone)
+
+
+@pytest.mark.parametrize("num_slots", [256, 32], ids=["room for all", "room for 32"])
+def test_a_burst_over_255_adapters_hardly_delays_another_tenant(num_slots: int) -> None:
+    """Not his requests to the base, and not those to an adapter that is there, whether the burst's are or not."""
+    served = burst(num_slots, tenant="trickle", num_runs=1)
+    trickle = [one.ttft_ms for one in served if one.arrival.tenant == "trickle"]
+    assert percentile(trickle, 0.5) < 60
+    assert max(trickle) < 400
+    others = [one.ttft_ms for one in served if one.arrival.tenant != "trickle"]
+    assert percentile(others, 0.5) > 4000, "there is more than the device can do"
+
+
+def test_of_256_flows_that_want_more_the_base_gets_its_turn() -> None:
+    """In one tenant, its first request beside a burst over 255 adapters waits for the places' first turn, and each
+    further one for the next: every adapter has four requests, so it has four by the time that they are done."""
+    served = burst(256, tenant="burst", num_runs=1)
+    done = max(one.first_token_ms for one in served if one.arrival.adapter not in (None, "adapter-0000"))
+    base = [one.first_token_ms for one in served if one.arrival.adapter is None and one.arrival.at_ms >= 1000]
+    assert 3 <= sum(first_ms < done for first_ms in base) <= 12
 
 
 def test_equal_demand_gets_equal_service() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from descant_engine.cache.adapter_cache import AdapterTier
 from descant_engine.request import FinishReason, RequestTimes, TokenDelta
+from descant_engine.scheduler.adapter_loading import LONG_PATIENCE_STEPS
 from descant_engine.scheduler.adapter_loading import PATIENCE_STEPS as ADAPTER_PATIENCE_STEPS
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
 from descant_engine.scheduler.plan import AdapterMoveKind, StepPlan, StepResult
@@ -562,6 +563,70 @@ def test_a_waiting_adapter_is_not_passed_by_forever(
         if "patient" in engine.finished:
             break
     engine.check_output(patient)
+    engine.run()
+
+
+def test_who_has_had_less_goes_past_a_waiting_adapter_for_longer_but_not_forever(
+    engine_of: EngineOf, manifest_of: Callable[..., Any]
+) -> None:
+    """Both slots are a quiet tenant's; another one, who has many requests to the base, waits for a third adapter."""
+    engine = engine_of(80, 2, max_num_seqs=16, max_num_batched_tokens=64)
+    for name in ("a", "b", "c"):
+        engine.scheduler.register_adapter(manifest_of(name, 2))
+    for i in range(2):
+        engine.add(f"warm{i}", [3, 4, i], adapter="ab"[i], tenant="quiet", max_tokens=6, ignore_eos=True)
+    for _ in range(5):
+        engine.step()
+    engine.add("patient", [3, 4, 5], adapter="c", tenant="busy", max_tokens=4, ignore_eos=True)
+    num_steps = 0
+    while "patient" not in engine.finished and num_steps < 4 * LONG_PATIENCE_STEPS:
+        engine.add(
+            f"quiet{num_steps}", [3, 4], adapter="ab"[num_steps % 2], tenant="quiet", max_tokens=8, ignore_eos=True
+        )
+        for i in range(4):
+            engine.add(f"busy{num_steps}-{i}", [3] * 8, tenant="busy", max_tokens=1)
+        engine.step()
+        num_steps += 1
+    assert ADAPTER_PATIENCE_STEPS < num_steps < 2 * LONG_PATIENCE_STEPS
+    engine.run()
+
+
+def test_prompts_in_every_step_leave_something_to_who_gives_way(engine_of: EngineOf) -> None:
+    """One tenant runs more than his part; another one's prompts come in every step, of one token's answer each."""
+    engine = engine_of(80, 0, max_num_seqs=16, max_num_batched_tokens=64)
+    for i in range(14):
+        engine.add(f"long{i}", [3, 4], tenant="long", max_tokens=8, ignore_eos=True)
+    for i in range(200):
+        for j in range(2):
+            engine.add(f"short{i}-{j}", [3] * 8, tenant="short", max_tokens=1)
+        engine.step()
+    assert {f"long{i}" for i in range(14)} <= engine.finished.keys()
+
+
+def test_who_waits_for_a_slot_keeps_no_base_request_waiting(
+    engine_of: EngineOf, manifest_of: Callable[..., Any]
+) -> None:
+    """Both slots are adapters' that always run; the third one is out of patience. It closes the batch to those."""
+    engine = engine_of(80, 2, max_num_seqs=16, max_num_batched_tokens=64)
+    for name in ("a", "b", "c"):
+        engine.scheduler.register_adapter(manifest_of(name, 2))
+    for i in range(2):
+        engine.add(f"warm{i}", [3, 4, i], adapter="ab"[i], max_tokens=6, ignore_eos=True)
+    for _ in range(5):
+        engine.step()
+    engine.add("patient", [3, 4, 5], adapter="c", max_tokens=4, ignore_eos=True)
+    closed = []
+    for i in range(4 * ADAPTER_PATIENCE_STEPS):
+        engine.add(f"r{i}", [3, 4, i % 20], adapter="ab"[i % 2], max_tokens=8, ignore_eos=True)
+        engine.add(f"base{i}", [3, 4, i % 20], max_tokens=1)
+        admitted = {one.request_id for one in engine.step().admitted}
+        if f"r{i}" not in admitted:
+            closed.append(f"base{i}" in admitted)
+        if "patient" in engine.finished:
+            break
+    assert "patient" in engine.finished
+    assert len(closed) > 1
+    assert all(closed), "the base takes no slot"
     engine.run()
 
 

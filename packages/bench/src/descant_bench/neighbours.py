@@ -2,9 +2,9 @@
 
     python -m descant_bench.neighbours --model FOLDER --output FX [--rates 20 60 120]
 
-FX/many.jsonl uses 256 adapters, all of its requests at once, and beside them a trickle to adapter 0 and to the base.
-Run with room for all and with room for 32 (`--max-loras 32`), the trickle must not notice, and the whole be at most a
-quarter slower:
+FX/many.jsonl has one tenant use 255 adapters, all of his requests at once, and beside him another one's trickle to
+adapter 0 and to the base, from a second before. Run with room for all and with room for 32 (`--max-loras 32`), the
+trickle must not notice, and the whole be at most a quarter slower:
 
     python -m descant_bench.throughput --model FOLDER --adapters FX/adapters --requests FX/many.jsonl \
         --prepare [--max-loras 32]
@@ -26,10 +26,13 @@ from descant_engine.model_config import resolve
 
 SECONDS = 12
 TRICKLE_PER_S = 2
-"""So few that neither the base nor adapter 0 has had more than any other adapter."""
+"""To the base, and as many to adapter 0. Far less than half of what the device can do, which is a second tenant's; the
+first one's own requests to the base would wait for their turn, one of 256."""
+BURST_S = 1.0
+"""When the burst comes: the trickle's adapter is in use by then."""
 NUM_QUIET = 20
 FLOOD = 0
-"""The adapter that floods; the quiet ones are those after it."""
+"""The adapter that floods, or the trickle's; the quiet ones are those after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +49,14 @@ class Prompts:
 
 
 def many(prompts: Prompts, num_adapters: int, each: int) -> list[RecordedRequest]:
-    """`each` requests to every adapter at once, in a random order, and a trickle beside them."""
-    order: list[int | None] = [*range(num_adapters)] * each
+    """`each` requests to every adapter but one at once, in a random order, and a trickle beside them."""
+    order: list[int | None] = [*range(FLOOD + 1, num_adapters)] * each
     random.Random(1).shuffle(order)
-    burst = [replace(request, group="burst") for request in prompts.requests(order, seed=2)]
+    burst = prompts.requests(order, seed=2)
     trickle = prompts.requests([FLOOD, None] * (SECONDS * TRICKLE_PER_S), seed=3)
     names = ("resident", "base")
-    return burst + [
-        replace(request, arrival_s=1 + index / (2 * TRICKLE_PER_S), group=names[index % 2])
+    return [replace(request, arrival_s=BURST_S, group="burst", tenant="burst") for request in burst] + [
+        replace(request, arrival_s=index / (2 * TRICKLE_PER_S), group=names[index % 2], tenant="trickle")
         for index, request in enumerate(trickle)
     ]
 

@@ -2,9 +2,11 @@
 
 A file has one JSON object a line:
 
-    {"prompt_token_ids": [...], "max_tokens": n, "adapter": number or null, "arrival_s": seconds, "group": "name"}
+    {"prompt_token_ids": [...], "max_tokens": n, "adapter": number or null, "arrival_s": seconds, "group": "name",
+     "tenant": "name"}
 
-The last two may be left out: everything arrives at once, and latencies are not reported by group.
+The last three may be left out: everything arrives at once, latencies are not reported by group, and there is one
+tenant.
 """
 
 import json
@@ -26,6 +28,7 @@ class RecordedRequest:
     """After the start of the run."""
     group: str | None = None
     """Whose latencies are reported together: "resident", "flood"."""
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ def _request(line: str, place: str) -> RecordedRequest:
             fields.get("adapter"),
             fields.get("arrival_s", 0.0),
             fields.get("group"),
+            fields.get("tenant", ""),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{place} is no recorded request: {error!r}") from error
@@ -98,4 +102,6 @@ def _fields(request: RecordedRequest) -> dict[str, object]:
         fields["arrival_s"] = request.arrival_s
     if request.group is not None:
         fields["group"] = request.group
+    if request.tenant:
+        fields["tenant"] = request.tenant
     return fields

@@ -166,6 +166,7 @@ class Replay:
                 prompt_token_ids=request.prompt_token_ids,
                 params=SamplingParams(temperature=0.0, max_tokens=request.max_tokens, ignore_eos=True),
                 adapter_digest=None if manifest is None else manifest.digest,
+                tenant=request.tenant,
                 tenant_salt=salt,
             )
         )

@@ -12,6 +12,8 @@ from dataclasses import replace
 from descant_bench.simulated_engine import H200_LORA, Arrival, CostModel, Served, SimulatedEngine
 
 NUM_QUIET = 20
+BURST = "burst"
+"""The tenant whose burst it is."""
 SETTLED_MS = 3000
 """From the start; adapters are loaded in it, and the flood begins."""
 
@@ -88,6 +90,38 @@ def flood_figures(flood_rate: float, seconds: float = 30) -> dict[str, float]:
     }
 
 
+def burst(num_slots: int, *, tenant: str, num_runs: int = 2) -> list[Served]:
+    """The last run of `descant_bench.neighbours`' many.jsonl, four requests to each of 255 adapters, with the trickle
+    to adapter 0 and the base as `tenant`'s."""
+    engine = SimulatedEngine(256, cost=H200_LORA, num_slots=num_slots)
+    order = engine.adapters[1:] * 4
+    random.Random(1).shuffle(order)
+    served = []
+    for _ in range(num_runs):
+        now = engine.clock.now_ms
+        typical = Arrival(now + 1000, tenant=BURST, num_prompt_tokens=256, num_output_tokens=128)
+        arrivals = [replace(typical, adapter=adapter) for adapter in order]
+        for index in range(48):
+            adapter = (engine.adapters[0], None)[index % 2]
+            arrivals.append(replace(typical, at_ms=now + 250 * index, adapter=adapter, tenant=tenant))
+        served = engine.serve(arrivals)
+    return served
+
+
+def burst_figures(num_slots: int, tenant: str) -> dict[str, str | float]:
+    served = burst(num_slots, tenant=tenant)
+    groups: dict[str, list[Served]] = {"burst": [], "base": [], "resident": []}
+    for one in served:
+        trickles = {None: "base", "adapter-0000": "resident"}
+        groups[trickles.get(one.arrival.adapter, "burst")].append(one)
+    figures: dict[str, str | float] = {"slots": num_slots, "trickle_of": tenant}
+    for name, members in groups.items():
+        ttft = [one.ttft_ms for one in members]
+        figures |= {f"{name}_p50_ms": round(percentile(ttft, 0.5)), f"{name}_p99_ms": round(percentile(ttft, 0.99))}
+    first_ms = min(one.arrival.at_ms for one in groups["burst"])
+    return figures | {"burst_done_s": round((max(one.finished_ms for one in groups["burst"]) - first_ms) / 1000, 1)}
+
+
 def host_figures(num_adapters: int, num_steps: int = 200) -> dict[str, float]:
     """CPU time of a decode step's schedule and update: 256 running, 1,000 queued, spread over the adapters."""
     engine = SimulatedEngine(num_adapters, num_blocks=120_000)
@@ -116,6 +150,9 @@ def main() -> None:
         print(json.dumps(neighbours_figures(rate)), flush=True)
     for flood_rate in (0, 45, 90):
         print(json.dumps(flood_figures(flood_rate)), flush=True)
+    for tenant in ("trickle", BURST):
+        for num_slots in (256, 32):
+            print(json.dumps(burst_figures(num_slots, tenant)), flush=True)
     for num_adapters in (0, 64, 1000):
         print(json.dumps(host_figures(num_adapters)), flush=True)
 

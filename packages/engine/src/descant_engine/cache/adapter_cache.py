@@ -36,6 +36,8 @@ class Readiness(IntEnum):
     """Host memory is taken by adapters whose requests came earlier."""
     NO_ROOM = 5
     """In the pool: what is in the way belongs to running requests, or to requests that came earlier."""
+    NO_SLOT = 6
+    """All are adapters' of running requests, or of requests that came earlier; requests to the base take none."""
 
 
 class AdapterTier(Enum):
@@ -161,7 +163,11 @@ class AdapterCache:
             return self._read(adapter, keep)
         if _is_too_much(self._device.num_copying_blocks, adapter, self._max_copy_blocks):
             return Readiness.IN_LINE
-        if not into_pool or not self._device.start_copy(adapter, num_spare_blocks, evict_wanted=evict_wanted):
+        if not into_pool:
+            return Readiness.NO_ROOM
+        if not self._device.make_slot_room(evict_wanted):
+            return Readiness.NO_SLOT
+        if not self._device.start_copy(adapter, num_spare_blocks, evict_wanted=evict_wanted):
             return Readiness.NO_ROOM
         self._host.touch(adapter, self._device.clock)
         return Readiness.COPYING

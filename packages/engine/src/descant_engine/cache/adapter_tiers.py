@@ -145,10 +145,19 @@ class DeviceTier:
         self._num_unwanted_blocks = 0
         self._num_wanted_blocks = 0
 
+    def make_slot_room(self, evict_wanted: bool) -> bool:
+        """Sees to it that a slot is free, evicting an idle adapter if it must."""
+        if not self._free_slots:
+            least = self._least_worthy((), evict_wanted)
+            if least is None:
+                return False
+            self._evict(*least)
+        return True
+
     def start_copy(self, adapter: Adapter, num_spare_blocks: int, *, evict_wanted: bool) -> bool:
-        """Begins to copy an adapter into the pool; False if that would not leave `num_spare_blocks` free."""
-        num_blocks = adapter.num_blocks + num_spare_blocks
-        if not self._make_slot_room(evict_wanted) or not self.make_room(num_blocks, None, evict_wanted=evict_wanted):
+        """Begins to copy an adapter into the pool, under a free slot; False if that would not leave `num_spare_blocks`
+        free."""
+        if not self.make_room(adapter.num_blocks + num_spare_blocks, None, evict_wanted=evict_wanted):
             return False
         adapter.device = Copy.LOADING
         adapter.slot = self._free_slots.pop()
@@ -233,14 +242,6 @@ class DeviceTier:
         if spared is not None and self._is_idle(spared) and (evict_wanted or spared.num_users == 0):
             count -= spared.num_blocks
         return count
-
-    def _make_slot_room(self, evict_wanted: bool) -> bool:
-        if not self._free_slots:
-            least = self._least_worthy((), evict_wanted)
-            if least is None:
-                return False
-            self._evict(*least)
-        return True
 
     def _least_worthy(self, keep: Collection[str], evict_wanted: bool) -> tuple[float, Adapter] | None:
         """First of all one that no request wants."""

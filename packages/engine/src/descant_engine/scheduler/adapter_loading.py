@@ -12,6 +12,8 @@ steps, each of which may admit some dozens."""
 PATIENCE_STEPS = 32
 """In so many steps others may be admitted past a request whose adapter finds no room in the pool; from then on nobody
 who came later is, until enough has drained. Running requests are never preempted for an adapter."""
+LONG_PATIENCE_STEPS = 8 * PATIENCE_STEPS
+"""The same for others whose shares have had less: they need not make up for what the request's own share takes."""
 
 
 class AdapterLoading:
@@ -21,6 +23,8 @@ class AdapterLoading:
         self._adapters = adapters
         self._waiting = waiting
         self._impatient: Request | None = None
+        self._lacks_slot = False
+        """What the impatient one waits for: a slot, or blocks."""
 
     def bring(self, step: StepDraft, blocked: Request | None, num_spare_blocks: int) -> None:
         """Starts what can be started. Nothing goes into the pool past `blocked`, a request that waits for room for its
@@ -44,18 +48,28 @@ class AdapterLoading:
                     into_pool=is_allowed,
                     evict_wanted=_is_impatient(request) or _goes_before(request, impatient),
                 )
-            if readiness[digest] is Readiness.NO_ROOM:
+            if readiness[digest] >= Readiness.NO_ROOM:
                 into_pool = False
-                self._age(request, step)
+                self._age(request, step, lacks_slot=readiness[digest] is Readiness.NO_SLOT)
 
     def closes_admission_to(self, request: Request) -> bool:
         """Whether room must be left to a request that came earlier and was overtaken often enough."""
-        return self._impatient is not None and order(self._impatient) < order(request)
+        if self._impatient is None or order(self._impatient) > order(request):
+            return False
+        if self._lacks_slot and request.spec.adapter_digest is None:
+            return False
+        is_ahead = request.share.is_ahead_of(self._impatient.share)
+        return not is_ahead or self._impatient.num_steps_overtaken >= LONG_PATIENCE_STEPS
 
-    def _age(self, request: Request, step: StepDraft) -> None:
+    @property
+    def is_open_to_base(self) -> bool:
+        """Whether requests without an adapter keep nobody from what he waits for."""
+        return self._impatient is None or self._lacks_slot
+
+    def _age(self, request: Request, step: StepDraft, *, lacks_slot: bool) -> None:
         request.num_steps_overtaken += step.admits_later_than(request)
         if self._impatient is None and _is_impatient(request):
-            self._impatient = request
+            self._impatient, self._lacks_slot = request, lacks_slot
 
 
 def _goes_before(request: Request, priority: int | None) -> bool:

@@ -19,6 +19,8 @@ DELAY_BY_LOWER = 0.15
 """and for those of lower priorities."""
 LEAST_TOKENS = 16
 """Of prompts, in a step that has nobody else of those who give way: they always get on."""
+MAX_STEPS_LEFT_OUT = 4
+"""In a row, of running requests whose shares give way: prompts of others may come in every step, without end."""
 USUAL_PROMPT_WEIGHT = 0.05
 """Of the latest prompt in the mean of all."""
 
@@ -34,6 +36,8 @@ class Room:
         self._times = times
         self._usual_prompt = 0.0
         """Tokens that newcomers who go first had to compute, on average."""
+        self._num_steps_left_out = 0
+        """The latest steps that had nothing of those who give way and run."""
 
     def is_over_part(self, share: Share) -> bool:
         """Whether the share runs clearly more than its part of the batch."""
@@ -65,7 +69,7 @@ class Room:
 
     def has_time_for_token(self, request: Request, step: StepDraft) -> bool:
         """For a request that gives way, whether one token of it may be in the step."""
-        if step.has_prompt_within_part:
+        if self._is_left_out(request, step):
             return False
         if (costs := self._times.costs) is None or not step.has_rest:
             return True
@@ -79,7 +83,7 @@ class Room:
         gives_way = self._precedence.gives_way(request)
         if not gives_way and not self.is_over_part(request.share):
             return step.num_tokens_left
-        if step.has_prompt_within_part:
+        if self._is_left_out(request, step):
             return 0
         num_tokens = min(self._max_prompt_tokens - step.num_prompt_tokens, step.num_tokens_left)
         if gives_way:
@@ -92,11 +96,22 @@ class Room:
             return
         step.has_prompt_within_part = True
 
+    def note_rest(self, step: StepDraft) -> None:
+        """Everybody who gives way and runs has had what there is for him."""
+        is_left_out = bool(step.postponed) and not step.has_rest
+        self._num_steps_left_out = self._num_steps_left_out + 1 if is_left_out else 0
+
     def note_newcomer(self, request: Request) -> None:
         """A request is admitted, with what the prefix cache had of it."""
         if request.num_preemptions == 0 and not self._precedence.gives_way(request):
             num_tokens = request.num_tokens - request.num_computed_tokens
             self._usual_prompt += USUAL_PROMPT_WEIGHT * (num_tokens - self._usual_prompt)
+
+    def _is_left_out(self, request: Request, step: StepDraft) -> bool:
+        """Whether somebody's first token would wait for the request's. Lower priorities may be left out for good."""
+        if not step.has_prompt_within_part:
+            return False
+        return self._num_steps_left_out < MAX_STEPS_LEFT_OUT or self._precedence.is_lower(request)
 
     def _is_kept_out(self, request: Request) -> bool:
         return self._precedence.is_lower(request) or self.is_over_part(request.share)

@@ -150,6 +150,7 @@ class Scheduler:
             self._room.open_rest(step)
             self._schedule_postponed(step)
             blocked = blocked or self._admit(step)
+            self._waiting.put_back()
         self._park_displaced()
         self._loading.bring(step, blocked, self._num_spare_blocks)
         for request in step.requests:
@@ -285,6 +286,7 @@ class Scheduler:
                 self._schedule_token(step, request)
         for request in prompts:
             self._schedule_prompt(step, request)
+        self._room.note_rest(step)
         step.postponed.clear()
 
     def _schedule_prompt(self, step: StepDraft, request: Request) -> None:
@@ -357,8 +359,13 @@ class Scheduler:
             if len(self._running) >= self._config.max_num_seqs and not self._displace(step, request):
                 return None
             digest = request.spec.adapter_digest
-            if not self._has_place(step, request) or self._loading.closes_admission_to(request):
+            if not self._has_place(step, request):
                 return None
+            if self._loading.closes_admission_to(request):
+                if not self._loading.is_open_to_base:
+                    return None
+                self._waiting.set_aside((request.share,))
+                continue
             if digest is not None and not self._adapters.is_usable(digest):
                 self._park(digest)
             elif _waits_for_prompt(request, step):
