@@ -24,7 +24,7 @@ PROBE_SHARE = 0.02
 """Of the time of plain steps, so much may go into finding out whether drafts pay again."""
 PROBE_STEPS = 3
 PROBE_COST = 3.0
-"""What a step of them is taken to cost, in plain steps."""
+"""What a step of them is taken to cost, in plain steps, before it is known."""
 PROBE_RATE = 0.7
 """How good a draft model's guesses may have become while nobody looked."""
 STEPS_BETWEEN_PAUSES = 128
@@ -82,7 +82,9 @@ class Speculation:
         self._num_steps_on = 0
         self._num_steps_off = 0
         self._probe_seconds = 0.0
-        """Saved up."""
+        """Saved up; below zero after a probe that took longer."""
+        self._probe_step_id = -1
+        """The last step that was for finding out."""
         self._num_probes_left = 0
         self._is_probing = False
         """Whether the lengths last chosen are for finding out."""
@@ -112,14 +114,18 @@ class Speculation:
         drafting = frozenset(part.request_id for part in plan.scheduled if part.num_draft_tokens)
         self._clock.launch(plan.step_id, self._kind(plan, drafting), now)
         self._drafting = drafting
-        self._count_step(bool(drafting))
+        self._count_step(plan.step_id, bool(drafting))
 
     # After a step
 
     def arrived(self, plan: StepPlan, now: float) -> None:
         """The plan's result is there."""
         seconds = self._clock.arrive(plan.step_id, now)
-        if seconds is not None and not any(part.num_draft_tokens for part in plan.scheduled):
+        if seconds is None:
+            return
+        if plan.step_id == self._probe_step_id:
+            self._probe_seconds -= seconds
+        elif not any(part.num_draft_tokens for part in plan.scheduled):
             self._probe_seconds += PROBE_SHARE * seconds
 
     def follow(self, request: Request, num_drafted: int, num_new: int) -> None:
@@ -223,7 +229,7 @@ class Speculation:
         followed.rate.observe(num_right, has_wrong)
         self._shared.observe(num_right, has_wrong)
 
-    def _count_step(self, has_drafts: bool) -> None:
+    def _count_step(self, step_id: int, has_drafts: bool) -> None:
         if not has_drafts:
             self._num_steps_off += 1
             if self._num_steps_off >= PAUSE_STEPS:
@@ -233,4 +239,5 @@ class Speculation:
         self._num_steps_off = 0
         if self._is_probing:
             self._num_probes_left = (self._num_probes_left or PROBE_STEPS) - 1
-            self._probe_seconds = 0.0
+            self._probe_seconds = min(self._probe_seconds, 0.0)
+            self._probe_step_id = step_id
