@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import httpx
 import uvicorn
 
-from descant_gateway.app import build_app, open_data_side
+from descant_gateway.app import build_app
 from descant_gateway.catalogue.snapshot import (
     AllowList,
     Backend,
@@ -33,6 +33,7 @@ from descant_gateway.config import (
     UpstreamsConfig,
     ValkeyConfig,
 )
+from descant_gateway.data_side import open_data_side
 from descant_gateway.identity import keys
 from descant_gateway.pipeline import Gateway
 from descant_gateway.process.client_protocol import ClientProtocol
