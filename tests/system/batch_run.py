@@ -1,15 +1,16 @@
 """A batch beside interactive traffic, on two gateways and two engines' processes, each killed once in the middle.
 
-`python -m tests.system.batch_run [LINES] [SECONDS]` from the repository's root. Every line must be answered exactly
-once, and the ledger must hold exactly what the answers say. Times to first token are compared with the same traffic
-without the batch.
+    python -m tests.system.batch_run [--lines 2000] [--seconds 30]
+
+Every line must be answered exactly once, and the ledger must hold exactly what the answers say. Times to first token
+are compared with the same traffic without the batch.
 """
 
+import argparse
 import asyncio
 import contextlib
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -155,10 +156,14 @@ def percentile(values: list[float], share: float) -> float:
     return values[min(len(values) - 1, int(share * len(values)))]
 
 
-def main(num_lines: int = 2000, alone_s: float = 30.0) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lines", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of the traffic without the batch")
+    args = parser.parse_args()
     os.environ["DESCANT_BATCH_LEASE_S"] = LEASE_S
     with tempfile.TemporaryDirectory(prefix="descant-") as folder:
-        ended = asyncio.run(run(Path(folder), num_lines, alone_s))
+        ended = asyncio.run(run(Path(folder), args.lines, args.seconds))
     ended.check()
     print(f"{ended.num_lines} lines in {ended.seconds:.1f} s, each answered and booked once")
     for share in (0.5, 0.99):
@@ -167,4 +172,4 @@ def main(num_lines: int = 2000, alone_s: float = 30.0) -> None:
 
 
 if __name__ == "__main__":
-    main(*(int(text) for text in sys.argv[1:3]))
+    main()

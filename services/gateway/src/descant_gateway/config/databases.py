@@ -16,7 +16,8 @@ class DatabaseConfig:
     url: Secret
     """postgresql://user:password@host:port/database; a folder of unix sockets as ?host=/path."""
     pool_size: int = 4
-    """Connections per process; the request path uses none."""
+    """Connections of each of two pools, for the admin API and usage, and for what clients leave. The request path uses
+    none; what listens and sums has four of its own."""
     listen: bool = True
     """False behind a pooler that knows no LISTEN (PgBouncer in transaction mode): Valkey tells of changes alone."""
 
