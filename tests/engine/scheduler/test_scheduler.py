@@ -826,3 +826,13 @@ def test_stats_say_where_each_adapter_is(engine_of: EngineOf, manifest_of: Calla
     }
     assert (stats.num_adapter_loads, stats.num_adapter_evictions) == (2, 1)
     assert [stats.num_adapters(tier) for tier in AdapterTier] == [1, 1, 1]
+
+
+def test_stats_tell_what_nobody_waits_for(engine_of: EngineOf) -> None:
+    engine = engine_of(40, 0, max_num_seqs=2)
+    for i, priority in enumerate((0, -1, 5, 1000, 1000)):
+        engine.add(f"r{i}", [3, 4], priority=priority, max_tokens=2, ignore_eos=True)
+    engine.step()
+    assert engine.scheduler.stats().num_below_default == 3
+    engine.run()
+    assert engine.scheduler.stats().num_below_default == 0

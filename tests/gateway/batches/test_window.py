@@ -1,6 +1,7 @@
 """How many lines of batches run at once."""
 
-from descant_gateway.batches.window import DECREASE_EVERY_S, RECENT_S, SHARE_BESIDE_OTHERS, Window
+from descant_gateway.batches.window import DECREASE_EVERY_S, RECENT_S, SHARE_BESIDE_OTHERS, Window, serves_others
+from descant_wire.load import EngineLoad
 
 LIMIT = 16
 
@@ -47,3 +48,21 @@ def test_running_lines_take_from_it() -> None:
     window = _opened(Window(LIMIT))
     assert window.room(LIMIT - 1, 0.0, others_run=False, anybody_waits=False) == 1
     assert window.room(LIMIT, 0.0, others_run=True, anybody_waits=True) < 0
+
+
+def test_an_engine_that_knows_tells_lines_from_what_somebody_waits_for() -> None:
+    def load(*, num_below_default: int, verifies_identity: bool = True) -> EngineLoad:
+        return EngineLoad(
+            num_running=3,
+            num_waiting=1,
+            num_below_default=num_below_default,
+            max_running=16,
+            num_queued_tokens=0,
+            kv_usage=0.0,
+            residency=1,
+            verifies_identity=verifies_identity,
+        )
+
+    assert serves_others(load(num_below_default=3))
+    assert not serves_others(load(num_below_default=4))
+    assert not serves_others(load(num_below_default=0, verifies_identity=False)), "it takes lines for others' requests"

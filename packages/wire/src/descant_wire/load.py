@@ -24,6 +24,8 @@ class EngineLoad(Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: int = LOAD_VERSION
     num_running: int
     num_waiting: int
+    num_below_default: int = 0
+    """Of both, those of lower priority than the default: batches, which nobody waits for."""
     max_running: int
     """Requests that the engine runs at once; more than these wait."""
     num_queued_tokens: int

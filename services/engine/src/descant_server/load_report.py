@@ -33,6 +33,7 @@ class LoadReport:
             EngineLoad(
                 num_running=stats.num_running,
                 num_waiting=stats.num_waiting,
+                num_below_default=stats.num_below_default,
                 max_running=engine.config.max_num_seqs,
                 num_queued_tokens=stats.num_queued_tokens,
                 kv_usage=round(stats.block_usage, 4),

@@ -48,6 +48,10 @@ class Precedence:
             del self._num_unfinished[priority]
             self._last_seen[priority] = now
 
+    def num_below(self, priority: int) -> int:
+        """Unfinished requests of lower priorities, which are larger numbers."""
+        return sum(count for each, count in self._num_unfinished.items() if each > priority)
+
     def run(self, share: Share, difference: int) -> None:
         """One request of the share more, or less, is in the batch."""
         share.run(difference)

@@ -221,6 +221,7 @@ class Scheduler:
             num_running=len(self._running),
             num_waiting=len(self._waiting),
             num_waiting_for_adapter=self._waiting.num_parked,
+            num_below_default=self._precedence.num_below(0),
             num_queued_tokens=sum(r.num_tokens - r.num_computed_tokens for r in self._requests.values()),
             block_usage=1 - self._pool.num_free_blocks / self._pool.num_blocks,
             prefix_query_tokens=self._kv.num_query_tokens,

@@ -29,6 +29,8 @@ class SchedulerStats:
     num_waiting_for_adapter: int
     num_queued_tokens: int
     """Tokens of all these that are known and not computed yet: the work ahead before anybody new is served."""
+    num_below_default: int = 0
+    """Running or waiting, of lower priority than 0: batches, which nobody waits for."""
     num_waiting_for_grammar: int = 0
     """Until it is compiled."""
     block_usage: float

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from descant_gateway.batches.input_file import InputFile
 from descant_gateway.batches.line import LineReply, result_of, serve_line, unanswered
-from descant_gateway.batches.window import Window
+from descant_gateway.batches.window import Window, serves_others
 from descant_gateway.identity.authenticate import Caller, holder_of
 from descant_gateway.pipeline import Gateway
 from descant_gateway.sealing import UnsealError
@@ -134,12 +134,13 @@ class BatchRunner:
         if gateway.fair_share.num_waiting:
             return 0
         states = gateway.backends.states.values()
-        reports = [report for state in states if (report := state.fresh_report(now)) is not None]
+        loads = [report.load for state in states if (report := state.fresh_report(now)) is not None]
+        others_run_here = sum(state.num_in_flight for state in states) > len(self._running)
         return self._window.room(
             len(self._running),
             now,
-            others_run=sum(state.num_in_flight for state in states) > len(self._running),
-            anybody_waits=any(report.load.num_waiting for report in reports),
+            others_run=others_run_here or any(serves_others(load) for load in loads),
+            anybody_waits=any(load.num_waiting for load in loads),
         )
 
     async def _run(self, line: Line, claimed: ClaimedLines, vault: Vault) -> None:

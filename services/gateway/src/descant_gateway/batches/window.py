@@ -6,8 +6,10 @@ Lines that would only wait at an engine are left in the database, where they cos
 
 from typing import Final
 
+from descant_wire.load import EngineLoad
+
 SHARE_BESIDE_OTHERS: Final = 4
-"""While other requests run through this process, only one in so many of the places for lines is used,"""
+"""While other requests run, only one in so many of the places for lines is used,"""
 RECENT_S: Final = 5.0
 """and for so long after the last of them: people who chat pause between two questions."""
 DECREASE_EVERY_S: Final = 1.0
@@ -39,3 +41,9 @@ class Window:
     def note_answer(self) -> None:
         """A line was answered: after a window of them there may be one more."""
         self._size += 1 / self._size
+
+
+def serves_others(load: EngineLoad) -> bool:
+    """Whether somebody waits for one of the engine's requests, through whichever gateway. Only an engine that verifies
+    identities knows which of them are lines of batches."""
+    return load.verifies_identity and load.num_running + load.num_waiting > load.num_below_default
