@@ -5,15 +5,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import asyncpg
 import httpx
 import openai
 import pytest
 
 from descant_gateway.app import open_app
-from descant_gateway.config import LedgerConfig
+from descant_gateway.config import DatabaseConfig, LedgerConfig
 from descant_gateway.endpoints import ENDPOINTS, MESSAGES
 
-from .gateway_process import ADMIN
+from .gateway_process import ADMIN, create_world
 from .gateway_under_test import (
     Running,
     World,
@@ -102,6 +103,25 @@ async def test_a_user_s_key_is_no_admin_key_and_the_reverse(
     client, _ = whole
     assert (await client.get("/v1/models", headers=ADMIN)).status_code == 401
     assert (await client.get("/admin/v1/teams", headers=bearer(world.add_key()))).status_code == 401
+
+
+async def test_a_process_opens_no_more_connections_than_it_says(
+    whole: tuple[httpx.AsyncClient, object], postgres_url: str
+) -> None:
+    """However much is asked of each of its pools at once."""
+    client, _ = whole
+    key = await create_world(client, Upstream(url="http://127.0.0.1:1"))
+    await asyncio.sleep(0.5)
+    upload = {"file": ("in.jsonl", b"{}")}
+    asked = [client.get("/admin/v1/teams", headers=ADMIN) for _ in range(30)]
+    asked += [client.post("/v1/files", data={"purpose": "batch"}, files=upload, headers=bearer(key)) for _ in range(9)]
+    assert {reply.status_code for reply in await asyncio.gather(*asked)} == {200}
+    connection = await asyncpg.connect(postgres_url)
+    ours = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1"
+    num_open = await connection.fetchval(ours, "descant-gateway")
+    await connection.close()
+    pool_size = DatabaseConfig.pool_size
+    assert 2 * pool_size <= num_open <= database(postgres_url).max_connections
 
 
 async def test_models_are_those_that_the_key_may_use(world: World, gateway: Running) -> None:

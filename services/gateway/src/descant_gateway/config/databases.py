@@ -16,10 +16,15 @@ class DatabaseConfig:
     url: Secret
     """postgresql://user:password@host:port/database; a folder of unix sockets as ?host=/path."""
     pool_size: int = 4
-    """Connections of each of two pools, for the admin API and usage, and for what clients leave. The request path uses
-    none; what listens and sums has four of its own."""
+    """Connections of each of two pools: for the admin API and usage, and for what clients leave. The request path uses
+    none."""
     listen: bool = True
     """False behind a pooler that knows no LISTEN (PgBouncer in transaction mode): Valkey tells of changes alone."""
+
+    @property
+    def max_connections(self) -> int:
+        """That one process opens: besides the pools, two for the catalogue and two that sum usage and reconcile."""
+        return 2 * self.pool_size + 4
 
     @classmethod
     def read(cls, read: EnvironmentReader) -> Self:

@@ -18,8 +18,6 @@ from descant_gateway.store.session import is_outage
 MAX_SKEW_S: Final = 2.0
 MIN_POSTGRES: Final = 150_000
 """15: unique constraints that take nulls for equal."""
-CONNECTIONS_BESIDE: Final = 4
-"""Of each process: the catalogue's feed, its listener, migrations."""
 
 
 async def examine_postgres(config: GatewayConfig, engine: AsyncEngine) -> AsyncIterator[Finding]:
@@ -54,7 +52,7 @@ async def _postgres_clock(connection: AsyncConnection) -> Finding:
 async def _postgres_connections(connection: AsyncConnection, config: GatewayConfig) -> Finding:
     most = int((await connection.execute(text("SHOW max_connections"))).scalar_one())
     processes = config.process.num_processes * config.process.workers
-    needed = processes * (config.database.pool_size + CONNECTIONS_BESIDE)
+    needed = processes * config.database.max_connections
     if needed > most:
         return problem(
             f"{processes} gateway processes may open {needed} connections, PostgreSQL takes {most}",
