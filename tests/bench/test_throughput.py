@@ -8,7 +8,14 @@ import pytest
 from descant_bench import residents, throughput
 from descant_bench.recorded import read_requests
 
+from .engine_server import save_tiny_model
+
 FAST = ("--load-format", "dummy", "--device", "cpu", "--dtype", "float32", "--num-blocks", "64", "--max-num-seqs", "8")
+
+PREFIXES = (
+    *("--dataset-name", "prefix_repetition", "--prefix-repetition-prefix-len", 4, "--prefix-repetition-suffix-len", 3),
+    *("--prefix-repetition-num-prefixes", 2, "--prefix-repetition-output-len", 1),
+)
 
 
 @pytest.fixture
@@ -56,6 +63,48 @@ def test_latencies_come_by_group_and_from_arrival(tiny_config: Path, tmp_path: P
     assert run["s"] >= late
     assert set(run["groups"]) == {"early", "late"}
     assert 0 < run["groups"]["late"]["ttft_p99_ms"] < 1e3 * late
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "num_tokens"),
+    [
+        (("--input-len", 5, "--output-len", 2), "random-5in-2out-3", 7),
+        (PREFIXES, "prefix_repetition-3", 8),
+    ],
+)
+def test_prompts_may_be_of_a_data_set(  # type: ignore[no-untyped-def]
+    options: tuple[object, ...], name: str, num_tokens: int, tiny_config: Path, tmp_path: Path, run_main
+) -> None:
+    output = tmp_path / "out.json"
+    run_main(
+        throughput.main,
+        *("--model", tiny_config, "--num-prompts", 3, "--repeats", 1, "--output-json", output, *options, *FAST),
+    )
+    case = json.loads(output.read_text())["cases"][name]["median"]
+    assert case["total_tok_s"] / case["req_s"] == pytest.approx(num_tokens, rel=0.05)
+
+
+@pytest.fixture
+def model_path(tmp_path: Path) -> Path:
+    """With a tokenizer, of one token a byte."""
+    return save_tiny_model(tmp_path / "model")
+
+
+def test_conversations_are_read_by_the_models_tokenizer(model_path: Path, tmp_path: Path, run_main) -> None:  # type: ignore[no-untyped-def]
+    path, output = tmp_path / "conversations.json", tmp_path / "out.json"
+    path.write_text(json.dumps([{"conversations": [{"value": "12345678"}, {"value": "123456"}]}]))
+    run_main(
+        throughput.main,
+        *("--model", model_path, "--dataset-name", "sharegpt", "--dataset-path", path, "--num-prompts", 4),
+        *("--repeats", 1, "--output-json", output, *FAST),
+    )
+    case = json.loads(output.read_text())["cases"]["sharegpt-4"]["median"]
+    assert case["total_tok_s"] / case["req_s"] == pytest.approx(8 + 6, rel=0.05)
+
+
+def test_a_data_set_without_its_file_is_refused(model_path: Path, run_main) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SystemExit, match="--dataset-path"):
+        run_main(throughput.main, "--model", model_path, "--dataset-name", "sharegpt", *FAST)
 
 
 def test_adapters_without_a_folder_are_refused(cases: Path, tiny_config: Path, run_main) -> None:  # type: ignore[no-untyped-def]

@@ -21,17 +21,10 @@ from tqdm import tqdm
 
 from descant_bench.online.arrivals import arrival_times, choose_names
 from descant_bench.online.client import ENDPOINTS, Target
+from descant_bench.online.dataset_options import add_dataset_options, dataset_requests
 from descant_bench.online.load import Arrival, LoadResult, run_load
 from descant_bench.online.metrics import METRIC_TITLES, measure, parse_promises, samples
-from descant_bench.online.prompts import (
-    DEFAULT_VOCAB_SIZE,
-    PrefixRepetition,
-    RandomPrompts,
-    SampleRequest,
-    ShareGpt,
-    Tokenizer,
-    TokenSource,
-)
+from descant_bench.online.prompts import DEFAULT_VOCAB_SIZE, SampleRequest, Tokenizer, TokenSource
 from descant_bench.online.report import print_metrics, result_fields
 
 
@@ -85,26 +78,7 @@ async def _measure(args: argparse.Namespace, arrivals: Sequence[Arrival]) -> Loa
 def _requests(args: argparse.Namespace, rng: random.Random) -> Iterator[SampleRequest]:
     tokenizer = _load_tokenizer(args.tokenizer)
     source = TokenSource(rng, tokenizer, needs_text=args.backend == "openai-chat", vocab_size=args.vocab_size)
-    if args.dataset_name == "sharegpt":
-        if args.dataset_path is None:
-            raise ValueError("--dataset-name sharegpt needs the file: --dataset-path FILE.json")
-        yield from ShareGpt(path=args.dataset_path, output_len=args.sharegpt_output_len).requests(
-            args.num_prompts, tokenizer, rng
-        )
-    elif args.dataset_name == "prefix_repetition":
-        yield from PrefixRepetition(
-            prefix_len=args.prefix_repetition_prefix_len,
-            suffix_len=args.prefix_repetition_suffix_len,
-            num_prefixes=args.prefix_repetition_num_prefixes,
-            output_len=args.prefix_repetition_output_len,
-        ).requests(args.num_prompts, source, rng)
-    else:
-        yield from RandomPrompts(
-            input_len=args.random_input_len,
-            output_len=args.random_output_len,
-            range_ratio=args.random_range_ratio,
-            prefix_len=args.random_prefix_len,
-        ).requests(args.num_prompts, source, rng)
+    return dataset_requests(args, source, tokenizer, rng)
 
 
 def _load_tokenizer(name: str | None) -> Tokenizer | None:
@@ -190,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     _add_target_options(parser.add_argument_group("server"))
     _add_load_options(parser.add_argument_group("load"))
-    _add_dataset_options(parser.add_argument_group("prompts"))
+    add_dataset_options(parser.add_argument_group("prompts"))
     _add_result_options(parser.add_argument_group("results"))
     return parser
 
@@ -211,7 +185,6 @@ def _add_target_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_load_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--num-prompts", type=int, default=1000)
     group.add_argument("--request-rate", type=float, default=float("inf"), help="a second; inf sends all at once")
     group.add_argument("--burstiness", type=float, default=1.0, help="1: Poisson; below: bursts; above: steadier")
     group.add_argument("--max-concurrency", type=int)
@@ -222,20 +195,6 @@ def _add_load_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--top-p", type=float)
     group.add_argument("--top-k", type=int)
     group.add_argument("--extra-body", default="{}", metavar="JSON", help="further fields of every request")
-
-
-def _add_dataset_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--dataset-name", default="random", choices=["random", "sharegpt", "prefix_repetition"])
-    group.add_argument("--dataset-path", type=Path, metavar="FILE.json")
-    group.add_argument("--random-input-len", type=int, default=1024)
-    group.add_argument("--random-output-len", type=int, default=128)
-    group.add_argument("--random-range-ratio", type=float, default=0.0)
-    group.add_argument("--random-prefix-len", type=int, default=0)
-    group.add_argument("--sharegpt-output-len", type=int)
-    group.add_argument("--prefix-repetition-prefix-len", type=int, default=256)
-    group.add_argument("--prefix-repetition-suffix-len", type=int, default=256)
-    group.add_argument("--prefix-repetition-num-prefixes", type=int, default=10)
-    group.add_argument("--prefix-repetition-output-len", type=int, default=128)
 
 
 def _add_result_options(group: argparse._ArgumentGroup) -> None:

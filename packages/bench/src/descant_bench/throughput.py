@@ -1,7 +1,8 @@
-"""Offline throughput of the engine on recorded requests: one engine, any number of cases, nothing (de)tokenised.
+"""Offline throughput of the engine: one engine, any number of cases, nothing (de)tokenised.
 
     python -m descant_bench.throughput --model FOLDER --requests CASE.jsonl [CASE.jsonl ...] [--adapters FOLDER]
     python -m descant_bench.throughput --model FOLDER --num-prompts 1000 --input-len 512 --output-len 256
+    python -m descant_bench.throughput --model FOLDER --dataset-name sharegpt --dataset-path FILE.json
 
 A case has {"prompt_token_ids": [...], "max_tokens": n, "adapter": number or null} a line (see `recorded`); adapter 7 is
 FOLDER/0007. Prints one JSON object a run (s, out_tok_s, total_tok_s, req_s over the whole call, prefill included) and
@@ -11,6 +12,7 @@ adapters into memory; it is reported and left out of the median.
 
 import argparse
 import json
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,11 +21,14 @@ from pathlib import Path
 from descant_bench.ceilings import add_ceiling_options, ceilings
 from descant_bench.engine_options import add_engine_options, engine_config
 from descant_bench.environment import Environment, describe_environment, peak_memory_bytes
-from descant_bench.recorded import RecordedRequest, random_requests, read_requests
+from descant_bench.online.dataset_options import add_dataset_options, dataset_requests
+from descant_bench.online.prompts import TokenSource
+from descant_bench.recorded import RecordedRequest, read_requests
 from descant_bench.replay import Replay, RunResult, median_run
 from descant_bench.step_work import Ceilings
 from descant_engine.engine import Engine
 from descant_engine.steady_heap import settle_heap
+from descant_engine.text.tokenizer import Tokenizer, TokenizerError
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ def measure_case(
 def main() -> None:
     args = _parser().parse_args()
     config = engine_config(args, with_adapters=args.adapters is not None)
+    asked = _cases(args, config.shape.vocab_size)
     limits = ceilings(args, config.device, config.dtype) if args.roofline else None
     start = time.perf_counter()
     replay = Replay(config, args.adapters)
@@ -80,7 +86,7 @@ def main() -> None:
     report = ThroughputReport(
         startup, prepare, describe_environment(config.device, args.commit), asdict(config.user), cases
     )
-    for name, requests in _cases(args, config.shape.vocab_size):
+    for name, requests in asked:
         case = measure_case(replay, requests, name=name, num_warmups=args.warmups, repeats=args.repeats, limits=limits)
         cases[name] = case
         print(_summary(case.median), flush=True)
@@ -97,14 +103,39 @@ def prepare_s(engine: Engine) -> float:
 
 
 def _cases(args: argparse.Namespace, vocab_size: int) -> Iterator[tuple[str, list[RecordedRequest]]]:
-    for path in args.requests:
-        yield path.stem, read_requests(path)
-    if not args.requests:
-        name = f"random-{args.input_len}in-{args.output_len}out-{args.num_prompts}"
-        yield (
-            name,
-            random_requests(args.num_prompts, args.input_len, args.output_len, vocab_size=vocab_size, seed=args.seed),
-        )
+    """By name. Files are read as their turn comes; without any there is one case, of the data set that is asked for.
+
+    Raises:
+        SystemExit: that one cannot be made.
+    """
+    if args.requests:
+        return ((path.stem, read_requests(path)) for path in args.requests)
+    try:
+        return iter([(_dataset_name(args), list(_dataset(args, vocab_size)))])
+    except (ValueError, OSError, TokenizerError) as error:
+        raise SystemExit(str(error)) from error
+
+
+def _dataset_name(args: argparse.Namespace) -> str:
+    if args.dataset_name != "random":
+        return f"{args.dataset_name}-{args.num_prompts}"
+    return f"random-{args.random_input_len}in-{args.random_output_len}out-{args.num_prompts}"
+
+
+def _dataset(args: argparse.Namespace, vocab_size: int) -> Iterator[RecordedRequest]:
+    """The texts of a file are read by the model's own tokenizer."""
+    rng = random.Random(args.seed)
+    tokenizer = Tokenizer.load(args.model) if args.dataset_name == "sharegpt" else None
+    source = TokenSource(rng, None, needs_text=False, vocab_size=vocab_size)
+    for request in dataset_requests(args, source, tokenizer, rng):
+        yield RecordedRequest(_token_ids(request.prompt, tokenizer), request.max_tokens)
+
+
+def _token_ids(prompt: str | tuple[int, ...], tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    if isinstance(prompt, tuple):
+        return prompt
+    assert tokenizer is not None, "only a file's prompts are texts"
+    return tuple(tokenizer.encode(prompt, add_special_tokens=False))
 
 
 def _summary(run: RunResult) -> str:
@@ -118,16 +149,14 @@ def _summary(run: RunResult) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=Path, nargs="+", default=[], metavar="CASE.jsonl")
-    parser.add_argument("--num-prompts", type=int, default=1000, help="without --requests: random prompts")
-    parser.add_argument("--input-len", type=int, default=1024)
-    parser.add_argument("--output-len", type=int, default=128)
     parser.add_argument("--adapters", type=Path, metavar="FOLDER", help="with a folder 0000, 0001, ... an adapter")
     parser.add_argument("--repeats", type=_at_least_one, default=3, help="runs of each case after the warm-ups")
     parser.add_argument("--warmups", type=int, default=1)
     parser.add_argument("--prepare", action="store_true", help="capture CUDA graphs first, for latencies' sake")
     parser.add_argument("--roofline", action="store_true", help="compare each run with what its bytes allow")
-    parser.add_argument("--output", type=Path, metavar="OUT.json")
+    parser.add_argument("--output", "--output-json", type=Path, metavar="OUT.json")
     parser.add_argument("--commit", help="for the report; asked of git where left out")
+    add_dataset_options(parser.add_argument_group("prompts", "where there are no recorded requests"))
     add_engine_options(parser)
     add_ceiling_options(parser)
     return parser
