@@ -77,6 +77,14 @@ def test_the_truth_replaces_the_estimate() -> None:
     assert [each.team_id for each in popped(queue, 2)] == [A, B]
 
 
+def test_what_was_served_without_waiting_saves_up_nothing() -> None:
+    """Its estimate was never counted, so that what it did not use of it is nobody's credit."""
+    queue = filled(*(ask(A) for _ in range(30)), *(ask(B) for _ in range(30)))
+    popped(queue, 2)
+    queue.correct(ask(A, 4096), 10)
+    assert sum(each.team_id == A for each in popped(queue, 20)) == 10
+
+
 def test_who_leaves_is_not_served_and_leaves_once() -> None:
     stays, leaves = ask(), ask()
     queue = filled(leaves, stays)

@@ -13,7 +13,7 @@ from uuid import UUID
 class Ask:
     """One request that waits. Compared by identity."""
 
-    __slots__ = ("num_tokens", "priority", "team_id", "weight")
+    __slots__ = ("is_counted", "num_tokens", "priority", "team_id", "weight")
 
     def __init__(self, team_id: UUID, *, num_tokens: int, priority: int = 0, weight: int = 1) -> None:
         self.team_id = team_id
@@ -21,6 +21,8 @@ class Ask:
         """Estimated; `FairQueue.correct` puts the truth in its place."""
         self.priority = priority
         self.weight = weight
+        self.is_counted = False
+        """Its team's counter has its estimate: it waited, and got its turn."""
 
 
 class QueueFull(Exception):
@@ -51,6 +53,7 @@ class _Band:
         ask = self.waiting[team_id].popleft()
         self.served_at = max(self.served_at, self.counters[team_id])
         self.counters[team_id] += ask.num_tokens / ask.weight
+        ask.is_counted = True
         self._forget_if_idle(team_id)
         return ask
 
@@ -113,9 +116,9 @@ class FairQueue:
         return is_removed
 
     def correct(self, ask: Ask, num_tokens: int) -> None:
-        """What a served request really came to."""
+        """What a served request really came to. Of one that need not wait nothing was counted, and nothing is."""
         band = self._bands.get(ask.priority)
-        if band is not None and ask.team_id in band.counters:
+        if ask.is_counted and band is not None and ask.team_id in band.counters:
             band.counters[ask.team_id] += (num_tokens - ask.num_tokens) / ask.weight
 
     def position(self, ask: Ask) -> int:
