@@ -1,8 +1,8 @@
 """Whole replies used again, for teams that switched it on: the same request of the same team within the time.
 
 Only what would be the same: not streamed, temperature 0 or a seed. A hit costs nothing and no tokens; it counts as a
-request. Entries are sealed by a key of the team's, so
-that neither another team nor who reads Valkey has any use of them.
+request. Entries are sealed by a key of the team's, so that neither another team nor who reads Valkey has any use of
+them.
 """
 
 import asyncio
@@ -32,15 +32,17 @@ MAX_ENTRIES: Final = 1000
 """Of one team; the oldest go first."""
 
 _STORE: Final = """
+local now = redis.call('TIME')
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-redis.call('ZADD', KEYS[2], ARGV[3], KEYS[1])
+redis.call('ZADD', KEYS[2], now[1] * 1000000 + now[2], KEYS[1])
 redis.call('EXPIRE', KEYS[2], ARGV[2])
-local over = redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[4])
+local over = redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[3])
 if over > 0 then
   local oldest = redis.call('ZPOPMIN', KEYS[2], over)
   for i = 1, #oldest, 2 do redis.call('DEL', oldest[i]) end
 end
 """
+"""By Valkey's clock: each gateway's own would let those of the machine that was started last look the oldest."""
 _FAILURES: Final = (RedisError, OSError, TimeoutError)
 _JSON: Final = ((b"content-type", b"application/json"),)
 _log = structlog.get_logger("descant_gateway.response_cache")
@@ -99,8 +101,7 @@ class ResponseCache:
         nonce = os.urandom(NONCE_LENGTH)
         sealed = nonce + self._cipher(tenant).encrypt(nonce, reply, name.encode())
         keys = (name, f"{_tag(tenant)}:index")
-        now_ms = asyncio.get_running_loop().time() * 1000
-        arguments: tuple[Any, ...] = (sealed, ttl_s, now_ms, self._max_entries)
+        arguments: tuple[Any, ...] = (sealed, ttl_s, self._max_entries)
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._valkey.eval(_STORE, len(keys), *keys, *arguments)
