@@ -1,9 +1,9 @@
 """A batch beside people who chat, on a real engine with a real model, two gateways, PostgreSQL and Valkey.
 
-`python -m tests.system.batch_beside [MODEL] [LINES] [SECONDS] [RATE]` from the repository's root; MODEL is `smollm2` or
-`random`. A batch of LINES is let run and held in turns, SECONDS each, so that a noisy machine is as noisy for both;
-then it runs to its end, with the engine and a gateway killed on the way. Every line must be answered once, and the
-ledger must hold what the answers say.
+`python -m tests.system.batch_beside [MODEL] [LINES] [SECONDS] [RATE] [OUTPUT]` from the repository's root; MODEL is
+`smollm2` or `random`, OUTPUT a file for the figures as JSON. A batch of LINES is let run and held in turns, SECONDS
+each, so that a noisy machine is as noisy for both; then it runs to its end, with the engine and a gateway killed on the
+way. Every line must be answered once, and the ledger must hold what the answers say.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
@@ -25,6 +25,7 @@ from openai.types import Batch
 from tests.system.batch_run import LEASE_S, begin, begin_client, outcome, percentile, run_through_kills
 from tests.system.faults.plant import MODEL, Plant, running_plant
 
+from descant_bench.environment import describe_environment
 from descant_cli.up.options import find_model
 
 NUM_PHASES = 6
@@ -181,6 +182,7 @@ async def measure(plant: Plant, num_lines: int, seconds: float, rate: float) -> 
     result["batch"] = {
         "lines": ended.num_lines,
         "seconds": round(ended.seconds, 1),
+        "kills": {"engine": plant.engines[0].num_starts - 1, "gateway": plant.gateways[0].num_starts - 1},
         "answered_once": len(set(ended.custom_ids)),
         "ledger_rows": ended.ledger_rows,
         "answered_tokens": ended.answered_tokens,
@@ -201,13 +203,24 @@ def _first_tokens(phases: list[Phase], samples: dict[bool, list[float]], rate: f
     }
 
 
-async def main(model: str = "random", num_lines: int = 2000, seconds: float = 30.0, rate: float = 5.0) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+async def run(model: str, num_lines: int, seconds: float, rate: float) -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="descant-") as folder:
         async with running_plant(Path(folder), num_engines=1, engine=engine_command(model), settings=SETTINGS) as plant:
-            result = await measure(plant, num_lines, seconds, rate)
-    print(json.dumps(result))
+            return await measure(plant, num_lines, seconds, rate)
+
+
+def main(
+    model: str = "random", num_lines: str = "2000", seconds: str = "30", rate: str = "5", output: str | None = None
+) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    command = f"python -m tests.system.batch_beside {model} {num_lines} {seconds} {rate}"
+    environment = asdict(replace(describe_environment("cpu"), command=command))
+    result = asyncio.run(run(model, int(num_lines), float(seconds), float(rate)))
+    text = json.dumps(environment | {"cores": os.cpu_count(), "model": model} | result, indent=1)
+    if output is not None:
+        Path(output).write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:2], *(int(text) for text in sys.argv[2:3]), *(float(text) for text in sys.argv[3:5])))
+    main(*sys.argv[1:])

@@ -14,6 +14,6 @@ async def test_a_batch_is_answered_once_through_the_death_of_an_engine_and_a_gat
 ) -> None:
     monkeypatch.setenv("DESCANT_BATCH_LEASE_S", LEASE_S)
     with tempfile.TemporaryDirectory(prefix="descant-") as folder:
-        outcome = await run(Path(folder), 200, 1.0)
+        outcome = await run(Path(folder), 60, 0.5)
     outcome.check()
     assert outcome.ttft_beside_ms
