@@ -136,6 +136,8 @@ async def test_a_record_that_postgres_refuses_costs_no_other(
         msgspec.json.decode(path.read_bytes(), type=UsageRecord) for path in (tmp_path / "spool/rejected").iterdir()
     ]
     assert charge_ids(kept) == charge_ids(refused)
+    async with engine.connect() as connection:  # the day's partition was made all the same
+        assert (await connection.execute(text("SELECT count(*) FROM usage_ledger_default"))).scalar_one() == 0
 
 
 async def test_partitions_are_made_ahead(writer: LedgerWriter, engine: AsyncEngine) -> None:

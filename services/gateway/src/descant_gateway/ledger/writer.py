@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import structlog
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from descant_gateway.ledger.journal import LedgerJournal, recover
 from descant_gateway.ledger.spool import LedgerSpool
@@ -182,8 +182,8 @@ class LedgerWriter:
     async def _insert_all(self, lines: Sequence[bytes]) -> None:
         """Sets aside each record that PostgreSQL refuses for what it holds, so that it can't block the others."""
         try:
+            await self._ensure_partitions()
             async with self._engine.begin() as connection:
-                await self._ensure_partitions(connection)
                 await ledger.insert_lines(connection, lines, self._id)
         except DBAPIError as error:
             if not is_rejection(error):
@@ -196,20 +196,20 @@ class LedgerWriter:
             await self._insert_all(lines[:middle])
             await self._insert_all(lines[middle:])
 
-    async def _ensure_partitions(self, connection: AsyncConnection) -> None:
-        """Once a day, a week ahead. A day without a partition is not an error: the default one takes its rows."""
+    async def _ensure_partitions(self) -> None:
+        """Once a day, a week ahead, whatever becomes of the records that come then. A day without a partition is not an
+        error: the default one takes its rows."""
         today = ledger.utc_day(datetime.now(UTC))
         if self._partitioned_on == today:
             return
-        self._partitioned_on = today
         try:
-            async with connection.begin_nested():
+            async with self._engine.begin() as connection:
                 await ledger.ensure_partitions(connection, today)
         except DBAPIError as error:
             if is_outage(error):
-                self._partitioned_on = None
                 raise
             log.error("cannot make the ledger's next partitions; the default one takes its rows", error=str(error))
+        self._partitioned_on = today
 
     async def _write_to_spool(self, lines: Sequence[bytes]) -> bool:
         try:
