@@ -27,6 +27,9 @@ from descant_engine.grammar.matcher import CompiledGrammar, Matcher, num_words
 from descant_engine.grammar.sandbox_client import GrammarTimedOut
 from descant_engine.grammar.spec import BackendName, GrammarKind, GrammarRefused, GrammarSpec
 from descant_engine.grammar.vocabulary import Vocabulary
+from descant_engine.request import EngineRequest, FinishReason, TokenDelta
+from descant_engine.sampling_params import SamplingParams
+from descant_engine.scheduler.grammar import GrammarEnd, RequestGrammars
 
 EOS = 0
 WORDS = (b"yes", b"no", b'{"', b'":', b"true")
@@ -223,6 +226,25 @@ def test_rollback_takes_tokens_back(compiler: GrammarCompiler, spec: GrammarSpec
     assert allowed(matcher) != before
     matcher.rollback(1)
     assert allowed(matcher) == before
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [GrammarSpec(GrammarKind.EBNF, 'root ::= "" | "ab" root'), schema({"type": "integer", "multipleOf": 7})],
+    ids=BOTH,
+)
+def test_nothing_follows_a_stop_token(compiler: GrammarCompiler, spec: GrammarSpec) -> None:
+    """With ignore_eos a request goes on behind one that was sampled."""
+    grammars = RequestGrammars(compiler, VOCABULARY)
+    grammars.add(EngineRequest(request_id="a", prompt_token_ids=(1,), params=SamplingParams(grammar=spec)), spec)
+    compiled(compiler, spec)
+    assert [each.error for each in grammars.take_compiled()] == [None]
+    written = () if spec.kind is GrammarKind.EBNF else (ord("7") + 1,)
+    assert grammars.accept(TokenDelta("a", (*written, EOS), None, None, 0)) == GrammarEnd(FinishReason.STOP)
+    matcher = compiled(compiler, spec).matcher()
+    assert all(matcher.accept(token) for token in (*written, EOS))
+    assert allowed(matcher) <= {EOS}
+    assert not matcher.accept(ord("a") + 1)
 
 
 def test_a_grammar_may_begin_behind_free_text(compiler: GrammarCompiler) -> None:

@@ -19,13 +19,22 @@ class XgrammarMatcher:
         self._matcher = xgr.GrammarMatcher(compiled)
 
     def accept(self, token_id: int) -> bool:
-        return bool(self._matcher.accept_token(token_id))
+        try:
+            return bool(self._matcher.accept_token(token_id))
+        except RuntimeError:  # a check of the library's own that failed: this output's end, not the engine's
+            return False
 
     def rollback(self, num_tokens: int) -> None:
         self._matcher.rollback(num_tokens)
 
     def fill_bitmask(self, row: BitmaskRow) -> None:
-        self._matcher.fill_next_token_bitmask(row.reshape(1, -1))
+        if self._matcher.is_terminated():  # behind a stop token, where it makes no mask
+            row.fill(0)
+            return
+        try:
+            self._matcher.fill_next_token_bitmask(row.reshape(1, -1))
+        except RuntimeError:
+            row.fill(0)
 
     @property
     def is_complete(self) -> bool:
