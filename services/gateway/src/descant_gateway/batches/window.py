@@ -8,7 +8,7 @@ from typing import Final
 
 from descant_wire.load import EngineLoad
 
-SHARE_BESIDE_OTHERS: Final = 4
+SHARE_BESIDE_OTHERS: Final = 8
 """While other requests run, only one in so many of the places for lines is used,"""
 RECENT_S: Final = 5.0
 """and for so long after the last of them: people who chat pause between two questions."""

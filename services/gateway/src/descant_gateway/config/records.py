@@ -50,7 +50,7 @@ class StoredConfig:
     max_team_file_bytes: int = 10 << 30
     """Of all files of a team."""
     batch_concurrency: int = 16
-    """Lines of batches that this process runs at once; a quarter of it while other requests run."""
+    """Lines of batches that this process runs at once; an eighth of it while other requests run."""
     batch_lease_s: float = 30.0
     """What a gateway that died ran of batches is run by another after this."""
 
