@@ -133,7 +133,7 @@ def config_for_tests(valkey_url: str, **parts: object) -> GatewayConfig:
 
 
 def upstream_times(*, health_interval_s: float = 0.1, **timeouts: float) -> UpstreamsConfig:
-    return UpstreamsConfig(connect_timeout_s=5.0, health_interval_s=health_interval_s, **timeouts)
+    return UpstreamsConfig(connect_timeout_s=20.0, health_interval_s=health_interval_s, **timeouts)
 
 
 def database(url: str) -> DatabaseConfig:

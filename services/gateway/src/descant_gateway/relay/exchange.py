@@ -113,8 +113,10 @@ class Exchange:
         try:
             try:
                 return await self._send()
-            except aiohttp.ServerDisconnectedError:
-                # An idle connection that the backend closed just now; a fresh one tells whether it is really away.
+            except aiohttp.ClientConnectionError as error:
+                if not _was_closed_while_idle(error):
+                    raise
+                # A fresh connection tells whether the backend is really away.
                 return await self._send()
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise nobody_serves(self._request.model, FailureKind.CONNECT, repr(error)) from error
@@ -223,4 +225,11 @@ def reply_headers(response: aiohttp.ClientResponse) -> Headers:
         (name, value)
         for name, value in ((name.lower(), value) for name, value in response.raw_headers)
         if name not in DROPPED_REPLY_HEADERS and not name.startswith(DROPPED_REPLY_PREFIX)
+    )
+
+
+def _was_closed_while_idle(error: aiohttp.ClientConnectionError) -> bool:
+    """Of a kept connection that the backend closed just now: the request was not all sent, or nobody read it."""
+    return isinstance(error, aiohttp.ServerDisconnectedError) or isinstance(
+        error.__cause__, aiohttp.ClientConnectionResetError
     )
