@@ -39,9 +39,13 @@ def weights_folder(file: Path, dtype: str) -> Path:
     def write(aside: Path) -> None:
         import torch
         from safetensors.torch import save_file
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        # Given the configuration, transformers reads the file once less.
+        config = AutoConfig.from_pretrained(config_folder(file))
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, config=config, dtype=torch.float32
+        )
         tied = ("lm_head.weight",) if model.config.tie_word_embeddings else ()
         state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
         save_file(
