@@ -74,7 +74,7 @@ def test_options_that_contradict_the_grammar_are_an_error_of_that_request(llm: L
     letters = constrained(LETTERS, allowed_token_ids=tuple(zero))
     fine, contradicted = llm.generate(["abc", "abc"], [constrained(DATE), letters], use_tqdm=False)
     assert fine.finish_reason == "stop"
-    assert contradicted.finish_reason is FinishReason.ERROR
+    assert contradicted.finish_reason is FinishReason.UNMET
     assert contradicted.error is not None
     assert "left its grammar" in contradicted.error
 

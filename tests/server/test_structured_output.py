@@ -189,6 +189,7 @@ REFUSED = [
     ({"guided_regex": "(("}, "guided_regex", "regex"),
     ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "give one"),
     ({"guided_choice": []}, "guided_choice", "at least one"),
+    ({"guided_choice": ["ja"], "bad_words": ["j"]}, None, "left its grammar"),
     ({"structured_outputs": {"grammar": "root ::= x"}}, "structured_outputs.grammar", "not defined"),
     ({"tools": [TOOLS[1], TOOLS[1]]}, "tools", "a name of its own"),
     ({"tool_choice": "required"}, "tool_choice", "needs `tools`"),
@@ -204,7 +205,7 @@ REFUSED = [
 @pytest.mark.parametrize(("demand", "param", "reason"), REFUSED)
 @pytest.mark.parametrize("stream", [False, True])
 def test_impossible_demands_get_a_400_with_the_reason(
-    client: OpenAI, demand: Any, param: str, reason: str, stream: bool
+    client: OpenAI, demand: Any, param: str | None, reason: str, stream: bool
 ) -> None:
     with pytest.raises(BadRequestError, match=reason) as refusal:
         client.chat.completions.create(**ASK, stream=stream, extra_body=demand)

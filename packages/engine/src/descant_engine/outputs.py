@@ -42,7 +42,7 @@ class RequestOutput:
     stop_reason: str | int | None = None
     """The stop string or the id from `stop_token_ids` that ended the output; None for the model's own end."""
     error: str | None = None
-    """With FinishReason.ERROR: what went wrong, for the client."""
+    """With FinishReason.ERROR and UNMET: what went wrong, for the client."""
     logprobs: tuple[ScoredToken, ...] = ()
     """If they were asked for: of each token whose text is shown by now. A token that is no part of the text, as the one
     that ended it, has none."""

@@ -26,6 +26,8 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"
+    UNMET = "unmet"
+    """Its output could not keep to its grammar: the request's own doing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +203,7 @@ class TokenDelta(NamedTuple):
     """The token that ended the request, when one did; it is the last of `token_ids`."""
     num_cached_tokens: int
     error: str | None = None
-    """With FinishReason.ERROR: what went wrong, for the client."""
+    """With FinishReason.ERROR and UNMET: what went wrong, for the client."""
     logprobs: SampleLogprobs = NO_LOGPROBS
     times: RequestTimes | None = None
     """With the first token and with the end."""

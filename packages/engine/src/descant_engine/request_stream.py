@@ -6,10 +6,15 @@ from collections.abc import Callable
 from types import TracebackType
 
 from descant_engine.outputs import RequestOutput, Usage
+from descant_engine.request import FinishReason
 
 
 class RequestFailed(RuntimeError):
     """The engine could not finish this request; others are not concerned."""
+
+
+class GrammarUnmet(RequestFailed):
+    """The output cannot keep to its grammar: it leads nowhere, takes too long, or other options contradict it."""
 
 
 class OutputBuffer:
@@ -96,7 +101,8 @@ class RequestStream:
             self._is_over = True
             self._abandon.detach()
         if output.error is not None:
-            raise RequestFailed(output.error)
+            is_unmet = output.finish_reason is FinishReason.UNMET
+            raise GrammarUnmet(output.error) if is_unmet else RequestFailed(output.error)
         return output
 
     async def aclose(self) -> None:

@@ -41,7 +41,7 @@ class GrammarEnd(NamedTuple):
 
     reason: FinishReason
     error: str | None = None
-    """With FinishReason.ERROR: what went wrong, for the client."""
+    """With FinishReason.UNMET: what went wrong, for the client."""
 
 
 class Compiled(NamedTuple):
@@ -161,15 +161,15 @@ class RequestGrammars:
 
     def _follow(self, following: _Following, delta: TokenDelta) -> GrammarEnd | None:
         if following.is_at_dead_end:
-            return GrammarEnd(FinishReason.ERROR, DEAD_END)
+            return GrammarEnd(FinishReason.UNMET, DEAD_END)
         if following.seconds_left < 0:
-            return GrammarEnd(FinishReason.ERROR, TOO_SLOW)
+            return GrammarEnd(FinishReason.UNMET, TOO_SLOW)
         started = thread_time()
         has_strayed = not all(following.matcher.accept(token_id) for token_id in delta.token_ids)
         must_end = not has_strayed and self._must_end(following.matcher)
         following.seconds_left += SECONDS_A_TOKEN * len(delta.token_ids) - (thread_time() - started)
         if has_strayed:
-            return GrammarEnd(FinishReason.ERROR, STRAYED)
+            return GrammarEnd(FinishReason.UNMET, STRAYED)
         return GrammarEnd(FinishReason.STOP) if must_end else None
 
     def _must_end(self, matcher: Matcher) -> bool:
