@@ -36,8 +36,6 @@ MAX_TOKENS = 16
 SETTINGS = {
     "DESCANT_INTERNAL_KEY": "k" * 32,
     "DESCANT_BATCH_LEASE_S": LEASE_S,
-    # One beside chats: engine, gateways, databases and the chats themselves share the machine's cores.
-    "DESCANT_BATCH_CONCURRENCY": "8",
     "DESCANT_UPSTREAM_FIRST_BYTE_TIMEOUT_S": "120",
     "DESCANT_UPSTREAM_IDLE_TIMEOUT_S": "120",
     "DESCANT_UPSTREAM_DEADLINE_S": "300",
