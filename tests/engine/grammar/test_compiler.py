@@ -87,6 +87,8 @@ CASES = [
     (schema({"$ref": "#/$defs/t", "$defs": {"t": {"type": "array", "items": {"$ref": "#/$defs/t"}}}}), ["[[]]"], ["1"]),
     (GrammarSpec(GrammarKind.REGEX, "^[0-9]{3}-[a-z]+$"), ["123-ab"], ["12-ab", "123-"]),
     (GrammarSpec(GrammarKind.REGEX, "(?i)yes"), ["yEs"], ["no"]),
+    (GrammarSpec(GrammarKind.REGEX, "[[:alpha:]]"), ["a", "Z"], [":]", "1"]),
+    (GrammarSpec(GrammarKind.REGEX, "[a-z&&[^b]]{2}"), ["ac"], ["ab", "&&"]),
     (GrammarSpec(GrammarKind.CHOICE, '["yes", "no", "Ä\\n\\"x"]'), ["yes", "no", 'Ä\n"x'], ["ye", "yesno"]),
     (GrammarSpec(GrammarKind.EBNF, 'root ::= "a" root | "b"'), ["aab", "b"], ["a", "ba"]),
     (GrammarSpec(GrammarKind.EBNF, 'start: "a" | "b" C\nC: /[0-9]+/'), ["a", "b42"], ["b", "c"]),

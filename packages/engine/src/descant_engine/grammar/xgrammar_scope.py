@@ -20,10 +20,12 @@ _NEUTRAL_KEYWORDS = frozenset(
 )
 _PLAIN_REGEX = re.compile(r"(?:[^\\(^$]|\\[dwsnrt.*+?()\[\]{}|/\"'$^-]|\((?!\?)|\(\?:)*")
 """No look-around, flags, anchors inside or Unicode classes: these mean the same to everybody."""
+_CLASS_OF_CLASSES = re.compile(r"\[[^\]]*\[|&&|--|~~")
+"""A class within a class, or what is left of one by another: a language of llguidance's alone."""
 
 
 def honours_regex(pattern: str) -> bool:
-    return _PLAIN_REGEX.fullmatch(pattern) is not None
+    return _PLAIN_REGEX.fullmatch(pattern) is not None and _CLASS_OF_CLASSES.search(pattern) is None
 
 
 def honours_schema(schema: object) -> bool:
