@@ -161,7 +161,10 @@ async def test_limits_explain_themselves(world: World, gateway: Running) -> None
 
 async def test_a_share_of_the_limits_serves_while_valkey_is_away(world: World) -> None:
     key = limited(world, rule(LimitKind.REQUESTS_PER_MINUTE, 6))
-    parts = {"limits": LimitsConfig(outage_rates=Outage.LOCAL), "process": ProcessConfig(num_processes=2)}
+    parts = {
+        "limits": LimitsConfig(outage_rates=Outage.LOCAL),
+        "process": ProcessConfig(num_processes=2, shutdown_grace_s=0.5),
+    }
     async with running_gateway(world, "", valkey=VALKEY_IS_AWAY, **parts) as gateway:
         replies = [await gateway.client.post(CHAT, json=BODY, headers=key) for _ in range(5)]
         told = (await gateway.client.get("/v1/limits", headers=key)).json()["error"]
