@@ -152,7 +152,7 @@ def test_others_lose_nothing(noise, at_once, seconds):
     gains = [batch.gain([ordinary(10 * run + seed) for seed in range(at_once)]) for run in range(12)]
     assert len(gains) / sum(1 / gain for gain in gains) > 0.98
     assert min(gains[2:]) > 0.9, "a single one loses what it takes to find out, at most"
-    assert batch.num_drafted > 0
+    assert batch.num_drafted > 0 or at_once > 1
 
 
 def test_where_every_token_costs_the_same_nobody_drafts_for_long():

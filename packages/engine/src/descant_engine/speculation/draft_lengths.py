@@ -1,11 +1,12 @@
 """How many tokens to draft for whom: what gives the most tokens a second, or none.
 
 The goodput of Liu et al. ("Optimizing Speculative Decoding for Serving Large Language Models Using Goodput", arXiv
-2406.14066): expected tokens of the step, over its time.
+2406.14066): expected tokens of the step, over its time. Of several requests it is the geometric mean, not the sum,
+which would let one that gains much hold up all the others.
 """
 
 from collections.abc import Callable, Sequence
-from math import log
+from math import exp, log
 from typing import NamedTuple
 
 from descant_engine.speculation.acceptance import expected_tokens
@@ -14,6 +15,8 @@ LEAST_CHANCES = (0.9, 0.75, 0.6, 0.45, 0.3, 0.2, 0.1)
 """A token is drafted if all drafts up to it are right with at least this probability."""
 MIN_GAIN = 1.03
 """Less is noise."""
+MIN_SPEED = 0.97
+"""Of every request in the step, over its speed without any draft: who has none must not wait for who has."""
 
 
 class Candidate(NamedTuple):
@@ -26,7 +29,7 @@ class Choice(NamedTuple):
     lengths: tuple[int, ...]
     """For each candidate."""
     gain: float
-    """Tokens a second, over those without any draft."""
+    """Tokens a second of a request, over those without any draft: the geometric mean."""
 
 
 StepSeconds = Callable[[int, int], float]
@@ -44,11 +47,10 @@ def choose_lengths(
         num_drafts = sum(lengths)
         if num_drafts == 0 or lengths == best.lengths:
             continue
-        expected = num_requests + sum(
-            expected_tokens(candidate.rate, length) - 1 for candidate, length in zip(candidates, lengths, strict=True)
-        )
-        gain = expected / num_requests * plain_seconds / seconds(num_requests + num_drafts, max(lengths))
-        if gain > max(best.gain, MIN_GAIN):
+        speeds = [expected_tokens(c.rate, length) for c, length in zip(candidates, lengths, strict=True)]
+        faster = plain_seconds / seconds(num_requests + num_drafts, max(lengths))
+        gain = exp(sum(map(log, speeds)) / num_requests) * faster
+        if gain > max(best.gain, MIN_GAIN) and min(speeds) * faster >= MIN_SPEED:
             best = Choice(lengths, gain)
     return best
 
