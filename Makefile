@@ -1,11 +1,12 @@
 # `make test` and `make up` do everything on a fresh machine; ARGS passes options on: make test ARGS="-k limits -x".
-# All tests are run by WORKERS processes side by side; with ARGS, one does what they say.
+# All tests are run by WORKERS processes side by side, three for two cores because tests wait for much; with ARGS, one
+# process does what they say.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup up test lint types bench
 
 BIN := .venv/bin
-WORKERS ?= 2
+WORKERS ?= 3
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
