@@ -26,7 +26,7 @@ lint: setup ## Check style, format and import rules
 	$(BIN)/lint-imports
 
 types: setup ## Check the types
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 bench: setup ## Measure the CPU; ARGS="--help" shows what else
 	@exec $(BIN)/descant bench $(or $(ARGS),cpu-speed)
