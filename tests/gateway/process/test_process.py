@@ -21,6 +21,15 @@ CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "CANARY-PROMPT"}]}
 
 
+async def begun_stream(client: httpx.AsyncClient, upstream: Upstream) -> tuple[str, asyncio.Task[httpx.Response]]:
+    """A new key, and a stream of its that is under way."""
+    key = await create_world(client, upstream)
+    await asyncio.sleep(0.5)
+    task = asyncio.create_task(client.post(CHAT, json=BODY | {"stream": True}, headers=bearer(key)))
+    await eventually(lambda: upstream.num_tokens_sent > 2)
+    return key, task
+
+
 async def test_sigterm_lets_the_stream_end_and_flushes_the_ledger(
     upstream: Upstream, engine: AsyncEngine, postgres_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
@@ -30,10 +39,7 @@ async def test_sigterm_lets_the_stream_end_and_flushes_the_ledger(
     with gateway_process(environment(postgres_url, valkey_url, tmp_path), "--port", str(port)) as process:
         await wait_until_ready(url, process)
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            key = await create_world(client, upstream)
-            await asyncio.sleep(0.5)
-            task = asyncio.create_task(client.post(CHAT, json=BODY | {"stream": True}, headers=bearer(key)))
-            await eventually(lambda: upstream.num_tokens_sent > 2)
+            key, task = await begun_stream(client, upstream)
             process.send_signal(signal.SIGTERM)
             reply = await task
         assert reply.content == upstream.stream_bytes(with_usage=False)
@@ -60,10 +66,7 @@ async def test_a_stream_that_outlives_the_grace_is_cut_and_booked(
     with gateway_process(env, "--port", str(port)) as process:
         await wait_until_ready(url, process)
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            key = await create_world(client, upstream)
-            await asyncio.sleep(0.5)
-            task = asyncio.create_task(client.post(CHAT, json=BODY | {"stream": True}, headers=bearer(key)))
-            await eventually(lambda: upstream.num_tokens_sent > 2)
+            _, task = await begun_stream(client, upstream)
             process.send_signal(signal.SIGTERM)
             await asyncio.gather(task, return_exceptions=True)
         _, err = await asyncio.to_thread(process.communicate, timeout=10)
