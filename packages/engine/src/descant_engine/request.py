@@ -12,7 +12,7 @@ from descant_engine.share import Share
 
 
 class RequestStatus(IntEnum):
-    """Moved by `scheduler.scheduler` and nobody else. Everything from FINISHED on is over."""
+    """Moved by `scheduler.unfinished` and nobody else. Everything from FINISHED on is over."""
 
     WAITING = 0
     WAITING_FOR_ADAPTER = 1

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from descant_engine.cache.adapter_cache import AdapterCache
 from descant_engine.cache.kv_cache import KvCache
-from descant_engine.request import Request, RequestStatus
+from descant_engine.request import Request
 from descant_engine.scheduler.precedence import Precedence
 from descant_engine.scheduler.queue import OrderedRequests
 
@@ -40,7 +40,6 @@ class Batch:
         """With the blocks of its prefix that were found in the cache."""
         self.requests.add(request)
         self._precedence.run(request.share, 1)
-        request.status = RequestStatus.RUNNING
         if request.spec.adapter_digest is not None:
             request.adapter_slot = self._adapters.pin(request.spec.adapter_digest)
         request.num_computed_tokens = len(request.block_ids) * self._block_size

@@ -15,6 +15,8 @@ class StepDraft:
     """Counts down the token budget, and keeps which requests were meant: ids may be reused, requests may not."""
 
     num_tokens_left: int
+    begun: float
+    """On the scheduler's clock."""
     admitted: list[AdmittedRequest] = field(default_factory=list)
     scheduled: list[ScheduledRequest] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
