@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from descant_engine.steady_heap import collector_paused, settle_heap
+from descant_engine.steady_heap import collector_paused, imports_settled, settle_heap
 
 
 @pytest.fixture(autouse=True)
@@ -32,4 +32,13 @@ def test_nothing_is_collected_in_a_pause() -> None:
         with collector_paused():
             pass
         assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_imports_are_looked_at_neither_while_they_come_nor_later() -> None:
+    frozen, before = gc.get_freeze_count(), gc.get_stats()[2]["collections"]
+    with imports_settled():
+        modules = [[] for _ in range(100_000)]  # type: list[list[object]]
+        assert gc.get_stats()[2]["collections"] == before
+    assert gc.get_freeze_count() >= frozen + len(modules)
     assert gc.isenabled()

@@ -37,7 +37,7 @@ from descant_engine.messages import (
     frame,
 )
 from descant_engine.scheduler.admission import QueueFull
-from descant_engine.steady_heap import settle_heap
+from descant_engine.steady_heap import imports_settled, settle_heap
 
 if TYPE_CHECKING:
     from descant_engine.engine import Engine
@@ -121,8 +121,9 @@ class Channel:
 def start(channel: Channel) -> "Engine":
     """Waits for the front's Configure, loads the model and reports Ready."""
     # torch takes seconds to import, and a front that dies meanwhile must be noticed: `main` has to come first.
-    from descant_engine.engine import Engine
-    from descant_engine.model_config import resolve
+    with imports_settled():
+        from descant_engine.engine import Engine
+        from descant_engine.model_config import resolve
 
     (message,) = channel.receive(None)
     if not isinstance(message, Configure):

@@ -1,5 +1,8 @@
 """How many blocks fit, and the one tensor that holds them: KV cache and adapters alike."""
 
+import math
+import mmap
+
 import torch
 from torch import Tensor
 
@@ -37,7 +40,15 @@ def profile_num_blocks(
 def allocate_pool(config: ResolvedConfig, num_blocks: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[num_blocks, block_elements]; block-major: a block holds its tokens' K and V of every layer, contiguous."""
     # Zeros, not empty: a masked-out slot is multiplied by 0, and 0 * NaN is NaN.
-    return torch.zeros(num_blocks, config.block_elements, dtype=dtype, device=device)
+    shape = (num_blocks, config.block_elements)
+    return _zero_pages(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
+
+
+def _zero_pages(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that the system makes page by page, where something is first written: to write them all takes a start half
+    a second for each GiB, most of which is seldom used."""
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 def kv_caches(pool: Tensor, shape: ModelShape, block_size: int) -> tuple[KvCache, ...]:
