@@ -65,11 +65,9 @@ def test_a_request_carries_everything(frontend: Frontend, tiny_adapters: dict[st
     manifest = frontend.read_adapter(tiny_adapters["all"])
     frontend.name_adapter("legal", manifest)
     params = SamplingParams(max_tokens=4)
-    request = frontend.request(
-        (1, 2), params, request_id="r", adapter="legal", tenant_salt="t", priority=3, arrival_time=1.5
-    )
+    request = frontend.request((1, 2), params, request_id="r", adapter="legal", tenant_salt="t", priority=3)
     assert (request.prompt_token_ids, request.params, request.adapter_digest) == ((1, 2), params, manifest.digest)
-    assert (request.request_id, request.tenant_salt, request.priority, request.arrival_time) == ("r", "t", 3, 1.5)
+    assert (request.request_id, request.tenant_salt, request.priority) == ("r", "t", 3)
 
 
 @pytest.mark.parametrize("token_id", [-1, 264])

@@ -10,7 +10,6 @@ adapter's files, runs in threads and without the interpreter lock.
 """
 
 import asyncio
-import time
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -152,7 +151,6 @@ class AsyncEngine:
         """
         self._frontend.require(Task.GENERATE)
         await self._ensure_loaded(adapter)
-        arrival_time = time.time()
         prompt_token_ids = await self.encode(prompt, params.truncate_prompt_tokens)
         self._check_open()
         request = self._frontend.request(
@@ -163,7 +161,6 @@ class AsyncEngine:
             tenant=tenant,
             tenant_salt=tenant_salt,
             priority=priority,
-            arrival_time=arrival_time,
         )
         return self._send(request, prompt)
 
@@ -190,7 +187,6 @@ class AsyncEngine:
         """
         self._frontend.require(Task.SCORE if isinstance(given, Pair) else Task.EMBED)
         await self._ensure_loaded(adapter)
-        arrival_time = time.time()
         encoded = await self._encode_pooling(given, keep_first)
         self._check_open()
         request = self._pooling_inputs.request(
@@ -201,7 +197,6 @@ class AsyncEngine:
             tenant=tenant,
             tenant_salt=tenant_salt,
             priority=priority,
-            arrival_time=arrival_time,
         )
         engine_id = f"{request.request_id}/{next(self._serial_numbers)}"
         self._client.send(Submit(replace(request, request_id=engine_id)))

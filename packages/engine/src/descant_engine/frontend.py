@@ -171,7 +171,6 @@ class Frontend:
         tenant: str = "",
         tenant_salt: str = "",
         priority: int = 0,
-        arrival_time: float = 0.0,
     ) -> EngineRequest:
         """A request for the engine, from what `encode` gave. `adapter` is a registered name, None the base model.
 
@@ -188,7 +187,6 @@ class Frontend:
             tenant=tenant,
             tenant_salt=tenant_salt,
             priority=priority,
-            arrival_time=arrival_time,
         )
 
     def _check_param_tokens(self, params: SamplingParams) -> None:

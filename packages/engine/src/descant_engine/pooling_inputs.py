@@ -103,7 +103,6 @@ class PoolingInputs:
         tenant: str = "",
         tenant_salt: str = "",
         priority: int = 0,
-        arrival_time: float = 0.0,
     ) -> EngineRequest:
         """Raises InvalidDimensions."""
         assert self._config.pooling is not None
@@ -121,5 +120,4 @@ class PoolingInputs:
             tenant=tenant,
             tenant_salt=tenant_salt,
             priority=priority,
-            arrival_time=arrival_time,
         )

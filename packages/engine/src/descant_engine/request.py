@@ -48,7 +48,6 @@ class EngineRequest:
     prompt, and then shares its blocks. Its own prompt is counted there."""
     priority: int = 0
     """Smaller is served earlier, whoever asks and whatever he has had; fairness rules within one priority."""
-    arrival_time: float = 0.0
     pooling: PoolingParams | None = None
     """Asks for a vector instead of tokens; `params` means nothing then."""
 
