@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from descant_kernels.lora_segments import LoraSegments
+from descant_kernels.lora_segments import LoraSegments, load_segment
 from descant_kernels.lora_tables import MAX_PACKED, LoraTables, ProjectionGroup, alignment, check_tables, tile_rows
 from descant_kernels.partial_sums import load_sum
 from descant_kernels.tuning import EXPAND_BLOCK_OUT, LORA_BLOCK_RANK, expand_chunk, lora_warps
@@ -29,7 +29,7 @@ def lora_expand(
     if out.shape != (num_tokens, sum(widths)):
         raise ValueError(f"out must be [{num_tokens}, {sum(widths)}] for columns of {widths}, got {list(out.shape)}")
     padded_widths = (*widths, *(0,) * (MAX_PACKED - num_modules))
-    num_segments = segments.lengths.shape[0]
+    num_segments = len(segments.words)
     chunk = expand_chunk(segments.segment_size, num_segments)
     num_chunks = sum(triton.cdiv(width, chunk) for width in widths)
     _expand_kernel[(num_chunks, num_segments)](
@@ -40,9 +40,7 @@ def lora_expand(
         tables.lora_ranks,
         tables.scalings,
         segments.token_order,
-        segments.starts,
-        segments.lengths,
-        segments.slots,
+        segments.words,
         layer,
         group.first_module,
         *tables.b_offsets.shape[1:3],
@@ -73,9 +71,7 @@ def _expand_kernel(
     lora_ranks,
     scalings,
     token_order,
-    starts,
-    lengths,
-    slots,
+    segments,
     layer,
     first_module,
     num_layers,
@@ -96,9 +92,7 @@ def _expand_kernel(
     BLOCK_RANK: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
 ):
-    segment = tl.program_id(1)
-    # All at once: one wait for memory, not three.
-    length, slot, start = tl.load(lengths + segment), tl.load(slots + segment), tl.load(starts + segment)
+    start, length, slot = load_segment(segments, tl.program_id(1))
     if length == 0:
         return
     chunk = tl.program_id(0)
@@ -108,24 +102,27 @@ def _expand_kernel(
     first_chunk = tl.where(module == 0, 0, tl.where(module == 1, second, third))
     left_of_module = tl.where(module == 0, 0, tl.where(module == 1, width_0, width_0 + width_1))
     width = tl.where(module == 0, width_0, tl.where(module == 1, width_1, width_2))
-    entry = (slot * num_layers + layer) * num_modules + first_module + module
-    # Of rank 0 is also the base: every load below is masked out then, and zeros are stored.
-    rank = tl.load(lora_ranks + entry, mask=slot >= 0, other=0)
-    scaling = tl.load(scalings + entry, mask=slot >= 0, other=0.0)
-    member = tl.arange(0, SEGMENT)
-    is_member = (member < length)[:, None]
-    token = tl.load(token_order + start + member, mask=member < length, other=0)
-    split_stride = num_tokens.to(tl.int64) * (MODULES * MAX_RANK)
-    shrunk_rows = partials + ((module * num_tokens + token) * MAX_RANK)[:, None]
-    out_rows = out + (token * out_stride)[:, None] + left_of_module
-    tiles = b_offsets + entry * MAX_TILES
-    row = tl.arange(0, BLOCK_RANK)
-    # The first ranks are summed once for all columns; most adapters have no others.
-    shrunk = load_sum(shrunk_rows + row, is_member & (row < rank), split_stride, SPLITS).to(pool.dtype.element_ty)
-    b_rows = tile_rows(pool, tiles, row, row < rank, width, RANK_TILE, ALIGNED)[:, None]
     # Counted in blocks, so that the compiler sees how columns are aligned.
     begin = (chunk - first_chunk) * (chunk_width // BLOCK_OUT)
     end = tl.minimum(begin + chunk_width // BLOCK_OUT, tl.cdiv(width, BLOCK_OUT))
+    split_stride = num_tokens.to(tl.int64) * (MODULES * MAX_RANK)
+    member, row = tl.arange(0, SEGMENT), tl.arange(0, BLOCK_RANK)
+    entry = (slot * num_layers + layer) * num_modules + first_module + module
+    # Of rank 0 is also the base: every product below is of zeros then, and zeros are stored.
+    is_adapted = slot >= 0
+    rank = tl.load(lora_ranks + entry, mask=is_adapted, other=0)
+    scaling = tl.load(scalings + entry, mask=is_adapted, other=0.0)
+    is_member = (member < length)[:, None]
+    token = tl.load(token_order + start + member, mask=member < length, other=0)
+    shrunk_rows = partials + ((module * num_tokens + token) * MAX_RANK)[:, None]
+    out_rows = out + (token * out_stride)[:, None] + left_of_module
+    tiles = b_offsets + entry * MAX_TILES
+    # The first ranks are summed once for all columns; most adapters have no others. What is read of ranks that
+    # this adapter does not have is thrown away: to see first which it has would be one more wait for memory.
+    may_exist = row < tl.where(is_adapted, MAX_RANK, 0)
+    b_rows = tile_rows(pool, tiles, row, may_exist, width, RANK_TILE, ALIGNED)[:, None]
+    summed = load_sum(shrunk_rows + row, is_member & may_exist, split_stride, SPLITS)
+    shrunk = tl.where(row < rank, summed, 0.0).to(pool.dtype.element_ty)
     if rank <= BLOCK_RANK:
         # A loop of its own: with another loop inside, loads would not be begun ahead.
         for block in range(begin, end):

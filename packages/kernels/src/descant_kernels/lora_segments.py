@@ -9,19 +9,42 @@ from torch import Tensor
 
 from descant_kernels.tuning import MIN_DOT, SORT_BLOCK, SORT_CHUNK
 
+LENGTH_BITS, LENGTH_MASK = tl.constexpr(8), tl.constexpr(0xFF)
+START_BIT, SLOT_MASK = tl.constexpr(32), tl.constexpr(0xFFFFFF)
+"""Of a segment's word: start in the upper 32 bits, then 24 of slot + 1 and 8 of length."""
+
 
 class LoraSegments(NamedTuple):
     """Segment i is the tokens token_order[starts[i] : starts[i] + lengths[i]], all of adapter slot slots[i]."""
 
     token_order: Tensor
     """[num_tokens] int64: token indices by slot, base tokens first, in batch order within a slot."""
-    starts: Tensor
-    """[max_segments] int64; undefined where the length is 0, as is `slots`."""
-    lengths: Tensor
-    """[max_segments] int32, at most segment_size; 0 = unused. Segments in use come first."""
-    slots: Tensor
-    """[max_segments] int64; -1 = base"""
+    words: Tensor
+    """[max_segments] int64: start, slot and length in one, so that one wait for memory brings all three. 0 = unused;
+    segments in use come first."""
     segment_size: int
+
+    @property
+    def starts(self) -> Tensor:
+        """[max_segments] int64"""
+        return self.words >> START_BIT.value
+
+    @property
+    def lengths(self) -> Tensor:
+        """[max_segments] int64, at most segment_size; 0 = unused"""
+        return self.words & LENGTH_MASK.value
+
+    @property
+    def slots(self) -> Tensor:
+        """[max_segments] int64; -1 = base, and unused"""
+        return (self.words >> LENGTH_BITS.value & SLOT_MASK.value) - 1
+
+
+@triton.jit
+def load_segment(words, segment):
+    """(start, length, slot); the length of an unused segment is 0."""
+    word = tl.load(words + segment)
+    return word >> START_BIT, (word & LENGTH_MASK).to(tl.int32), ((word >> LENGTH_BITS) & SLOT_MASK) - 1
 
 
 def max_segments(num_tokens: int, max_slots: int, segment_size: int) -> int:
@@ -49,17 +72,14 @@ def segment_tokens(
     num_tokens, device = token_adapter_slot.shape[0], token_adapter_slot.device
     bound = max_segments(num_tokens, num_tokens if max_slots is None else max_slots, segment_size)
     token_order = torch.empty(num_tokens, dtype=torch.int64, device=device)
-    starts, slots = (torch.empty(bound, dtype=torch.int64, device=device) for _ in range(2))
-    lengths = torch.zeros(bound, dtype=torch.int32, device=device)
+    words = torch.zeros(bound, dtype=torch.int64, device=device)
     places, offsets, counts = (torch.empty(num_tokens, dtype=torch.int32, device=device) for _ in range(3))
     grid = (triton.cdiv(num_tokens, SORT_BLOCK),)
     _place_tokens_kernel[grid](
         token_order, places, offsets, counts, token_adapter_slot, num_tokens, BLOCK=SORT_BLOCK, CHUNK=SORT_CHUNK
     )
     _cut_segments_kernel[grid](
-        starts,
-        lengths,
-        slots,
+        words,
         places,
         offsets,
         counts,
@@ -70,7 +90,7 @@ def segment_tokens(
         BLOCK=SORT_BLOCK,
         CHUNK=SORT_CHUNK,
     )
-    return LoraSegments(token_order, starts, lengths, slots, segment_size)
+    return LoraSegments(token_order, words, segment_size)
 
 
 @triton.jit(do_not_specialize=["num_tokens"], do_not_specialize_on_alignment=["token_adapter_slot"])
@@ -108,9 +128,7 @@ def _place_tokens_kernel(
 
 @triton.jit(do_not_specialize=["num_tokens", "bound"], do_not_specialize_on_alignment=["token_adapter_slot"])
 def _cut_segments_kernel(
-    starts,
-    lengths,
-    slots,
+    words,
     places,
     offsets,
     counts,
@@ -136,6 +154,6 @@ def _cut_segments_kernel(
     starts_segment = is_token & (offset % SEGMENT == 0) & (segment < bound)
     place = tl.load(places + token, mask=is_token, other=0)
     count = tl.load(counts + token, mask=is_token, other=0)
-    tl.store(starts + segment, place.to(tl.int64), mask=starts_segment)
-    tl.store(lengths + segment, tl.minimum(count - offset, SEGMENT), mask=starts_segment)
-    tl.store(slots + segment, slot.to(tl.int64), mask=starts_segment)
+    length = tl.minimum(count - offset, SEGMENT).to(tl.int64)
+    word = (place.to(tl.int64) << START_BIT) | ((slot + 1).to(tl.int64) << LENGTH_BITS) | length
+    tl.store(words + segment, word, mask=starts_segment)

@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from descant_kernels.lora_segments import LoraSegments
+from descant_kernels.lora_segments import LoraSegments, load_segment
 from descant_kernels.lora_tables import LoraTables, ProjectionGroup, alignment, check_tables, tile_rows
-from descant_kernels.tuning import LORA_BLOCK_RANK, LORA_RANK_LANES, SHRINK_BLOCK_IN, shrink_split, shrink_warps
+from descant_kernels.tuning import LORA_BLOCK_RANK, LORA_RANK_LANES, SHRINK_BLOCK_IN, lora_warps, shrink_split
 
 
 def lora_shrink(x: Tensor, tables: LoraTables, layer: int, group: ProjectionGroup, segments: LoraSegments) -> Tensor:
@@ -31,16 +31,14 @@ def lora_shrink(x: Tensor, tables: LoraTables, layer: int, group: ProjectionGrou
     max_rank = max_tiles * tables.rank_tile
     partials = torch.empty((splits, num_modules, num_tokens, max_rank), dtype=torch.float32, device=x.device)
     lanes = min(LORA_RANK_LANES, triton.cdiv(max_rank, LORA_BLOCK_RANK))
-    _shrink_kernel[(segments.lengths.shape[0], num_modules * lanes, splits)](
+    _shrink_kernel[(len(segments.words), num_modules * lanes, splits)](
         partials,
         x,
         tables.pool,
         tables.a_offsets,
         tables.lora_ranks,
         segments.token_order,
-        segments.starts,
-        segments.lengths,
-        segments.slots,
+        segments.words,
         layer,
         group.first_module,
         *tables.a_offsets.shape[1:3],
@@ -55,7 +53,7 @@ def lora_shrink(x: Tensor, tables: LoraTables, layer: int, group: ProjectionGrou
         SEGMENT=segments.segment_size,
         BLOCK_RANK=LORA_BLOCK_RANK,
         BLOCK_IN=SHRINK_BLOCK_IN,
-        num_warps=shrink_warps(segments.segment_size),
+        num_warps=lora_warps(segments.segment_size),
         num_stages=3,
     )
     return partials
@@ -69,9 +67,7 @@ def _shrink_kernel(
     a_offsets,
     lora_ranks,
     token_order,
-    starts,
-    lengths,
-    slots,
+    segments,
     layer,
     first_module,
     num_layers,
@@ -88,9 +84,7 @@ def _shrink_kernel(
     BLOCK_RANK: tl.constexpr,
     BLOCK_IN: tl.constexpr,
 ):
-    segment = tl.program_id(0)
-    # All at once: one wait for memory, not three.
-    length, slot, start = tl.load(lengths + segment), tl.load(slots + segment), tl.load(starts + segment)
+    start, length, slot = load_segment(segments, tl.program_id(0))
     if length == 0:
         return
     module = tl.program_id(1) // LANES
@@ -106,10 +100,12 @@ def _shrink_kernel(
     x_rows = x + token * x_stride
     first_in = split * split_in
     end_in = tl.minimum(first_in + split_in, in_features)
-    for first_row in range(lane * BLOCK_RANK, rank, LANES * BLOCK_RANK):
-        row = first_row + tl.arange(0, BLOCK_RANK)
+    row = lane * BLOCK_RANK + tl.arange(0, BLOCK_RANK)
+    # Offsets of ranks that the adapter may not have: one wait for memory less than to see first which it has.
+    may_exist = row < tl.where(slot >= 0, MAX_TILES * RANK_TILE, 0)
+    a_rows = tile_rows(pool, a_offsets + entry * MAX_TILES, row, may_exist, in_features, RANK_TILE, ALIGNED)
+    for _ in range(lane * BLOCK_RANK, rank, LANES * BLOCK_RANK):
         is_row = row < rank
-        a_rows = tile_rows(pool, a_offsets + entry * MAX_TILES, row, is_row, in_features, RANK_TILE, ALIGNED)
         acc = tl.zeros([SEGMENT, BLOCK_RANK], tl.float32)
         for begin in range(first_in, end_in, BLOCK_IN):
             column = begin + tl.arange(0, BLOCK_IN)
@@ -119,3 +115,5 @@ def _shrink_kernel(
             acc = tl.dot(x_tile, tl.trans(a_tile), acc, input_precision="ieee")
         target = partials + ((slab * num_tokens + token) * (MAX_TILES * RANK_TILE))[:, None] + row[None, :]
         tl.store(target, acc, mask=is_member[:, None] & is_row[None, :])
+        row += LANES * BLOCK_RANK
+        a_rows = tile_rows(pool, a_offsets + entry * MAX_TILES, row, row < rank, in_features, RANK_TILE, ALIGNED)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from descant_kernels.lora_segments import LoraSegments
+from descant_kernels.lora_segments import LoraSegments, load_segment
 from descant_kernels.lora_tables import LoraTables, ProjectionGroup, alignment, check_tables, tile_rows
 from descant_kernels.partial_sums import load_sum
 from descant_kernels.tuning import ACTIVATION_BLOCK_OUT, ACTIVATION_CHUNK, LORA_BLOCK_RANK, activation_warps
@@ -35,7 +35,7 @@ def lora_expand_silu_mul(
         raise ValueError(f"gate_up must be [{num_tokens}, 2 x {group.out_features}], got {list(gate_up.shape)}")
     out = torch.empty((num_tokens, width), dtype=gate_up.dtype, device=gate_up.device)
     blocks = ACTIVATION_CHUNK // ACTIVATION_BLOCK_OUT
-    grid = (triton.cdiv(width, ACTIVATION_CHUNK), segments.lengths.shape[0])
+    grid = (triton.cdiv(width, ACTIVATION_CHUNK), len(segments.words))
     _expand_silu_mul_kernel[grid](
         out,
         gate_up,
@@ -45,9 +45,7 @@ def lora_expand_silu_mul(
         tables.lora_ranks,
         tables.scalings,
         segments.token_order,
-        segments.starts,
-        segments.lengths,
-        segments.slots,
+        segments.words,
         layer,
         group.first_module,
         *tables.b_offsets.shape[1:3],
@@ -113,9 +111,7 @@ def _expand_silu_mul_kernel(
     lora_ranks,
     scalings,
     token_order,
-    starts,
-    lengths,
-    slots,
+    segments,
     layer,
     first_module,
     num_layers,
@@ -133,8 +129,7 @@ def _expand_silu_mul_kernel(
     BLOCK_OUT: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    segment = tl.program_id(1)
-    length, slot, start = tl.load(lengths + segment), tl.load(slots + segment), tl.load(starts + segment)
+    start, length, slot = load_segment(segments, tl.program_id(1))
     if length == 0:
         return
     entry = (slot * num_layers + layer) * num_modules + first_module

@@ -93,11 +93,7 @@ def expand_chunk(segment_size: int, max_segments: int) -> int:
 
 
 def lora_warps(segment_size: int) -> int:
-    return 8 if segment_size == 128 else 4
-
-
-def shrink_warps(segment_size: int) -> int:
-    return 2 if segment_size == MIN_DOT else lora_warps(segment_size)
+    return {16: 2, 32: 4, 64: 4, 128: 8}[segment_size]
 
 
 def activation_warps(segment_size: int) -> int:
