@@ -9,9 +9,11 @@ from torch import Tensor
 
 from descant_kernels.tuning import MIN_DOT, SORT_BLOCK, SORT_CHUNK
 
-LENGTH_BITS, LENGTH_MASK = tl.constexpr(8), tl.constexpr(0xFF)
-START_BIT, SLOT_MASK = tl.constexpr(32), tl.constexpr(0xFFFFFF)
-"""Of a segment's word: start in the upper 32 bits, then 24 of slot + 1 and 8 of length."""
+START_BIT: int = tl.constexpr(32)
+SLOT_BIT: int = tl.constexpr(8)
+SLOT_MASK: int = tl.constexpr(0xFFFFFF)
+LENGTH_MASK: int = tl.constexpr(0xFF)
+"""Of a segment's word: its start in the upper 32 bits, then 24 of slot + 1 and 8 of length."""
 
 
 class LoraSegments(NamedTuple):
@@ -27,24 +29,24 @@ class LoraSegments(NamedTuple):
     @property
     def starts(self) -> Tensor:
         """[max_segments] int64"""
-        return self.words >> START_BIT.value
+        return self.words >> int(START_BIT)
 
     @property
     def lengths(self) -> Tensor:
         """[max_segments] int64, at most segment_size; 0 = unused"""
-        return self.words & LENGTH_MASK.value
+        return self.words & int(LENGTH_MASK)
 
     @property
     def slots(self) -> Tensor:
         """[max_segments] int64; -1 = base, and unused"""
-        return (self.words >> LENGTH_BITS.value & SLOT_MASK.value) - 1
+        return (self.words >> int(SLOT_BIT) & int(SLOT_MASK)) - 1
 
 
 @triton.jit
 def load_segment(words, segment):
     """(start, length, slot); the length of an unused segment is 0."""
     word = tl.load(words + segment)
-    return word >> START_BIT, (word & LENGTH_MASK).to(tl.int32), ((word >> LENGTH_BITS) & SLOT_MASK) - 1
+    return word >> START_BIT, (word & LENGTH_MASK).to(tl.int32), ((word >> SLOT_BIT) & SLOT_MASK) - 1
 
 
 def max_segments(num_tokens: int, max_slots: int, segment_size: int) -> int:
@@ -155,5 +157,5 @@ def _cut_segments_kernel(
     place = tl.load(places + token, mask=is_token, other=0)
     count = tl.load(counts + token, mask=is_token, other=0)
     length = tl.minimum(count - offset, SEGMENT).to(tl.int64)
-    word = (place.to(tl.int64) << START_BIT) | ((slot + 1).to(tl.int64) << LENGTH_BITS) | length
+    word = (place.to(tl.int64) << START_BIT) | ((slot + 1).to(tl.int64) << SLOT_BIT) | length
     tl.store(words + segment, word, mask=starts_segment)
