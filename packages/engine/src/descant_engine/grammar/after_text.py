@@ -1,11 +1,12 @@
 """A grammar that begins behind some free text, such as a model's reasoning."""
 
+from collections.abc import Sequence
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
-from descant_engine.grammar.matcher import WORD_BITS, BitmaskRow, Matcher, num_words
+from descant_engine.grammar.matcher import WORD_BITS, Bitmask, BitmaskRow, Matcher, num_words
 from descant_engine.grammar.vocabulary import Vocabulary
 
 
@@ -75,6 +76,15 @@ class AfterTextMatcher:
                 _allow(row, self._openers)
             case _Part.GRAMMAR:
                 self._inner.fill_bitmask(row)
+
+    @classmethod
+    def fill_bitmasks(cls, places: Sequence[tuple[Self, int]], words: Bitmask, num_threads: int) -> None:
+        for matcher, index in places:
+            matcher.fill_bitmask(words[index])
+
+    @property
+    def mask_maker(self) -> Matcher:
+        return self._inner.mask_maker if self._places[-1].part is _Part.GRAMMAR else self
 
     def _open(self, written: bytes) -> bool:
         self._places.append(_Place(_Part.FREE) if written == self._opening else _Place(_Part.OPENING, written))

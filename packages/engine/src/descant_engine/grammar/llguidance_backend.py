@@ -2,13 +2,15 @@
 nearly all of JSON Schema, and a budget on every step, so no grammar can stall the engine."""
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Self
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from llguidance.numpy import fill_next_token_bitmask
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 
 from descant_engine.grammar.alternatives import lark_of
-from descant_engine.grammar.matcher import BitmaskRow
+from descant_engine.grammar.matcher import Bitmask, BitmaskRow
 from descant_engine.grammar.spec import GrammarKind, GrammarRefused, GrammarSpec
 from descant_engine.grammar.vocabulary import Vocabulary
 
@@ -19,9 +21,13 @@ GRAMMAR_BYTES = 1 << 16
 """A guess: automata grow as they are used."""
 JSON_OPTIONS: "JsonCompileOptions" = {"whitespace_pattern": "[ \\n\\r\\t]{1,12}"}
 """As much whitespace as xgrammar is allowed."""
-WORD_SLICES = tuple(f"[a-z]{{1,{most}}}" for most in (2, 4, 6, 8))
-"""Sets of tokens that a mask takes or leaves as a whole where the grammar lets it, before llguidance's own sets of free
-text. Lower-case words are most of a vocabulary: inside `^[a-z_]{1,16}$` a mask takes a third of the time."""
+SLICES = (
+    *(f"[a-z]{{1,{most}}}" for most in (1, 2, 3, 4, 5, 6, 7, 8)),
+    *(rf'[^"\\\x00-\x1F\x7F]{{1,{most}}}' for most in (2, 4, 6, 8)),
+)
+"""Sets of tokens that a mask takes as a whole where the grammar lets it, each without those before it; llguidance's own
+sets of free text follow. Lower-case words are most of a vocabulary: inside `^[a-z_]{1,16}$` a mask takes a third of the
+time. The short ones are for the last characters of a string of bounded length."""
 NO_TOKEN = b"\xff"
 """Begins what llguidance takes for a special token; no text has this byte."""
 
@@ -42,9 +48,27 @@ class LlguidanceMatcher:
         else:
             fill_next_token_bitmask(self._matcher, row.reshape(1, -1))
 
+    @classmethod
+    def fill_bitmasks(cls, places: Sequence[tuple[Self, int]], words: Bitmask, num_threads: int) -> None:
+        for matcher, index in places:
+            if matcher._matcher.is_error():
+                words[index].fill(0)
+        matchers = [(matcher._matcher, index) for matcher, index in places if not matcher._matcher.is_error()]
+        if matchers:
+            fill_next_token_bitmask_par(_executor(num_threads), matchers, words)
+
+    @property
+    def mask_maker(self) -> "LlguidanceMatcher":
+        return self
+
     @property
     def is_complete(self) -> bool:
         return bool(self._matcher.is_accepting())
+
+
+@cache
+def _executor(num_threads: int) -> LLExecutor:
+    return LLExecutor(num_threads)
 
 
 class LlguidanceGrammar:
@@ -63,7 +87,7 @@ class LlguidanceBackend:
             TokenizerWrapper(_TokenTable(vocabulary)),
             n_vocab=vocabulary.size,
             eos_token=list(vocabulary.stop_token_ids) or None,
-            slices=[*WORD_SLICES, *LLTokenizer.general_slices()],
+            slices=[*SLICES, *LLTokenizer.general_slices()],
         )
         self._limits = LLParserLimits(verbose_errors=False)
 

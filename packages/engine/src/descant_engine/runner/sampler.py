@@ -47,7 +47,9 @@ class Sampler:
 
         `mask`: of a grammar, for this step; applied after every feature, so that nothing brings back what it forbids.
         """
-        if mask is None and self._plain_rows.issuperset(batch.row_ids):
+        if self._plain_rows.issuperset(batch.row_ids):
+            if mask is not None:
+                mask(logits)
             return self._draw.largest(logits)
         features = [feature for feature in self.features if feature.is_used_by(batch)]
         truncates = self._truncation.is_used_by(batch)

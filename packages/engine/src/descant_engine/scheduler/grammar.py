@@ -5,9 +5,8 @@ preemption and aborts need no care here. Compiling happens elsewhere, masks are 
 device is busy with the forward pass whose samples they are for.
 """
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, replace
 from time import thread_time
 from typing import NamedTuple
@@ -17,20 +16,13 @@ import numpy as np
 from descant_engine.grammar.after_text import AfterTextMatcher
 from descant_engine.grammar.bitmask import GrammarBitmask
 from descant_engine.grammar.compiler import CompiledFuture, GrammarCompiler
-from descant_engine.grammar.matcher import BitmaskRow, Matcher, num_words
+from descant_engine.grammar.matcher import Bitmask, BitmaskRow, Matcher, num_words
 from descant_engine.grammar.spec import GrammarSpec
 from descant_engine.grammar.vocabulary import Vocabulary
 from descant_engine.request import EngineRequest, FinishReason, TokenDelta
+from descant_engine.scheduler.grammar_masks import MASK_THREADS, SECONDS_A_TOKEN, Following, GrammarMasks
 from descant_engine.scheduler.plan import ScheduledRequest
 
-SECONDS_AT_ONCE = 0.25
-SECONDS_A_TOKEN = 0.002
-"""How long one request's grammar may keep the engine's thread busy: so much, and so much more for each token."""
-MASK_THREADS = min(8, (os.cpu_count() or 1) // 2)
-ROWS_A_THREAD = 8
-"""Masks of one step are made by several threads, as the libraries let go of the interpreter: by one for so many."""
-ANY_TOKEN = -1
-"""As a word of a bitmask: all bits set."""
 DEAD_END = "the grammar led to a point from which no output can be completed"
 TOO_SLOW = "following the grammar takes too long; make it simpler"
 STRAYED = "the output left its grammar; other options of the request forbid the tokens that it allows"
@@ -58,32 +50,18 @@ class _Waiting:
     grammar: CompiledFuture
 
 
-@dataclass(slots=True)
-class _Following:
-    matcher: Matcher
-    seconds_left: float = SECONDS_AT_ONCE
-    mask_seconds: float = 0.0
-    """What the last mask took; inside one string the next takes about as long."""
-    is_at_dead_end: bool = False
-
-
-class _MaskRow(NamedTuple):
-    row: BitmaskRow
-    following: _Following
-
-
 class RequestGrammars:
     """By request id. Used from the engine's thread."""
 
     def __init__(self, compiler: GrammarCompiler, vocabulary: Vocabulary, num_mask_threads: int = MASK_THREADS) -> None:
         self._compiler = compiler
         self._vocabulary = vocabulary
-        self._num_mask_threads = num_mask_threads
-        self._mask_threads = ThreadPoolExecutor(max(1, num_mask_threads), thread_name_prefix="mask")
+        self._masks = GrammarMasks(num_mask_threads)
+        self._words = np.empty((0, num_words(vocabulary.size)), dtype=np.int32)
         self._may_go_on = _all_but(vocabulary.stop_token_ids, vocabulary.size)
         """Every token that is no end."""
         self._waiting: dict[str, _Waiting] = {}
-        self._following: dict[str, _Following] = {}
+        self._following: dict[str, Following] = {}
 
     # Until the grammar is compiled
 
@@ -99,7 +77,7 @@ class RequestGrammars:
             if waiting.grammar.done():
                 del self._waiting[request_id]
                 if (error := waiting.grammar.exception()) is None:
-                    self._following[request_id] = _Following(self._matcher(waiting))
+                    self._following[request_id] = Following(self._matcher(waiting))
                 compiled.append(Compiled(waiting.request, error))
         return compiled
 
@@ -131,24 +109,21 @@ class RequestGrammars:
         return bool(self._following) and any(True for _ in self._sampled(scheduled))
 
     def bitmask(self, scheduled: tuple[ScheduledRequest, ...]) -> GrammarBitmask | None:
-        """What a step may sample, once the tokens of every step before it were given to `accept`."""
+        """What a step may sample, once the tokens of every step before it were given to `accept`. The next step's mask
+        takes the place of this one's."""
         places = tuple(self._sampled(scheduled))
         if not places:
             return None
-        words = np.empty((len(places), num_words(self._vocabulary.size)), dtype=np.int32)
         indices, request_ids = zip(*places, strict=True)
-        self._fill_all([_MaskRow(row, self._following[each]) for row, each in zip(words, request_ids, strict=True)])
+        words = self._words_for(len(places))
+        self._masks.fill([self._following[each] for each in request_ids], words)
         return GrammarBitmask(indices, words)
 
-    def _fill_all(self, rows: list[_MaskRow]) -> None:
-        """Each thread, this one too, takes the next row from one line, the slowest first: masks take from 10 to 1,000
-        microseconds."""
-        num_others = min(self._num_mask_threads, len(rows) // ROWS_A_THREAD) - 1
-        line = iter(sorted(rows, key=lambda row: -row.following.mask_seconds))
-        others = [self._mask_threads.submit(_fill_from, line) for _ in range(num_others)]
-        _fill_from(line)
-        for other in others:
-            other.result()
+    def _words_for(self, num_rows: int) -> Bitmask:
+        """The same memory in every step: fresh pages would take as long as a few masks."""
+        if num_rows > len(self._words):
+            self._words = np.empty((2 * num_rows, self._words.shape[1]), dtype=np.int32)
+        return self._words[:num_rows]
 
     def accept(self, delta: TokenDelta) -> GrammarEnd | None:
         """Follows a request's new tokens. Returns how its grammar ends it, if it does."""
@@ -159,7 +134,7 @@ class RequestGrammars:
             self.forget(delta.request_id)
         return end
 
-    def _follow(self, following: _Following, delta: TokenDelta) -> GrammarEnd | None:
+    def _follow(self, following: Following, delta: TokenDelta) -> GrammarEnd | None:
         if following.is_at_dead_end:
             return GrammarEnd(FinishReason.UNMET, DEAD_END)
         if following.seconds_left < 0:
@@ -189,23 +164,6 @@ class RequestGrammars:
                 if request.request_id in self._following:
                     yield index, request.request_id
                 index += 1 + request.num_draft_tokens
-
-
-def _fill_from(line: Iterator[_MaskRow]) -> None:
-    """Until the line is empty; a list's iterator gives each row to one thread."""
-    for row, following in line:
-        _fill(row, following)
-
-
-def _fill(row: BitmaskRow, following: _Following) -> None:
-    started = thread_time()
-    following.matcher.fill_bitmask(row)
-    following.mask_seconds = thread_time() - started
-    following.seconds_left -= following.mask_seconds
-    if not row.any():
-        # Something has to be sampled; the request ends with the next delta.
-        row.fill(ANY_TOKEN)
-        following.is_at_dead_end = True
 
 
 def _all_but(token_ids: tuple[int, ...], vocab_size: int) -> BitmaskRow:
