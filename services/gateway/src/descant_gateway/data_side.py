@@ -87,7 +87,7 @@ async def open_admission(config: GatewayConfig, feed: CatalogueSource, metrics: 
         stack.push_async_callback(warnings.close)
         limiter = Limiter(queue, lease_s=config.limits.lease_s)
         limiter.start()
-        stack.push_async_callback(limiter.close, config.process.shutdown_grace_s)
+        stack.push_async_callback(limiter.close)
         yield Admission(
             limiter=limiter,
             local_shares=LocalShares(outage_policy(config)),

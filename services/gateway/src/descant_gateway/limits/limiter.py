@@ -25,6 +25,9 @@ _RENEWED_AT_ONCE: Final = 500
 _SETTLE_RETRY_S: Final = 1.0
 _SETTLE_GIVE_UP_S: Final = 900.0
 """A reservation's record lives for an hour. The ledger has the truth anyway."""
+_SETTLE_AT_END_S: Final = 3.0
+"""For so long at most a gateway that ends waits for its settlements, which take milliseconds unless Valkey is away:
+the ledger is flushed after this, and whoever ended the gateway may not wait for long."""
 
 
 class Reservation(Struct, frozen=True):
@@ -76,9 +79,9 @@ class Limiter:
         """Begins to renew leases."""
         self._renewer = asyncio.get_running_loop().create_task(self._keep_renewing(), name="lease-renewals")
 
-    async def close(self, timeout_s: float) -> None:
-        """Waits for the settlements on their way."""
-        await self.drain(timeout_s)
+    async def close(self) -> None:
+        """Waits for the settlements on their way, but not for long: those that Valkey does not take lapse."""
+        await self.drain(_SETTLE_AT_END_S)
         if self._renewer is not None:
             self._renewer.cancel()
             await asyncio.gather(self._renewer, return_exceptions=True)
