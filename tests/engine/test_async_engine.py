@@ -22,7 +22,7 @@ from descant_engine.config import EngineConfig
 from descant_engine.engine_client import EngineDead, EngineStartError
 from descant_engine.frontend import Chat, PromptTooLong, UnknownModel
 from descant_engine.outputs import RequestOutput
-from descant_engine.request import FinishReason
+from descant_engine.request import FinishReason, Owner
 from descant_engine.request_stream import RequestStream
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
@@ -64,6 +64,11 @@ async def collect(stream: RequestStream) -> RequestOutput:
             whole = output if whole is None else whole.followed_by(output)
     assert whole is not None
     return whole
+
+
+async def read_all(stream: RequestStream) -> None:
+    async for _ in stream:
+        pass
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
@@ -195,7 +200,7 @@ async def test_streams_left_at_random_cost_the_others_nothing(engine: AsyncEngin
 async def test_closing_wakes_whoever_waits(engine: AsyncEngine) -> None:
     blocker = [await engine.submit("Block", LONG) for _ in range(2)]
     stream = await engine.submit("Wait", LONG)
-    reader = asyncio.create_task(collect(stream))
+    reader = asyncio.create_task(read_all(stream))
     await asyncio.sleep(0.02)
     await stream.aclose()
     async with asyncio.timeout(SECONDS):
@@ -231,9 +236,9 @@ async def test_bad_requests_are_refused_and_cost_nothing(engine: AsyncEngine) ->
 
 async def test_what_cannot_cross_the_border_leaves_nothing_behind(engine: AsyncEngine) -> None:
     with pytest.raises((ValueError, OverflowError)):
-        await engine.submit("Hi", SHORT, priority=1 << 80)
+        await engine.submit("Hi", SHORT, owner=Owner(priority=1 << 80))
     with pytest.raises(ValueError, match="surrogates"):
-        await engine.submit("Hi", SHORT, tenant_salt="\ud800")
+        await engine.submit("Hi", SHORT, owner=Owner(tenant_salt="\ud800"))
     await assert_engine_is_idle(engine)
 
 

@@ -12,7 +12,7 @@ from descant_engine.config import EngineConfig
 from descant_engine.engine import Engine
 from descant_engine.frontend import Frontend
 from descant_engine.model_config import resolve
-from descant_engine.request import EngineRequest
+from descant_engine.request import EngineRequest, Owner
 from descant_engine.sampling_params import SamplingParams
 
 MAX_MODEL_LEN = 32
@@ -67,7 +67,10 @@ def test_no_accepted_value_ends_the_engine(frontend: Frontend) -> None:
     longest = (VOCAB_SIZE - 1,) * (MAX_MODEL_LEN - 1)
     requests = [
         frontend.request(
-            prompt, SamplingParams(**fields), request_id=f"{n}/{m}", priority=priority, tenant_salt="\0é" * 999
+            prompt,
+            SamplingParams(**fields),
+            request_id=f"{n}/{m}",
+            owner=Owner(tenant_salt="\0é" * 999, priority=priority),
         )
         for m, (prompt, priority) in enumerate([((1,), -(2**31)), (longest, 2**31 - 1)])
         for n, fields in enumerate(EXTREMES)
@@ -91,7 +94,7 @@ def test_an_adapter_of_nonsense_spoils_no_other_request(
     greedy = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 
     def base(n: int) -> EngineRequest:
-        return frontend.request(tuple(range(n, n + 9)), greedy, request_id=f"base{n}", tenant_salt=str(n))
+        return frontend.request(tuple(range(n, n + 9)), greedy, request_id=f"base{n}", owner=Owner(tenant_salt=str(n)))
 
     clean = run(engine, [base(n) for n in range(8)])
     engine.close()

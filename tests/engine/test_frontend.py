@@ -7,7 +7,7 @@ from descant_engine.config import EngineConfig
 from descant_engine.frontend import Chat, Frontend, InvalidParams, InvalidPrompt, PromptTooLong, Text, UnknownModel
 from descant_engine.model_config import resolve
 from descant_engine.outputs import OutputText
-from descant_engine.request import FinishReason, TokenDelta
+from descant_engine.request import FinishReason, Owner, TokenDelta
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.text.chat_template import ChatTemplateError
 
@@ -65,9 +65,9 @@ def test_a_request_carries_everything(frontend: Frontend, tiny_adapters: dict[st
     manifest = frontend.read_adapter(tiny_adapters["all"])
     frontend.name_adapter("legal", manifest)
     params = SamplingParams(max_tokens=4)
-    request = frontend.request((1, 2), params, request_id="r", adapter="legal", tenant_salt="t", priority=3)
+    request = frontend.request((1, 2), params, request_id="r", adapter="legal", owner=Owner("x", "t", 3))
     assert (request.prompt_token_ids, request.params, request.adapter_digest) == ((1, 2), params, manifest.digest)
-    assert (request.request_id, request.tenant_salt, request.priority) == ("r", "t", 3)
+    assert (request.request_id, request.tenant, request.tenant_salt, request.priority) == ("r", "x", "t", 3)
 
 
 @pytest.mark.parametrize("token_id", [-1, 264])

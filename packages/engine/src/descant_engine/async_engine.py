@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import TypedDict, Unpack
 
 from descant_engine.active_requests import ActiveRequests
 from descant_engine.adapter import AdapterManifest
@@ -43,7 +42,7 @@ from descant_engine.offered_adapters import OfferedAdapters
 from descant_engine.outputs import PooledOutput
 from descant_engine.pooling import Task
 from descant_engine.pooling_inputs import EncodedInput, Pair, PoolingInput, PoolingInputs
-from descant_engine.request import EngineRequest, samples_of
+from descant_engine.request import NOBODY, EngineRequest, Owner, samples_of
 from descant_engine.request_stream import RequestFailed, RequestStream
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
@@ -65,16 +64,6 @@ REFUSALS: dict[Refusal, type[Exception]] = {
     Refusal.GRAMMAR: GrammarRefused,
     Refusal.FAILED: RequestFailed,
 }
-
-
-class SubmitOptions(TypedDict, total=False):
-    """The keywords of `AsyncEngine.submit_samples`."""
-
-    adapter: str | None
-    request_id: str | None
-    tenant: str
-    tenant_salt: str
-    priority: int
 
 
 class EngineDraining(RuntimeError):
@@ -121,11 +110,19 @@ class AsyncEngine:
 
     # Requests
 
-    async def submit(self, prompt: Prompt, params: SamplingParams, **options: Unpack[SubmitOptions]) -> RequestStream:
+    async def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        adapter: str | None = None,
+        request_id: str | None = None,
+        owner: Owner = NOBODY,
+    ) -> RequestStream:
         """Like `submit_samples`, for the one sample that `params` must ask for."""
         if params.num_samples != 1:
             raise InvalidParams("n and best_of must be 1 here; submit_samples takes more")
-        (stream,) = await self.submit_samples(prompt, params, **options)
+        (stream,) = await self.submit_samples(prompt, params, adapter=adapter, request_id=request_id, owner=owner)
         return stream
 
     async def submit_samples(
@@ -135,12 +132,10 @@ class AsyncEngine:
         *,
         adapter: str | None = None,
         request_id: str | None = None,
-        tenant: str = "",
-        tenant_salt: str = "",
-        priority: int = 0,
+        owner: Owner = NOBODY,
     ) -> tuple[RequestStream, ...]:
         """Hands a request to the engine; each of its samples comes as a stream. `adapter` is a loaded or offered
-        adapter's name, None the base model. Tenants share the engine fairly. `request_id` names the request in outputs
+        adapter's name, None the base model. `request_id` names the request in outputs
         and logs; it need not be unique.
 
         Raises:
@@ -158,9 +153,7 @@ class AsyncEngine:
             params,
             request_id=request_id or uuid.uuid4().hex,
             adapter=adapter,
-            tenant=tenant,
-            tenant_salt=tenant_salt,
-            priority=priority,
+            owner=owner,
         )
         return self._send(request, prompt)
 
@@ -172,9 +165,7 @@ class AsyncEngine:
         keep_first: int | None = None,
         adapter: str | None = None,
         request_id: str | None = None,
-        tenant: str = "",
-        tenant_salt: str = "",
-        priority: int = 0,
+        owner: Owner = NOBODY,
     ) -> RequestStream:
         """Hands in a text for its vector, or a pair for its score: the stream's one output has it as `pooled`.
 
@@ -194,9 +185,7 @@ class AsyncEngine:
             request_id=request_id or uuid.uuid4().hex,
             dimensions=dimensions,
             adapter_digest=None if adapter is None else self._frontend.adapter(adapter).digest,
-            tenant=tenant,
-            tenant_salt=tenant_salt,
-            priority=priority,
+            owner=owner,
         )
         engine_id = f"{request.request_id}/{next(self._serial_numbers)}"
         self._client.send(Submit(replace(request, request_id=engine_id)))

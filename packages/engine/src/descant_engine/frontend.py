@@ -14,7 +14,7 @@ from descant_engine.adapter_files import read_adapter
 from descant_engine.config import ResolvedConfig
 from descant_engine.outputs import OutputText
 from descant_engine.pooling import Task, UnsupportedTask
-from descant_engine.request import EngineRequest
+from descant_engine.request import NOBODY, EngineRequest, Owner
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.text.chat_template import ChatMessage, num_characters, render_chat
 from descant_engine.text.tokenizer import TextTooLong, Tokenizer, TokenizerError
@@ -168,9 +168,7 @@ class Frontend:
         *,
         request_id: str,
         adapter: str | None = None,
-        tenant: str = "",
-        tenant_salt: str = "",
-        priority: int = 0,
+        owner: Owner = NOBODY,
     ) -> EngineRequest:
         """A request for the engine, from what `encode` gave. `adapter` is a registered name, None the base model.
 
@@ -184,9 +182,9 @@ class Frontend:
             prompt_token_ids=prompt_token_ids,
             params=self._with_bad_words(params),
             adapter_digest=None if adapter is None else self.adapter(adapter).digest,
-            tenant=tenant,
-            tenant_salt=tenant_salt,
-            priority=priority,
+            tenant=owner.tenant,
+            tenant_salt=owner.tenant_salt,
+            priority=owner.priority,
         )
 
     def _check_param_tokens(self, params: SamplingParams) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from descant_engine.config import ResolvedConfig
 from descant_engine.frontend import InvalidPrompt, Text
 from descant_engine.pooling import PoolingParams, PoolingType
-from descant_engine.request import EngineRequest
+from descant_engine.request import NOBODY, EngineRequest, Owner
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.text.tokenizer import TextTooLong, Tokenizer
 
@@ -100,9 +100,7 @@ class PoolingInputs:
         request_id: str,
         dimensions: int | None = None,
         adapter_digest: str | None = None,
-        tenant: str = "",
-        tenant_salt: str = "",
-        priority: int = 0,
+        owner: Owner = NOBODY,
     ) -> EngineRequest:
         """Raises InvalidDimensions."""
         assert self._config.pooling is not None
@@ -117,7 +115,7 @@ class PoolingInputs:
                 needs_every_token=self._config.pooling.type is not PoolingType.LAST,
             ),
             adapter_digest=adapter_digest,
-            tenant=tenant,
-            tenant_salt=tenant_salt,
-            priority=priority,
+            tenant=owner.tenant,
+            tenant_salt=owner.tenant_salt,
+            priority=owner.priority,
         )

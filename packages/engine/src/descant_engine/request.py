@@ -30,6 +30,20 @@ class FinishReason(StrEnum):
     """Its output could not keep to its grammar: the request's own doing."""
 
 
+class Owner(NamedTuple):
+    """Whose a request is, and how it stands beside others'."""
+
+    tenant: str = ""
+    """Tenants share the engine fairly; so do one tenant's adapters."""
+    tenant_salt: str = ""
+    """Requests of different salts never share prefix blocks."""
+    priority: int = 0
+    """Smaller is served earlier, whoever asks and whatever he has had; fairness rules within one priority."""
+
+
+NOBODY = Owner()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
     """One API call as the front hands it to the engine; nothing in it changes."""
@@ -40,14 +54,12 @@ class EngineRequest:
     adapter_digest: str | None = None
     """Names a registered adapter; None is the base model."""
     tenant: str = ""
-    """Whose request it is. Tenants share the engine fairly; so do one tenant's adapters."""
+    """This and the next two are its `Owner`'s."""
     tenant_salt: str = ""
-    """Requests of different salts never share prefix blocks."""
+    priority: int = 0
     sample_of: str | None = None
     """The id of a request with the same prompt, submitted before: this one waits until that one has computed the
     prompt, and then shares its blocks. Its own prompt is counted there."""
-    priority: int = 0
-    """Smaller is served earlier, whoever asks and whatever he has had; fairness rules within one priority."""
     pooling: PoolingParams | None = None
     """Asks for a vector instead of tokens; `params` means nothing then."""
 

@@ -42,9 +42,7 @@ async def generate(service: Service, call: EngineCall, call_id: str, charge: str
                     call.params,
                     adapter=call.adapter,
                     request_id=f"{call_id}-{index}",
-                    tenant=call.tenant,
-                    tenant_salt=call.tenant_salt,
-                    priority=call.priority,
+                    owner=call.owner,
                 )
                 streams += [await stack.enter_async_context(stream) for stream in samples]
             meters = [stack.enter_context(service.metrics.request(call.adapter, started)) for _ in streams]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TypeVar
 
+from descant_engine.request import Owner
 from descant_server.bodies import HttpRequest
 from descant_server.config import ServerConfig
 from descant_server.pooling import PoolingCall
@@ -24,17 +25,13 @@ def identified(call: CallT, request: HttpRequest, config: ServerConfig) -> CallT
     identity = _identity(request, config.internal_key)
     if config.otlp_endpoint:
         call = replace(call, traceparent=request.headers.get(TRACEPARENT, ""))
-    if config.internal_key is not None and not identity.is_signed and call.priority:
+    if config.internal_key is not None and not identity.is_signed and call.owner.priority:
         raise unsupported_field("`priority` is the gateway's to say.", param="priority")
     if not identity.is_signed:
         return call
-    return replace(
-        call,
-        tenant=identity.tenant,
-        # The separator divides them: no header can hold it.
-        tenant_salt=f"{identity.tenant}\0{call.tenant_salt}",
-        priority=identity.priority,
-    )
+    # The separator divides them: no header can hold it.
+    tenant_salt = f"{identity.tenant}\0{call.owner.tenant_salt}"
+    return replace(call, owner=Owner(identity.tenant, tenant_salt, identity.priority))
 
 
 def _identity(request: HttpRequest, internal_key: str | None) -> Identity:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from descant_engine.outputs import RequestOutput
 from descant_engine.pooling import Task
 from descant_engine.pooling_inputs import Pair, PoolingInput
+from descant_engine.request import Owner
 from descant_engine.request_stream import RequestStream
 from descant_server.errors import ENGINE_ERRORS, from_engine
 from descant_server.metrics import RequestMeter
@@ -37,9 +38,7 @@ class PoolingCall:
     dimensions: int | None = None
     keep_first: int | None
     adapter: str | None
-    tenant: str = ""
-    tenant_salt: str = ""
-    priority: int
+    owner: Owner
     traceparent: str = ""
     """Whose span this call belongs to, as `EngineCall` has it."""
 
@@ -104,9 +103,7 @@ async def _submit(service: Service, call: PoolingCall, given: PoolingInput, requ
         keep_first=call.keep_first,
         adapter=call.adapter,
         request_id=request_id,
-        tenant=call.tenant,
-        tenant_salt=call.tenant_salt,
-        priority=call.priority,
+        owner=call.owner,
     )
 
 

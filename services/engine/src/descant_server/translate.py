@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 
 from descant_engine.frontend import Prompt
 from descant_engine.grammar.spec import GrammarSpec
+from descant_engine.request import Owner
 from descant_engine.sampling_params import SamplingParams
 from descant_server.chat_model import ChatModel
 from descant_server.chat_prompt import chat_prompt
@@ -43,11 +44,8 @@ class EngineCall:
     """The wire's name for what asked for the grammar."""
     reading: Reading = field(default_factory=Reading)
     adapter: str | None
-    tenant: str = ""
-    """Whose it is, by a gateway's word; see `identity`."""
-    tenant_salt: str
-    """Prefix blocks are shared by requests of the same salt."""
-    priority: int
+    owner: Owner
+    """By a gateway's word, where there is one; see `identity`."""
     traceparent: str = ""
     """Of who sent it, if it is traced."""
 
@@ -78,8 +76,7 @@ def chat_call(request: ChatCompletionRequest, model: ChatModel, max_model_len: i
         grammar_field="response_format" if demand is None else demand.field,
         reading=reading,
         adapter=adapter,
-        tenant_salt=_own_salt(request.cache_salt),
-        priority=request.priority or 0,
+        owner=Owner(tenant_salt=_own_salt(request.cache_salt), priority=request.priority or 0),
     )
 
 
@@ -104,8 +101,7 @@ def completion_call(
         params=params if demand is None else replace(params, grammar=demand.grammar),
         grammar_field="response_format" if demand is None else demand.field,
         adapter=adapter,
-        tenant_salt=_own_salt(request.cache_salt),
-        priority=request.priority or 0,
+        owner=Owner(tenant_salt=_own_salt(request.cache_salt), priority=request.priority or 0),
     )
 
 

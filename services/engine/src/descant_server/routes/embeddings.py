@@ -11,6 +11,7 @@ from msgspec import json
 
 from descant_engine.frontend import Text
 from descant_engine.pooling_inputs import PoolingInput
+from descant_engine.request import Owner
 from descant_server.bodies import HttpRequest, charge_of, json_answer, read_json, unless_client_leaves
 from descant_server.identity import identified
 from descant_server.pooling import FloatArray, PoolingCall, keep_first_of, pool
@@ -27,7 +28,7 @@ async def create_embeddings(request: HttpRequest, service: NamedDependency[Servi
         dimensions=asked.dimensions,
         keep_first=keep_first_of(asked, service.engine.config.max_model_len),
         adapter=service.adapter_for(asked.model),
-        priority=asked.priority or 0,
+        owner=Owner(priority=asked.priority or 0),
     )
     call = identified(call, request, service.config)
     call_id = f"embd-{uuid.uuid4().hex}"

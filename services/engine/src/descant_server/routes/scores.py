@@ -10,6 +10,7 @@ from litestar.di import NamedDependency
 from litestar.response.base import ASGIResponse
 from msgspec import json
 
+from descant_engine.request import Owner
 from descant_server.bodies import HttpRequest, charge_of, json_answer, read_json, unless_client_leaves
 from descant_server.identity import identified
 from descant_server.pooling import PoolingCall, keep_first_of, pool, scores_of, scoring_inputs
@@ -75,7 +76,7 @@ async def _score(
         input_field=field,
         keep_first=keep_first_of(asked, service.engine.config.max_model_len),
         adapter=service.adapter_for(asked.model),
-        priority=asked.priority or 0,
+        owner=Owner(priority=asked.priority or 0),
     )
     call = identified(call, request, service.config)
     pooled = await unless_client_leaves(request, pool(service, call, call_id, charge_of(request)))
