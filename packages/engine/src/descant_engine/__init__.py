@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from descant_engine.config import EngineConfig
 from descant_engine.cpu_threads import spin_briefly
-from descant_engine.request import Owner
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.speculation.config import SpeculativeConfig
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from descant_engine.async_engine import AsyncEngine
     from descant_engine.llm import LLM
 
-__all__ = ["LLM", "AsyncEngine", "EngineConfig", "Owner", "SamplingParams", "SpeculativeConfig"]
+__all__ = ["LLM", "AsyncEngine", "EngineConfig", "SamplingParams", "SpeculativeConfig"]
 
 
 def __getattr__(name: str) -> object:
