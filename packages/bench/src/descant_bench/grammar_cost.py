@@ -23,13 +23,21 @@ from typing import Any
 from descant_bench.engine_options import add_engine_options, engine_config
 from descant_bench.environment import describe_environment
 from descant_bench.recorded import random_requests
+from descant_bench.watched_methods import HOST_PARTS, Method, MethodClock
 from descant_engine.engine import Engine
 from descant_engine.grammar.spec import GrammarKind, GrammarSpec
 from descant_engine.request import EngineRequest, FinishReason
 from descant_engine.sampling_params import SamplingParams
+from descant_engine.scheduler.grammar import RequestGrammars
 from descant_engine.steady_heap import settle_heap
 from descant_engine.text.tokenizer import Tokenizer, TokenizerError
 
+PARTS = {
+    **HOST_PARTS,
+    "masks": Method(RequestGrammars, "bitmask"),
+    "follow tokens": Method(RequestGrammars, "accept"),
+}
+"""Where the host's time of a step goes. On CUDA a grammar costs a step time only where the host no longer waits."""
 FREE = "no grammar"
 RANDOM_WORD_LETTERS = (2, 3, 4, 5, 6, 7, 8)
 
@@ -70,6 +78,8 @@ class Run:
     cpu_ms_per_step: float
     """Processor time of all threads of this process."""
     ms_per_step: float
+    part_ms: dict[str, float]
+    """Of a step, by the names of PARTS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +94,8 @@ class Cost:
     ratios: tuple[float, ...]
     cpu_ratio: float
     """The same of processor time a step, which says more on a machine that does other things: 1 is free."""
+    part_ms: dict[str, float]
+    """Wall time of the host, by the names of PARTS."""
 
 
 class Batch:
@@ -101,13 +113,15 @@ class Batch:
         grammar = None if schema is None else GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(schema))
         self._submit(SamplingParams(temperature=self._temperature, max_tokens=self._max_tokens, ignore_eos=True,
                                     grammar=grammar))  # fmt: skip
-        started, cpu_started, num_steps = time.perf_counter(), time.process_time(), 0
-        while self._engine.has_work:
-            self._check(self._engine.step())
-            num_steps += 1
+        started, cpu_started, num_steps, clock = time.perf_counter(), time.process_time(), 0, MethodClock(PARTS)
+        with clock.running():
+            while self._engine.has_work:
+                self._check(self._engine.step())
+                num_steps += 1
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
         num_tokens = self._size * self._max_tokens
-        return Run(num_tokens / seconds, 1e3 * cpu_seconds / num_steps, 1e3 * seconds / num_steps)
+        part_ms = {name: 1e3 * spent / num_steps for name, spent in clock.seconds.items()}
+        return Run(num_tokens / seconds, 1e3 * cpu_seconds / num_steps, 1e3 * seconds / num_steps, part_ms)
 
     def _submit(self, params: SamplingParams) -> None:
         run = str(next(self._numbers))
@@ -152,6 +166,7 @@ def _cost(runs: Sequence[Run], free: Sequence[Run]) -> Cost:
         ratio=round(statistics.median(ratios), 4),
         ratios=ratios,
         cpu_ratio=round(statistics.median(cpu_ratios), 4),
+        part_ms={name: round(statistics.median(run.part_ms.get(name, 0.0) for run in runs), 3) for name in PARTS},
     )
 
 
@@ -180,6 +195,8 @@ def main() -> None:
     for name, cost in costs.items():
         print(f"{name:16} {cost.tok_s:10.1f} {cost.ratio:8.3f} {cost.ms_per_step:9.2f} {cost.cpu_ms_per_step:9.2f}"
               f" {cost.cpu_ratio:8.3f}")  # fmt: skip
+    for name, cost in costs.items():
+        print(f"{name}: " + ", ".join(f"{part} {ms:.2f}" for part, ms in cost.part_ms.items() if ms), "ms a step")
     if args.output is not None:
         report = {
             "environment": asdict(describe_environment(config.device, args.commit)),

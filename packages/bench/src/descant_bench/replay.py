@@ -12,7 +12,7 @@ from pathlib import Path
 from descant_bench.percentiles import percentile
 from descant_bench.recorded import RecordedRequest
 from descant_bench.step_work import Ceilings, ModelWork, sum_of_steps
-from descant_bench.watched_methods import MethodClock, recorded_plans
+from descant_bench.watched_methods import HOST_PARTS, MethodClock, recorded_plans
 from descant_engine.adapter import AdapterManifest
 from descant_engine.adapter_files import read_adapter
 from descant_engine.config import ResolvedConfig
@@ -100,8 +100,8 @@ class Replay:
     def run(self, requests: Sequence[RecordedRequest], ceilings: Ceilings | None = None) -> RunResult:
         """From the first arrival to the last token. Every run starts with nothing of its own in the prefix cache."""
         self.register(requests)
-        clock, run = MethodClock(), _Run()
-        with recorded_plans() as plans, clock.running(["wait for the device"]):
+        clock, run = MethodClock({"wait for the device": HOST_PARTS["wait for the device"]}), _Run()
+        with recorded_plans() as plans, clock.running():
             start, cpu_start = time.perf_counter(), time.process_time()
             ids = self._drive(requests, start, run)
             seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start

@@ -2,9 +2,9 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import wraps
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -61,15 +61,15 @@ def recorded_plans() -> Iterator[list[StepPlan]]:
 class MethodClock:
     """Seconds spent in each of the named methods while it runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, parts: Mapping[str, Method] = HOST_PARTS) -> None:
+        self._parts = parts
         self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
-    def running(self, names: Sequence[str] = tuple(HOST_PARTS)) -> Iterator[None]:
-        if not names:
-            yield
-            return
-        with wrapped(HOST_PARTS[names[0]], lambda method: self._timed(names[0], method)), self.running(names[1:]):
+    def running(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name, method in self._parts.items():
+                stack.enter_context(wrapped(method, partial(self._timed, name)))
             yield
 
     def _timed(self, name: str, method: Function) -> Function:
