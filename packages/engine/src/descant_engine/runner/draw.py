@@ -3,7 +3,6 @@ what else is in the batch. The same seed draws other tokens on another kind of d
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +64,7 @@ class Draw:
 
 def _largest_on(device: torch.device) -> Callable[[Tensor], Tensor]:
     if device.type != "cuda":
-        return partial(torch.argmax, dim=-1)
+        return lambda logits: logits.float().argmax(-1)  # of half the width, argmax takes four times as long there
     from descant_kernels import greedy
 
     return greedy
@@ -83,7 +82,7 @@ def choose_by_inversion(logits: Tensor, asked: DrawTensors, positions: Tensor) -
     """Inverts each row's cumulative distribution at one uniform number a row: on the CPU the random bits cost more
     than the sums. See `Chooser`."""
     is_random = asked.temperatures > 0
-    token_ids = logits.argmax(-1)
+    token_ids = logits.float().argmax(-1)
     random = is_random.nonzero().flatten()
     scores = logits[random].float() / asked.temperatures[random].unsqueeze(1)
     cumulative = scores.softmax(1).cumsum(1, dtype=torch.float64)
