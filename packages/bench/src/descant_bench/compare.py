@@ -9,13 +9,13 @@ what is done with short series.
 """
 
 import argparse
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+from descant_bench.report_file import write_report
 from descant_bench.run_files import RunFile, read_run, typical
 from descant_bench.targets import COUNTS_PROMPT_TOKENS, TARGETS
 
@@ -170,7 +170,7 @@ def main() -> None:
         raise SystemExit(str(error)) from error
     print(markdown(rows), end="")
     if args.output is not None:
-        args.output.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        write_report(args.output.with_suffix(".json"), rows)
         args.output.with_suffix(".md").write_text(markdown(rows))
         _plot(rows, args.output.with_suffix(".svg"))
 

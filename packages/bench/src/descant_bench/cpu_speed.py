@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from descant_bench.report_file import write_report
 from descant_engine import LLM, SamplingParams
 from descant_engine.text.chat_template import ChatMessage
 
@@ -113,7 +114,7 @@ def main() -> None:
     }
     print(json.dumps(report, indent=1))
     if args.output:
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(args.output, report)
 
 
 if __name__ == "__main__":

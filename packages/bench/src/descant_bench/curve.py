@@ -11,11 +11,12 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from descant_bench.plots import MatplotlibMissing, plot_curves
+from descant_bench.report_file import write_report
 
 REFERENCE_COUNT = 64
 _CASE = re.compile(r"residents-(?P<count>\d+)-(?P<popularity>.+)")
@@ -69,7 +70,7 @@ def main() -> None:
     print(markdown(points), end="")
     if args.output is None:
         return
-    args.output.with_suffix(".json").write_text(json.dumps([asdict(point) for point in points], indent=1) + "\n")
+    write_report(args.output.with_suffix(".json"), points)
     args.output.with_suffix(".md").write_text(markdown(points))
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for point in points:

@@ -13,9 +13,8 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from random import Random
 from string import ascii_lowercase
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 from descant_bench.engine_options import add_engine_options, engine_config
 from descant_bench.environment import describe_environment
 from descant_bench.recorded import random_requests
+from descant_bench.report_file import add_report_options, write_report
 from descant_bench.watched_methods import HOST_PARTS, Method, MethodClock
 from descant_engine.engine import Engine
 from descant_engine.grammar.spec import GrammarKind, GrammarSpec
@@ -199,11 +199,11 @@ def main() -> None:
         print(f"{name}: " + ", ".join(f"{part} {ms:.2f}" for part, ms in cost.part_ms.items() if ms), "ms a step")
     if args.output is not None:
         report = {
-            "environment": asdict(describe_environment(config.device, args.commit)),
+            "environment": describe_environment(config.device, args.commit),
             "batch_size": args.batch_size,
-            "cases": {name: asdict(cost) for name, cost in costs.items()},
+            "cases": costs,
         }
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(args.output, report)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -213,8 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-len", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.0, help="0: without a grammar, one argmax a step")
     parser.add_argument("--rounds", type=int, default=3, help="after the warm-up")
-    parser.add_argument("--output", type=Path, metavar="OUT.json")
-    parser.add_argument("--commit", help="for the report; asked of git where left out")
+    add_report_options(parser)
     add_engine_options(parser)
     return parser
 

@@ -4,8 +4,6 @@ descant bench latency --model FOLDER --batch-size 8 --input-len 32 --output-len 
 """
 
 import argparse
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 from descant_bench.engine_options import add_engine_options, engine_config
@@ -13,6 +11,7 @@ from descant_bench.environment import describe_environment
 from descant_bench.percentiles import percentile
 from descant_bench.recorded import random_requests
 from descant_bench.replay import Replay
+from descant_bench.report_file import write_report
 from descant_engine.steady_heap import settle_heap
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
@@ -52,10 +51,10 @@ def main() -> None:
             "avg_latency": average,
             "latencies": seconds,
             "percentiles": shares,
-            "environment": asdict(describe_environment(config.device)),
-            "options": asdict(config.user),
+            "environment": describe_environment(config.device),
+            "options": config.user,
         }
-        args.output_json.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(args.output_json, report)
 
 
 def _parser() -> argparse.ArgumentParser:

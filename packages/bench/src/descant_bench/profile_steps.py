@@ -11,12 +11,10 @@ product ceiling (see `step_work` for what counts).
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 
 from descant_bench.ceilings import add_ceiling_options, ceilings
@@ -25,6 +23,7 @@ from descant_bench.environment import describe_environment
 from descant_bench.random_adapters import modules_named, write_adapters
 from descant_bench.recorded import RecordedRequest, random_requests
 from descant_bench.replay import Replay
+from descant_bench.report_file import add_report_options, write_report
 from descant_bench.step_report import StepReport, Workload, print_report, step_report
 from descant_bench.step_trace import quiet_device, trace_steps
 from descant_bench.step_work import ModelWork, sum_of_steps
@@ -167,7 +166,7 @@ def main() -> None:
         report = measure_steps(args, config, adapters)
     print_report(report, sys.stdout)
     if args.output is not None:
-        args.output.write_text(json.dumps(asdict(report), indent=1) + "\n")
+        write_report(args.output, report)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -180,8 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--adapters", type=Path, metavar="FOLDER", help="with 0000, 0001, ...; default: random ones")
     parser.add_argument("--lora-rank", type=int, default=16, help="of random adapters")
     parser.add_argument("--modules", default="all", help="of random adapters: all, attention, or q_proj,v_proj")
-    parser.add_argument("--output", type=Path, metavar="OUT.json")
-    parser.add_argument("--commit", help="for the report; asked of git where left out")
+    add_report_options(parser)
     add_engine_options(parser)
     add_ceiling_options(parser)
     return parser

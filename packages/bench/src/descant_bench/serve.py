@@ -26,6 +26,7 @@ from descant_bench.online.load import Arrival, LoadResult, run_load
 from descant_bench.online.metrics import METRIC_TITLES, measure, parse_promises, samples
 from descant_bench.online.prompts import DEFAULT_VOCAB_SIZE, SampleRequest, Tokenizer, TokenSource
 from descant_bench.online.report import print_metrics, result_fields
+from descant_bench.report_file import write_report
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def main() -> None:
         print(f"failed: {reason}", file=sys.stderr)
     if args.save_result:
         path = _result_path(args)
-        path.write_text(json.dumps(_settings(args) | result_fields(metrics) | _details(args, result), indent=1) + "\n")
+        write_report(path, _settings(args) | result_fields(metrics) | _details(args, result))
         print(f"saved {path}", file=sys.stderr)
     if args.plot is not None:
         _plot(result, args.plot)

@@ -8,16 +8,16 @@ outputs have to be the same, token by token: otherwise there is no figure.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from descant_bench.cpu_speed import QUESTIONS, smollm2_path
 from descant_bench.environment import describe_environment
 from descant_bench.repeating_texts import REPEATING_TEXTS
+from descant_bench.report_file import add_report_options, write_report
 from descant_engine import LLM, SamplingParams
 from descant_engine.frontend import Chat, Prompt
 from descant_engine.scheduler.stats import DraftStats
@@ -201,11 +201,11 @@ def main() -> None:
               f" {gain.drafted:8} {gain.accepted:6}")  # fmt: skip
     if args.output is not None:
         report = {
-            "environment": asdict(describe_environment(args.device, args.commit)),
-            "speculation": asdict(config),
-            "cases": {name: asdict(gain) for name, gain in gains.items()},
+            "environment": describe_environment(args.device, args.commit),
+            "speculation": config,
+            "cases": gains,
         }
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(args.output, report)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -220,8 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-tokens", type=int, default=96, help="most tokens of an output")
     parser.add_argument("--rounds", type=int, default=3, help="after the warm-up")
     parser.add_argument("--case", action="append", help="only this one; may be given again")
-    parser.add_argument("--output", type=Path, metavar="OUT.json")
-    parser.add_argument("--commit", help="for the report; asked of git where left out")
+    add_report_options(parser)
     return parser
 
 

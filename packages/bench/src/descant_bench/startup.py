@@ -12,11 +12,12 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from descant_bench.engine_options import add_engine_options, engine_config
 from descant_bench.environment import describe_environment
+from descant_bench.report_file import write_report
 
 ONE_START_SECONDS = 1800
 
@@ -68,8 +69,8 @@ def main() -> None:
         print(f"Median {name}: {statistics.median(values):.2f} seconds")
     if args.output_json is not None:
         device = engine_config(args, with_adapters=False).device
-        report = {"starts": [asdict(start) for start in starts], "environment": asdict(describe_environment(device))}
-        args.output_json.write_text(json.dumps(report, indent=1) + "\n")
+        report = {"starts": starts, "environment": describe_environment(device)}
+        write_report(args.output_json, report)
 
 
 def _engine_words(words: list[str]) -> list[str]:

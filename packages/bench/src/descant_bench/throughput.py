@@ -25,6 +25,7 @@ from descant_bench.online.dataset_options import add_dataset_options, dataset_re
 from descant_bench.online.prompts import TokenSource
 from descant_bench.recorded import RecordedRequest, read_requests
 from descant_bench.replay import Replay, RunResult, median_run
+from descant_bench.report_file import add_report_options, write_report
 from descant_bench.step_work import Ceilings
 from descant_engine.engine import Engine
 from descant_engine.steady_heap import settle_heap
@@ -91,7 +92,7 @@ def main() -> None:
         cases[name] = case
         print(_summary(case.median), flush=True)
         if args.output is not None:  # after every case: what has been measured survives what breaks later
-            args.output.write_text(json.dumps(asdict(report), indent=1) + "\n")
+            write_report(args.output, report)
     replay.engine.close()
 
 
@@ -154,8 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--warmups", type=int, default=1)
     parser.add_argument("--prepare", action="store_true", help="capture CUDA graphs first, for latencies' sake")
     parser.add_argument("--roofline", action="store_true", help="compare each run with what its bytes allow")
-    parser.add_argument("--output", "--output-json", type=Path, metavar="OUT.json")
-    parser.add_argument("--commit", help="for the report; asked of git where left out")
+    add_report_options(parser, "--output-json")
     add_dataset_options(parser.add_argument_group("prompts", "where there are no recorded requests"))
     add_engine_options(parser)
     add_ceiling_options(parser)
