@@ -12,17 +12,16 @@ adapter's files, runs in threads and without the interpreter lock.
 import asyncio
 import uuid
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 from descant_engine.active_requests import ActiveRequests
 from descant_engine.adapter import AdapterManifest
-from descant_engine.adapter_files import AdapterRefused
 from descant_engine.config import EngineConfig, ResolvedConfig
+from descant_engine.encoding import Encoding
 from descant_engine.engine_client import EngineClient, EngineDead
-from descant_engine.frontend import Chat, Frontend, InvalidParams, Prompt, Text
+from descant_engine.frontend import Frontend, InvalidParams, Prompt
 from descant_engine.grammar.spec import GrammarRefused
 from descant_engine.messages import (
     Abort,
@@ -30,33 +29,22 @@ from descant_engine.messages import (
     Deltas,
     Ready,
     Refusal,
-    RegisterAdapter,
-    RemoveAdapter,
     Stats,
     Submit,
     SubmitRefused,
     ToFront,
     UseVocabulary,
 )
-from descant_engine.offered_adapters import OfferedAdapters
 from descant_engine.outputs import PooledOutput
 from descant_engine.pooling import Task
-from descant_engine.pooling_inputs import EncodedInput, Pair, PoolingInput, PoolingInputs
+from descant_engine.pooling_inputs import Pair, PoolingInput, PoolingInputs
 from descant_engine.request import NOBODY, EngineRequest, Owner, samples_of
 from descant_engine.request_stream import RequestFailed, RequestStream
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
 from descant_engine.scheduler.stats import SchedulerStats
-from descant_engine.text.chat_template import num_characters
+from descant_engine.served_adapters import ServedAdapters
 from descant_engine.text.tokenizer import Tokenizer
-
-INLINE_CHARACTERS = 2048
-"""A prompt up to this long is encoded on the event loop: that takes a millisecond or two, hardly more than a thread
-costs."""
-INLINE_MESSAGES = 32
-INLINE_TOKENS = 65_536
-"""Token ids are only copied and checked."""
-ENCODING_THREADS = 2
 
 REFUSALS: dict[Refusal, type[Exception]] = {
     Refusal.QUEUE_FULL: QueueFull,
@@ -80,15 +68,12 @@ class AsyncEngine:
         self._frontend = frontend
         self._pooling_inputs = PoolingInputs(frontend.config, frontend.tokenizer)
         self._stats = ready.stats
-        self._loop = asyncio.get_running_loop()
-        self._encoders = ThreadPoolExecutor(ENCODING_THREADS, thread_name_prefix="encode")
+        self._encoding = Encoding(frontend, self._pooling_inputs)
         self._active = ActiveRequests(abort=lambda request_id: client.send(Abort(request_id)))
         self._serial_numbers = count()
         self._is_draining = False
         self._vocabulary_is_sent = False
-        self._adapter_lock = asyncio.Lock()
-        self._offered = OfferedAdapters(self._load_adapter)
-        self._adapter_answers: dict[str, asyncio.Future[AdapterAnswer]] = {}
+        self._adapters = ServedAdapters(client, frontend)
         client.listen(self._on_message, self._on_death)
 
     @classmethod
@@ -145,7 +130,8 @@ class AsyncEngine:
             EngineDraining, EngineDead: nothing can be served (any more).
         """
         self._frontend.require(Task.GENERATE)
-        await self._ensure_loaded(adapter)
+        if adapter is not None:
+            await self._adapters.require(adapter)
         prompt_token_ids = await self.encode(prompt, params.truncate_prompt_tokens)
         self._check_open()
         request = self._frontend.request(
@@ -177,8 +163,9 @@ class AsyncEngine:
             AdapterRefused, EngineDraining, EngineDead: as `submit_samples`.
         """
         self._frontend.require(Task.SCORE if isinstance(given, Pair) else Task.EMBED)
-        await self._ensure_loaded(adapter)
-        encoded = await self._encode_pooling(given, keep_first)
+        if adapter is not None:
+            await self._adapters.require(adapter)
+        encoded = await self._encoding.pooling_input(given, keep_first)
         self._check_open()
         request = self._pooling_inputs.request(
             encoded,
@@ -191,22 +178,9 @@ class AsyncEngine:
         self._client.send(Submit(replace(request, request_id=engine_id)))
         return self._active.add(engine_id, PooledOutput(request))
 
-    async def _encode_pooling(self, given: PoolingInput, keep_first: int | None) -> EncodedInput:
-        encode = self._pooling_inputs.encode
-        if all(_is_quickly_encoded(part) for part in (given if isinstance(given, Pair) else (given,))):
-            return encode(given, keep_first)
-        return await self._loop.run_in_executor(self._encoders, encode, given, keep_first)
-
-    async def _ensure_loaded(self, adapter: str | None) -> None:
-        if adapter is not None:
-            await self._offered.ensure_loaded(adapter)
-            self._frontend.adapter(adapter)
-
     async def encode(self, prompt: Prompt, keep_last: int | None = None) -> tuple[int, ...]:
         """The prompt's token ids, the last `keep_last` of them unless that is None, with `submit`'s errors."""
-        if _is_quickly_encoded(prompt):
-            return self._frontend.encode(prompt, keep_last)
-        return await self._loop.run_in_executor(self._encoders, self._frontend.encode, prompt, keep_last)
+        return await self._encoding.prompt(prompt, keep_last)
 
     def _send(self, request: EngineRequest, prompt: Prompt) -> tuple[RequestStream, ...]:
         # A client's id may come again while deltas of its first use are still on their way.
@@ -233,16 +207,13 @@ class AsyncEngine:
             case SubmitRefused(request_id, refusal, text):
                 self._active.fail(request_id, REFUSALS[refusal](text))
             case AdapterAnswer():
-                if (answer := self._adapter_answers.pop(message.digest, None)) is not None and not answer.done():
-                    answer.set_result(message)
+                self._adapters.answered(message)
             case Stats(stats):
                 self._stats = stats
 
     def _on_death(self, reason: EngineDead) -> None:
         self._active.fail_all(reason)
-        for answer in self._adapter_answers.values():
-            if not answer.done():
-                answer.set_exception(reason)
+        self._adapters.fail_all(reason)
 
     # Adapters
 
@@ -254,11 +225,11 @@ class AsyncEngine:
     @property
     def refused_adapters(self) -> Mapping[str, str]:
         """Name -> reason, of the offered adapters that turned out to be impossible to serve."""
-        return self._offered.refused
+        return self._adapters.refused
 
     def offer_adapters(self, folders: Mapping[str, Path]) -> None:
         """Lets each name mean the adapter in its PEFT folder, which is read when a request first names it."""
-        self._offered.offer(folders)
+        self._adapters.offer(folders)
 
     async def load_adapter(self, name: str, folder: str | Path) -> AdapterManifest:
         """Checks a PEFT folder and lets `name` mean its adapter from now on; requests under way keep what they began
@@ -268,39 +239,11 @@ class AsyncEngine:
             ValueError: not an adapter that this engine can serve exactly; the message says why. `name` is as before.
             EngineDead: nothing can be served any more.
         """
-        manifest = await self._load_adapter(name, folder)
-        self._offered.withdraw(name)
-        return manifest
-
-    async def _load_adapter(self, name: str, folder: str | Path) -> AdapterManifest:
-        manifest = await asyncio.to_thread(self._frontend.read_adapter, folder)
-        async with self._adapter_lock:
-            await self._register(manifest)
-            self._remove_adapter(self._frontend.name_adapter(name, manifest))
-        return manifest
+        return await self._adapters.load(name, folder)
 
     async def unload_adapter(self, name: str) -> None:
         """Lets `name` mean nothing; requests under way finish. Raises UnknownModel."""
-        async with self._adapter_lock:
-            if not self._offered.withdraw(name) or self._frontend.has_adapter(name):
-                self._remove_adapter(self._frontend.forget_adapter(name))
-
-    async def _register(self, manifest: AdapterManifest) -> None:
-        self._check_alive()
-        answer = self._adapter_answers[manifest.digest] = self._loop.create_future()
-        self._client.send(RegisterAdapter(manifest))
-        try:
-            refusal = (await answer).refusal
-        except asyncio.CancelledError:
-            if not self._frontend.knows_digest(manifest.digest):
-                self._remove_adapter(manifest.digest)
-            raise
-        if refusal is not None:
-            raise AdapterRefused(refusal)
-
-    def _remove_adapter(self, digest: str | None) -> None:
-        if digest is not None:
-            self._client.send(RemoveAdapter(digest))
+        await self._adapters.unload(name)
 
     # State
 
@@ -344,28 +287,12 @@ class AsyncEngine:
         """Ends the engine process. Streams that are unfinished raise EngineDead."""
         self._is_draining = True
         await self._client.close()
-        self._encoders.shutdown(wait=False, cancel_futures=True)
+        self._encoding.close()
 
     def _check_open(self) -> None:
-        self._check_alive()
+        self._client.check_alive()
         if self._is_draining:
             raise EngineDraining("the engine is about to close and takes no new requests")
-
-    def _check_alive(self) -> None:
-        if self._client.death is not None:
-            raise EngineDead(str(self._client.death))
-
-
-def _is_quickly_encoded(prompt: Prompt) -> bool:
-    match prompt:
-        case str():
-            return len(prompt) <= INLINE_CHARACTERS
-        case Text(text):
-            return len(text) <= INLINE_CHARACTERS
-        case Chat(messages):
-            return len(messages) <= INLINE_MESSAGES and num_characters(messages) <= INLINE_CHARACTERS
-        case _:
-            return len(prompt) <= INLINE_TOKENS
 
 
 def _retrieve(task: asyncio.Task[Tokenizer]) -> None:

@@ -78,6 +78,11 @@ class EngineClient(asyncio.Protocol):
         """None while the engine lives."""
         return self._death
 
+    def check_alive(self) -> None:
+        """Raises EngineDead, with the reason, once it is gone."""
+        if self._death is not None:
+            raise EngineDead(str(self._death))
+
     def send(self, message: ToEngine) -> None:
         """Never waits. What is sent to a dead engine is lost; its death has been or will be reported."""
         if self._transport is not None and not self._transport.is_closing():
