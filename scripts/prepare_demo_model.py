@@ -12,6 +12,8 @@ def main() -> None:
     model, _ = find_model(None)
     dtype = resolve(EngineConfig(model=model)).dtype
     gguf_cache.tokenizer_folder(Path(model))
+    # The tests and `--dtype float32` want it, and the other is made of it in a second.
+    gguf_cache.weights_folder(Path(model), gguf_cache.EXACT)
     gguf_cache.weights_folder(Path(model), dtype)
 
 

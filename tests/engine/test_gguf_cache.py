@@ -1,13 +1,16 @@
 """GGUF files: the numbers transformers reads, and read by it only once."""
 
+import shutil
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from descant_engine import gguf_cache
 from descant_engine.config import EngineConfig
 from descant_engine.model_config import resolve
 from descant_engine.models import load_model
@@ -89,6 +92,17 @@ def test_the_second_start_reads_what_the_first_kept(gguf_file: Path, monkeypatch
 
     monkeypatch.setattr(gguf, "GGUFReader", read_again)
     assert torch.equal(logits_of(gguf_file), first)
+
+
+def test_another_dtype_is_made_of_what_is_kept_exactly(gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directly = load_file(gguf_cache.weights_folder(gguf_file, "bfloat16") / "model.safetensors")
+    shutil.rmtree(gguf_cache.weights_folder(gguf_file, "bfloat16"))
+    gguf_cache.weights_folder(gguf_file, "float32")
+    monkeypatch.setattr(gguf, "GGUFReader", pytest.fail)
+    of_the_kept = load_file(gguf_cache.weights_folder(gguf_file, "bfloat16") / "model.safetensors")
+    assert directly.keys() == of_the_kept.keys()
+    assert all(torch.equal(directly[name], of_the_kept[name]) for name in directly)
+    assert {tensor.dtype for tensor in of_the_kept.values()} == {torch.bfloat16}
 
 
 def test_a_changed_file_is_read_anew(gguf_file: Path) -> None:

@@ -6,9 +6,15 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = 2
 """Raised when what is kept changes, so that older entries are not read."""
+EXACT = "float32"
+"""What is kept in this dtype serves for every other; the file need not be read again."""
 
 
 def config_folder(file: Path) -> Path:
@@ -38,22 +44,28 @@ def weights_folder(file: Path, dtype: str) -> Path:
 
     def write(aside: Path) -> None:
         import torch
-        from safetensors.torch import save_file
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from safetensors.torch import load_file, save_file
 
-        # Given the configuration, transformers reads the file once less.
-        config = AutoConfig.from_pretrained(config_folder(file))
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, config=config, dtype=torch.float32
-        )
-        tied = ("lm_head.weight",) if model.config.tie_word_embeddings else ()
-        state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+        exact = _entry(file, EXACT) / "model.safetensors"
+        state = load_file(exact) if exact.is_file() else _dequantised(file)
         save_file(
             {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in state.items()},
             aside / "model.safetensors",
         )
 
     return _made_once(_entry(file, dtype), write)
+
+
+def _dequantised(file: Path) -> "dict[str, Tensor]":
+    """Every tensor of `file`, in float32 and by transformers' names."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    # Given the configuration, transformers reads the file once less.
+    config = AutoConfig.from_pretrained(config_folder(file))
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, dtype=torch.float32)
+    tied = ("lm_head.weight",) if model.config.tie_word_embeddings else ()
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
 
 
 def _made_once(folder: Path, write: Callable[[Path], None]) -> Path:
