@@ -1,14 +1,16 @@
 """`descant admin key`."""
 
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
 import click
 
-from descant_cli.admin.allow_lists import adapters_option, list_fields, models_option
+from descant_cli.admin.allow_lists import AllowLists, takes_allow_lists
 from descant_cli.admin.client import AdminClient, Fields
-from descant_cli.admin.limits import limit_fields, requests_option, tokens_option
+from descant_cli.admin.limits import RateLimits, takes_rate_limits
+from descant_cli.admin.option_values import takes
 from descant_cli.admin.output import json_option, show_row, show_rows
 from descant_cli.admin.service_accounts import ROLES
 from descant_cli.admin.teams import team_id
@@ -25,11 +27,57 @@ SCOPES: Final = (
     "batches", ADMIN,
 )  # fmt: skip
 
-scopes_option = click.option("--scope", "scopes", type=click.Choice(SCOPES), multiple=True,
-                             help="Open only this endpoint; may be repeated.")  # fmt: skip
-ip_ranges_option = click.option("--ip-range", "ip_ranges", multiple=True,
-                                help="Allow only these addresses (CIDR); may be repeated.")  # fmt: skip
-expiry_option = click.option("--expires-in-days", type=click.IntRange(min=1, max=3650))
+
+@dataclass(frozen=True, slots=True)
+class Restrictions:
+    """Where and for how long a key works; empty or None where nothing was given."""
+
+    scopes: tuple[str, ...]
+    ip_ranges: tuple[str, ...]
+    expires_in_days: int | None
+
+    @property
+    def fields(self) -> dict[str, object]:
+        fields: dict[str, object] = {}
+        if self.scopes:
+            fields["scopes"] = list(self.scopes)
+        if self.ip_ranges:
+            fields["ip_ranges"] = list(self.ip_ranges)
+        if self.expires_in_days is not None:
+            fields["expires_at"] = (datetime.now(UTC) + timedelta(days=self.expires_in_days)).isoformat()
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Whom in the team a key is for, and what it may administer."""
+
+    project_id: UUID | None
+    service_account_id: UUID | None
+    role: str | None
+
+    @property
+    def fields(self) -> dict[str, object]:
+        given = {"project_id": self.project_id, "service_account_id": self.service_account_id, "role": self.role}
+        return {name: str(value) for name, value in given.items() if value is not None}
+
+
+takes_restrictions = takes(
+    "restrictions",
+    Restrictions,
+    click.option("--scope", "scopes", type=click.Choice(SCOPES), multiple=True,
+                 help="Open only this endpoint; may be repeated."),
+    click.option("--ip-range", "ip_ranges", multiple=True,
+                 help="Allow only these addresses (CIDR); may be repeated."),
+    click.option("--expires-in-days", type=click.IntRange(min=1, max=3650)),
+)  # fmt: skip
+takes_holder = takes(
+    "holder",
+    Holder,
+    click.option("--project", "project_id", type=click.UUID, help="The id of a project of the team."),
+    click.option("--service-account", "service_account_id", type=click.UUID, help="The id of the account it is for."),
+    click.option("--role", type=ROLES, help="Let it administer, with this role; adds the scope admin."),
+)
 
 
 @click.group()
@@ -40,39 +88,27 @@ def key() -> None:
 @key.command("create")
 @click.argument("team")
 @click.option("--name", required=True, help="Who or what will use it.")
-@requests_option
-@tokens_option
-@models_option
-@adapters_option
-@scopes_option
-@ip_ranges_option
-@expiry_option
-@click.option("--project", "project_id", type=click.UUID, help="The id of a project of the team.")
-@click.option("--service-account", "service_account_id", type=click.UUID, help="The id of the account it is for.")
-@click.option("--role", type=ROLES, help="Let it administer, with this role; adds the scope admin.")
+@takes_rate_limits
+@takes_allow_lists
+@takes_restrictions
+@takes_holder
 @json_option
 @click.pass_obj
 def create(
     client: AdminClient,
     team: str,
     name: str,
-    requests_per_minute: int | str | None,
-    tokens_per_minute: int | str | None,
-    models: tuple[str, ...],
-    adapters: tuple[str, ...],
-    scopes: tuple[str, ...],
-    ip_ranges: tuple[str, ...],
-    expires_in_days: int | None,
-    project_id: UUID | None,
-    service_account_id: UUID | None,
-    role: str | None,
+    rates: RateLimits,
+    allowed: AllowLists,
+    restrictions: Restrictions,
+    holder: Holder,
     as_json: bool,
 ) -> None:
     """Create a key for TEAM (name or id). Its text is shown this once."""
-    fields = limit_fields(requests_per_minute, tokens_per_minute) | list_fields(models, adapters)
-    fields |= _restrictions((*scopes, ADMIN) if role and ADMIN not in scopes else scopes, ip_ranges, expires_in_days)
-    places = {"project_id": project_id, "service_account_id": service_account_id, "role": role}
-    fields |= {name: str(value) for name, value in places.items() if value is not None}
+    fields = rates.fields | allowed.fields
+    if holder.role and ADMIN not in restrictions.scopes:
+        restrictions = replace(restrictions, scopes=(*restrictions.scopes, ADMIN))
+    fields |= restrictions.fields | holder.fields
     _show_issued(client.post("/keys", {"team_id": team_id(client, team), "name": name, **fields}), as_json=as_json)
 
 
@@ -88,31 +124,23 @@ def show(client: AdminClient, key_id: str, as_json: bool) -> None:
 @key.command("set")
 @click.argument("key_id", metavar="KEY")
 @click.option("--name", help="Who or what uses it.")
-@requests_option
-@tokens_option
-@models_option
-@adapters_option
-@scopes_option
-@ip_ranges_option
-@expiry_option
+@takes_rate_limits
+@takes_allow_lists
+@takes_restrictions
 @json_option
 @click.pass_obj
 def change(
     client: AdminClient,
     key_id: str,
     name: str | None,
-    requests_per_minute: int | str | None,
-    tokens_per_minute: int | str | None,
-    models: tuple[str, ...],
-    adapters: tuple[str, ...],
-    scopes: tuple[str, ...],
-    ip_ranges: tuple[str, ...],
-    expires_in_days: int | None,
+    rates: RateLimits,
+    allowed: AllowLists,
+    restrictions: Restrictions,
     as_json: bool,
 ) -> None:
     """Change a key; what is not given stays."""
-    fields = limit_fields(requests_per_minute, tokens_per_minute) | list_fields(models, adapters)
-    fields |= _restrictions(scopes, ip_ranges, expires_in_days) | ({} if name is None else {"name": name})
+    fields = rates.fields | allowed.fields
+    fields |= restrictions.fields | ({} if name is None else {"name": name})
     changed = client.patch(f"/keys/{segment(key_id)}", fields)
     show_row(changed, (*COLUMNS, *MORE_COLUMNS), as_json=as_json)
 
@@ -146,19 +174,6 @@ def rotate(client: AdminClient, key_id: str, grace_hours: float, as_json: bool) 
     """Give a key a new secret. Its text is shown this once."""
     issued = client.post(f"/keys/{segment(key_id)}/rotate", {"grace_s": round(grace_hours * 3600)})
     _show_issued(issued, as_json=as_json)
-
-
-def _restrictions(
-    scopes: tuple[str, ...], ip_ranges: tuple[str, ...], expires_in_days: int | None
-) -> dict[str, object]:
-    fields: dict[str, object] = {}
-    if scopes:
-        fields["scopes"] = list(scopes)
-    if ip_ranges:
-        fields["ip_ranges"] = list(ip_ranges)
-    if expires_in_days is not None:
-        fields["expires_at"] = (datetime.now(UTC) + timedelta(days=expires_in_days)).isoformat()
-    return fields
 
 
 def _show_issued(issued: Fields, *, as_json: bool) -> None:

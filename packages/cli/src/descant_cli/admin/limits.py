@@ -1,8 +1,11 @@
 """The options that limit teams and keys."""
 
+from dataclasses import dataclass
 from typing import Final
 
 import click
+
+from descant_cli.admin.option_values import takes
 
 LIFTED: Final = "none"
 
@@ -21,14 +24,23 @@ class LimitParam(click.ParamType):  # type: ignore[type-arg]
         return int(text)
 
 
-requests_option = click.option("--rpm", "requests_per_minute", type=LimitParam(), help="Requests per minute.")
-tokens_option = click.option("--tpm", "tokens_per_minute", type=LimitParam(), help="Tokens per minute.")
+@dataclass(frozen=True, slots=True)
+class RateLimits:
+    """A minute's limits of a team or key; None where nothing was given."""
+
+    requests_per_minute: int | str | None
+    tokens_per_minute: int | str | None
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """Those that were given; `none` as the null that lifts a limit."""
+        given = {"requests_per_minute": self.requests_per_minute, "tokens_per_minute": self.tokens_per_minute}
+        return {name: None if value == LIFTED else value for name, value in given.items() if value is not None}
 
 
-def limit_fields(requests_per_minute: int | str | None, tokens_per_minute: int | str | None) -> dict[str, object]:
-    """The fields that were given; `none` as the null that lifts a limit."""
-    given: dict[str, object] = {
-        "requests_per_minute": requests_per_minute,
-        "tokens_per_minute": tokens_per_minute,
-    }
-    return {name: None if value == LIFTED else value for name, value in given.items() if value is not None}
+takes_rate_limits = takes(
+    "rates",
+    RateLimits,
+    click.option("--rpm", "requests_per_minute", type=LimitParam(), help="Requests per minute."),
+    click.option("--tpm", "tokens_per_minute", type=LimitParam(), help="Tokens per minute."),
+)

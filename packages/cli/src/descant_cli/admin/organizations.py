@@ -5,7 +5,7 @@ from uuid import UUID
 
 import click
 
-from descant_cli.admin.allow_lists import adapters_option, list_fields, models_option
+from descant_cli.admin.allow_lists import AllowLists, takes_allow_lists
 from descant_cli.admin.client import AdminClient
 from descant_cli.admin.output import json_option, show_row, show_rows
 from descant_cli.admin.urls import segment
@@ -20,27 +20,23 @@ def organization() -> None:
 
 @organization.command("create")
 @click.argument("name")
-@models_option
-@adapters_option
+@takes_allow_lists
 @json_option
 @click.pass_obj
-def create(client: AdminClient, name: str, models: tuple[str, ...], adapters: tuple[str, ...], as_json: bool) -> None:
+def create(client: AdminClient, name: str, allowed: AllowLists, as_json: bool) -> None:
     """Create an organization. Without lists it may use every model."""
-    body = {"name": name, **list_fields(models, adapters)}
+    body = {"name": name, **allowed.fields}
     show_row(client.post("/organizations", body), COLUMNS, as_json=as_json)
 
 
 @organization.command("set")
 @click.argument("name")
-@models_option
-@adapters_option
+@takes_allow_lists
 @json_option
 @click.pass_obj
-def set_lists(
-    client: AdminClient, name: str, models: tuple[str, ...], adapters: tuple[str, ...], as_json: bool
-) -> None:
+def set_lists(client: AdminClient, name: str, allowed: AllowLists, as_json: bool) -> None:
     """Change what an organization may use; 'none' allows everything."""
-    changed = client.patch(f"/organizations/{segment(name)}", list_fields(models, adapters))
+    changed = client.patch(f"/organizations/{segment(name)}", allowed.fields)
     show_row(changed, COLUMNS, as_json=as_json)
 
 

@@ -4,7 +4,7 @@ from typing import Final
 
 import click
 
-from descant_cli.admin.allow_lists import adapters_option, list_fields, models_option
+from descant_cli.admin.allow_lists import AllowLists, takes_allow_lists
 from descant_cli.admin.client import AdminClient
 from descant_cli.admin.output import json_option, show_row, show_rows
 from descant_cli.admin.teams import team_id
@@ -20,15 +20,12 @@ def project() -> None:
 @project.command("create")
 @click.argument("team")
 @click.argument("name")
-@models_option
-@adapters_option
+@takes_allow_lists
 @json_option
 @click.pass_obj
-def create(
-    client: AdminClient, team: str, name: str, models: tuple[str, ...], adapters: tuple[str, ...], as_json: bool
-) -> None:
+def create(client: AdminClient, team: str, name: str, allowed: AllowLists, as_json: bool) -> None:
     """Create a project of TEAM (name or id). Its lists can only narrow the team's."""
-    body = {"team_id": team_id(client, team), "name": name, **list_fields(models, adapters)}
+    body = {"team_id": team_id(client, team), "name": name, **allowed.fields}
     show_row(client.post("/projects", body), COLUMNS, as_json=as_json)
 
 
@@ -44,15 +41,12 @@ def list_all(client: AdminClient, team: str | None, as_json: bool) -> None:
 
 @project.command("set")
 @click.argument("project_id", metavar="ID", type=click.UUID)
-@models_option
-@adapters_option
+@takes_allow_lists
 @json_option
 @click.pass_obj
-def set_lists(
-    client: AdminClient, project_id: object, models: tuple[str, ...], adapters: tuple[str, ...], as_json: bool
-) -> None:
+def set_lists(client: AdminClient, project_id: object, allowed: AllowLists, as_json: bool) -> None:
     """Change what a project may use; 'none' inherits the team's list again."""
-    changed = client.patch(f"/projects/{project_id}", list_fields(models, adapters))
+    changed = client.patch(f"/projects/{project_id}", allowed.fields)
     show_row(changed, COLUMNS, as_json=as_json)
 
 

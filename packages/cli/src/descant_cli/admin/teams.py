@@ -5,9 +5,9 @@ from uuid import UUID
 
 import click
 
-from descant_cli.admin.allow_lists import adapters_option, list_fields, models_option
+from descant_cli.admin.allow_lists import AllowLists, takes_allow_lists
 from descant_cli.admin.client import AdminClient
-from descant_cli.admin.limits import limit_fields, requests_option, tokens_option
+from descant_cli.admin.limits import RateLimits, takes_rate_limits
 from descant_cli.admin.output import json_option, show_row, show_rows
 
 COLUMNS: Final = ("name", "organization", "requests_per_minute", "tokens_per_minute", "allowed_models", "id")
@@ -23,24 +23,20 @@ def team() -> None:
 @team.command("create")
 @click.argument("name")
 @click.option("--organization", default="default", show_default=True)
-@requests_option
-@tokens_option
-@models_option
-@adapters_option
+@takes_rate_limits
+@takes_allow_lists
 @json_option
 @click.pass_obj
 def create(
     client: AdminClient,
     name: str,
     organization: str,
-    requests_per_minute: int | str | None,
-    tokens_per_minute: int | str | None,
-    models: tuple[str, ...],
-    adapters: tuple[str, ...],
+    rates: RateLimits,
+    allowed: AllowLists,
     as_json: bool,
 ) -> None:
     """Create a team. Without limits and models nothing limits it."""
-    fields = limit_fields(requests_per_minute, tokens_per_minute) | list_fields(models, adapters)
+    fields = rates.fields | allowed.fields
     show_row(client.post("/teams", {"name": name, "organization": organization, **fields}), COLUMNS, as_json=as_json)
 
 
@@ -63,26 +59,22 @@ def show(client: AdminClient, name_or_id: str, as_json: bool) -> None:
 
 @team.command("set-limits")
 @click.argument("name_or_id", metavar="TEAM")
-@requests_option
-@tokens_option
-@models_option
-@adapters_option
+@takes_rate_limits
+@takes_allow_lists
 @click.option("--all-models", is_flag=True, help="Allow every model.")
 @json_option
 @click.pass_obj
 def set_limits(
     client: AdminClient,
     name_or_id: str,
-    requests_per_minute: int | str | None,
-    tokens_per_minute: int | str | None,
-    models: tuple[str, ...],
-    adapters: tuple[str, ...],
+    rates: RateLimits,
+    allowed: AllowLists,
     all_models: bool,
     as_json: bool,
 ) -> None:
     """Change a team's limits; what is not given stays, 'none' lifts a limit."""
-    fields = limit_fields(requests_per_minute, tokens_per_minute) | list_fields(models, adapters)
-    if all_models and models:
+    fields = rates.fields | allowed.fields
+    if all_models and allowed.models:
         raise click.UsageError("Give --model or --all-models, not both.")
     if all_models:
         fields["allowed_models"] = None
