@@ -14,9 +14,8 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from descant_engine.adapter import AdapterManifest
-from descant_engine.cache.adapter_cache import AdapterCache
-from descant_engine.cache.block_pool import BlockPool, count_holders
-from descant_engine.cache.kv_cache import KvCache
+from descant_engine.cache.block_pool import count_holders
+from descant_engine.cache.caches import Caches
 from descant_engine.config import ResolvedConfig
 from descant_engine.request import NO_LOGPROBS, EngineRequest, FinishReason, Request, TokenDelta
 from descant_engine.scheduler.admission import QueueFull, RequestRefused, accept, first_sample_of
@@ -54,31 +53,15 @@ class Scheduler:
         speculation: Speculation | None = None,
     ) -> None:
         self._config = config
-        self._pool = BlockPool(num_blocks)
-        self._kv = KvCache(
-            self._pool,
-            config.user.block_size,
-            config.user.model,
-            enable_prefix_caching=config.caches_prefixes,
-        )
-        self._adapters = AdapterCache(config, self._pool, num_adapter_slots if config.user.enable_lora else 0)
+        caches = Caches.of(config, num_blocks, num_adapter_slots)
+        self._pool, self._kv, self._adapters = caches
         self._speculation = speculation
         self._seeds = Random(config.user.seed)
         self._precedence = Precedence(config.max_num_seqs)
-        self._unfinished = UnfinishedRequests(
-            self._kv, self._adapters, self._precedence, speculation, config.user.block_size
-        )
+        self._unfinished = UnfinishedRequests(caches, self._precedence, speculation, config.user.block_size)
         self._step_times = StepTimes()
-        self._planner = StepPlanner(
-            config,
-            self._unfinished,
-            self._pool,
-            self._kv,
-            self._adapters,
-            self._precedence,
-            Room(config, num_blocks, self._precedence, self._step_times),
-            speculation,
-        )
+        room = Room(config, num_blocks, self._precedence, self._step_times)
+        self._planner = StepPlanner(config, self._unfinished, caches, self._precedence, room, speculation)
         self._outcomes = Outcomes(self._unfinished, self._adapters, speculation)
         self._sampling: dict[int, dict[str, Request]] = {}
         """Step id -> who is being sampled in it, for steps whose results are due."""

@@ -2,9 +2,7 @@
 
 from math import ceil
 
-from descant_engine.cache.adapter_cache import AdapterCache
-from descant_engine.cache.block_pool import BlockPool
-from descant_engine.cache.kv_cache import KvCache
+from descant_engine.cache.caches import Caches
 from descant_engine.config import ResolvedConfig
 from descant_engine.request import Request, RequestStatus
 from descant_engine.scheduler.adapter_loading import AdapterLoading
@@ -27,9 +25,7 @@ class StepPlanner:
         self,
         config: ResolvedConfig,
         unfinished: UnfinishedRequests,
-        pool: BlockPool,
-        kv: KvCache,
-        adapters: AdapterCache,
+        caches: Caches,
         precedence: Precedence,
         room: Room,
         speculation: Speculation | None,
@@ -39,13 +35,11 @@ class StepPlanner:
         self._unfinished = unfinished
         self._waiting = unfinished.waiting
         self._running = unfinished.running
-        self._pool = pool
-        self._kv = kv
-        self._adapters = adapters
+        self._pool, self._kv, self._adapters = caches
         self._precedence = precedence
         self._room = room
         self._speculation = speculation
-        self._loading = AdapterLoading(adapters, unfinished.waiting)
+        self._loading = AdapterLoading(caches.adapters, unfinished.waiting)
 
     def fill(self, step: StepDraft) -> None:
         """Puts into an empty step all that it has room for, and starts what adapters need."""

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from descant_engine.cache.adapter_cache import AdapterCache
-from descant_engine.cache.kv_cache import KvCache
+from descant_engine.cache.caches import Caches
 from descant_engine.request import FinishReason, Request, RequestStatus
 from descant_engine.scheduler.batch import Batch
 from descant_engine.scheduler.precedence import Precedence
@@ -18,13 +17,9 @@ class UnfinishedRequests:
     """
 
     def __init__(
-        self,
-        kv: KvCache,
-        adapters: AdapterCache,
-        precedence: Precedence,
-        speculation: Speculation | None,
-        block_size: int,
+        self, caches: Caches, precedence: Precedence, speculation: Speculation | None, block_size: int
     ) -> None:
+        _, kv, adapters = caches
         self.waiting = WaitingRequests()
         self.running = Batch(kv, adapters, precedence, block_size)
         self.num_preemptions = 0
