@@ -1,5 +1,6 @@
 """Every metric of the gateway, named once. Labels come from the catalogue only, and of each at most so many."""
 
+from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -21,62 +22,29 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._models: set[str] = set()
         self._priorities: set[str] = set()
-        self._requests = Counter(
-            "descant_gateway_requests", "Admitted requests.", ("model", "outcome"), registry=self.registry
-        )
-        self._refused = Counter(
-            "descant_gateway_refused",
-            "Requests answered with an error of the gateway's own.",
-            ("status", "code"),
-            registry=self.registry,
-        )
-        self._tokens = Counter("descant_gateway_tokens", "Tokens charged.", ("model", "kind"), registry=self.registry)
-        self._duration = Histogram(
-            "descant_gateway_request_duration_seconds",
-            "From the first byte in to the last byte out.",
-            ("model",),
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self._ttft = Histogram(
-            "descant_gateway_time_to_first_token_seconds",
-            "From the first byte in to the first byte of the reply.",
-            ("model",),
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self._in_flight = Gauge(
-            "descant_gateway_requests_in_flight", "Requests that are being relayed.", registry=self.registry
-        )
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        seconds = partial(Histogram, registry=self.registry, buckets=_SECONDS)
 
-        self._shadow_refused = Counter(
-            "descant_gateway_shadow_refused",
-            "Requests that a limit in shadow mode would have refused.",
-            ("level", "kind", "model"),
-            registry=self.registry,
-        )
-        self._shadow_copies = Counter(
-            "descant_gateway_shadow_copies",
-            "Copies of requests for a shadow model, by what became of them.",
-            ("result",),
-            registry=self.registry,
-        )
-        self._warnings = Counter(
-            "descant_gateway_limit_warnings",
-            "Warnings that a limit passed a threshold, by what became of them.",
-            ("result",),
-            registry=self.registry,
-        )
-        self._queue_length = Gauge(
-            "descant_gateway_queue_length", "Requests that wait for saturated backends.", registry=self.registry
-        )
-        self._queue_wait = Histogram(
-            "descant_gateway_queue_wait_seconds",
-            "How long requests waited that had to, by what became of them.",
-            ("priority", "result"),
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
+        self._requests = counter("descant_gateway_requests", "Admitted requests.", ("model", "outcome"))
+        what = "Requests answered with an error of the gateway's own."
+        self._refused = counter("descant_gateway_refused", what, ("status", "code"))
+        self._tokens = counter("descant_gateway_tokens", "Tokens charged.", ("model", "kind"))
+        what = "From the first byte in to the last byte out."
+        self._duration = seconds("descant_gateway_request_duration_seconds", what, ("model",))
+        what = "From the first byte in to the first byte of the reply."
+        self._ttft = seconds("descant_gateway_time_to_first_token_seconds", what, ("model",))
+        self._in_flight = gauge("descant_gateway_requests_in_flight", "Requests that are being relayed.")
+
+        what = "Requests that a limit in shadow mode would have refused."
+        self._shadow_refused = counter("descant_gateway_shadow_refused", what, ("level", "kind", "model"))
+        what = "Copies of requests for a shadow model, by what became of them."
+        self._shadow_copies = counter("descant_gateway_shadow_copies", what, ("result",))
+        what = "Warnings that a limit passed a threshold, by what became of them."
+        self._warnings = counter("descant_gateway_limit_warnings", what, ("result",))
+        self._queue_length = gauge("descant_gateway_queue_length", "Requests that wait for saturated backends.")
+        what = "How long requests waited that had to, by what became of them."
+        self._queue_wait = seconds("descant_gateway_queue_wait_seconds", what, ("priority", "result"))
 
     def shadow_refused(self, level: str, kind: str, model: str | None) -> None:
         """`model`: the one that the limit counts; None for a limit of everything together."""
