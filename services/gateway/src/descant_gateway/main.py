@@ -24,6 +24,7 @@ from descant_gateway.feed.catalogue_feed import FAILURES
 from descant_gateway.process import logs
 from descant_gateway.process.client_protocol import ClientProtocol
 from descant_gateway.process.drain import Drain
+from descant_gateway.process.heap import settle_heap
 from descant_gateway.process.workers import CANNOT_START, SOLE, WorkerPlace, Workers, WorkersFailed
 from descant_gateway.store.errors import InUse
 from descant_gateway.store.migrate import SchemaMismatch
@@ -86,6 +87,7 @@ async def _serve(config: GatewayConfig, listener: socket.socket, place: WorkerPl
         if parent is not None:  # which ends this pipe by its own end, however it comes
             asyncio.get_running_loop().add_reader(parent, server.parent_is_gone, parent)
         _log.info("gateway is listening", host=config.process.host, port=listener.getsockname()[1])
+        settle_heap()
         await server.serve(sockets=[listener])
         await _settle_cancelled(server)
 
