@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import anthropic
 import pytest
 
 from .asking import call
@@ -25,6 +24,8 @@ def counts_what_is_charged(stack: Stack, **options: Any) -> None:
 
 @COUNT_TOKENS.works("model", "Of a backend that has vLLM's /tokenize, as ours do.")
 def model(stack: Stack) -> None:
+    import anthropic  # late: see fields.py
+
     with pytest.raises(anthropic.NotFoundError):
         count(stack, model="nobody")
 
@@ -72,6 +73,8 @@ def refused(name: str, value: object, note: str = "", harmless: tuple[object, ..
     """Sent as it is: for some options the client has forms of its own."""
 
     def check(stack: Stack) -> None:
+        import anthropic
+
         with pytest.raises(anthropic.BadRequestError, match=name):
             count(stack, extra_body={name: value})
         for taken in harmless:

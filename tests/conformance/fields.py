@@ -1,9 +1,8 @@
 """Which options there are: those of OpenAI's and Anthropic's references, by their clients' own types, and vLLM's."""
 
+from functools import cache
 from typing import Final
 
-from anthropic.types.message_count_tokens_params import MessageCountTokensParams
-from anthropic.types.message_create_params import MessageCreateParamsStreaming
 from openai.types import batch_create_params, completion_create_params, embedding_create_params, file_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
@@ -15,16 +14,23 @@ def _fields(parameters: type) -> frozenset[str]:
     return frozenset(parameters.__annotations__)
 
 
-REFERENCE: Final[dict[Api, frozenset[str]]] = {
-    Api.CHAT: _fields(chat_create_params.CompletionCreateParamsStreaming),
-    Api.COMPLETIONS: _fields(completion_create_params.CompletionCreateParamsStreaming),
-    Api.EMBEDDINGS: _fields(embedding_create_params.EmbeddingCreateParams),
-    Api.RESPONSES: _fields(response_create_params.ResponseCreateParamsStreaming),
-    Api.MESSAGES: _fields(MessageCreateParamsStreaming),
-    Api.COUNT_TOKENS: _fields(MessageCountTokensParams),
-    Api.FILES: _fields(file_create_params.FileCreateParams),
-    Api.BATCHES: _fields(batch_create_params.BatchCreateParams),
-}
+@cache
+def reference() -> dict[Api, frozenset[str]]:
+    # Anthropic's client takes seconds to import: not in every process of a test run, only where the suite itself runs.
+    from anthropic.types.message_count_tokens_params import MessageCountTokensParams
+    from anthropic.types.message_create_params import MessageCreateParamsStreaming
+
+    return {
+        Api.CHAT: _fields(chat_create_params.CompletionCreateParamsStreaming),
+        Api.COMPLETIONS: _fields(completion_create_params.CompletionCreateParamsStreaming),
+        Api.EMBEDDINGS: _fields(embedding_create_params.EmbeddingCreateParams),
+        Api.RESPONSES: _fields(response_create_params.ResponseCreateParamsStreaming),
+        Api.MESSAGES: _fields(MessageCreateParamsStreaming),
+        Api.COUNT_TOKENS: _fields(MessageCountTokensParams),
+        Api.FILES: _fields(file_create_params.FileCreateParams),
+        Api.BATCHES: _fields(batch_create_params.BatchCreateParams),
+    }
+
 
 _SAMPLING = """
     allowed_token_ids bad_words best_of cache_salt early_stopping ec_transfer_params guided_choice
@@ -65,6 +71,6 @@ VLLM: Final[dict[Api, frozenset[str]]] = {
 
 
 def source_of(api: Api, name: str) -> str:
-    if name in REFERENCE.get(api, ()):
+    if name in reference().get(api, ()):
         return "Anthropic" if api in (Api.MESSAGES, Api.COUNT_TOKENS) else "OpenAI"
     return "vLLM" if name in VLLM.get(api, ()) else "other"

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import anthropic
 import pytest
 
 from .asking import call
@@ -50,6 +49,8 @@ def num_input(message: Any) -> int:
 
 def assert_refused(stack: Stack, field: str, value: object, **others: Any) -> None:
     """400 in Anthropic's shape, whose message names the field."""
+    import anthropic  # late: see fields.py
+
     with pytest.raises(anthropic.BadRequestError) as refusal:
         create(stack, **{field: value}, **others)
     assert isinstance(refusal.value.body, dict)
@@ -60,6 +61,8 @@ def assert_refused(stack: Stack, field: str, value: object, **others: Any) -> No
 
 @MESSAGES.works("model")
 def model(stack: Stack) -> None:
+    import anthropic
+
     assert create(stack).model == MODEL
     with pytest.raises(anthropic.NotFoundError):
         create(stack, model="nobody")

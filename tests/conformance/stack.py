@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
-from anthropic import Anthropic
 from openai import OpenAI
 
 from .asking import Chats, Completions
 from .model_folder import MAX_MODEL_LEN
+
+if TYPE_CHECKING:
+    from anthropic import Anthropic
 
 MODEL: Final = "tiny"
 ADMIN_KEY: Final = "an admin key of the conformance suite"
@@ -43,7 +45,9 @@ class Stack:
         return OpenAI(base_url=self.engine_url, api_key="none", max_retries=0, timeout=30)
 
     @cached_property
-    def anthropic(self) -> Anthropic:
+    def anthropic(self) -> "Anthropic":
+        from anthropic import Anthropic  # late: see fields.py
+
         return Anthropic(base_url=self.gateway_url, api_key=self.api_key, max_retries=0, timeout=30)
 
     @cached_property

@@ -14,7 +14,7 @@ from descant_wire.rerank import RerankRequest, ScoreRequest
 from descant_wire.responses import CreateResponse
 from descant_wire.tokenize import DetokenizeRequest, TokenizeRequest
 
-from .fields import REFERENCE, VLLM
+from .fields import VLLM, reference
 from .option import Api, OptionTable
 from .page import PAGE, render
 from .table import OPTIONS, TABLES
@@ -36,7 +36,7 @@ OURS: dict[Api, Any] = {
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.api.name.lower())
 def test_every_option_has_its_row(table: OptionTable) -> None:
-    known = set(REFERENCE.get(table.api, ())) | set(VLLM.get(table.api, ()))
+    known = set(reference().get(table.api, ())) | set(VLLM.get(table.api, ()))
     if table.api in OURS:
         known |= set(OURS[table.api].__struct_fields__)
     assert known - {row.name for row in table.rows} == set()

@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from anthropic import APIStatusError, AsyncAnthropic, AuthenticationError, NotFoundError
 from pydantic import BaseModel
 from tests.gateway.gateway_under_test import Running, World, bearer, eventually, running_gateway
 from tests.gateway.scripted_upstream import Script, ScriptedUpstream
 from tests.gateway.upstream import running
 
 from descant_wire.sse import SseDecoder
+
+if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic
 
 TOOL = {"name": "weather", "description": "The weather.", "input_schema": {"type": "object", "properties": {}}}
 ASK = {"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content": "Hi"}]}
@@ -29,9 +32,15 @@ def key(world: World) -> str:
 
 
 @pytest.fixture
-async def client(gateway: Running, key: str) -> AsyncIterator[AsyncAnthropic]:
-    async with AsyncAnthropic(base_url=gateway.url, api_key=key, max_retries=0, timeout=10) as client:
+async def client(gateway: Running, key: str) -> "AsyncIterator[AsyncAnthropic]":
+    async with anthropic_client(gateway, key) as client:
         yield client
+
+
+def anthropic_client(gateway: Running, key: str) -> "AsyncAnthropic":
+    from anthropic import AsyncAnthropic  # two seconds, for the process that runs these tests only
+
+    return AsyncAnthropic(base_url=gateway.url, api_key=key, max_retries=0, timeout=10)
 
 
 async def test_a_message_in_its_documented_shape(gateway: Running, upstream: ScriptedUpstream, key: str) -> None:
@@ -62,7 +71,7 @@ async def test_a_message_in_its_documented_shape(gateway: Running, upstream: Scr
     assert key not in str(received.headers)
 
 
-async def test_the_ledger_knows_the_endpoint_and_the_true_usage(world: World, client: AsyncAnthropic) -> None:
+async def test_the_ledger_knows_the_endpoint_and_the_true_usage(world: World, client: "AsyncAnthropic") -> None:
     await client.messages.create(**ASK)
     async with client.messages.stream(**ASK) as stream:
         await stream.until_done()
@@ -92,7 +101,7 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-async def test_streaming_and_not_agree(client: AsyncAnthropic, upstream: ScriptedUpstream, name: str) -> None:
+async def test_streaming_and_not_agree(client: "AsyncAnthropic", upstream: ScriptedUpstream, name: str) -> None:
     upstream.script = SCRIPTS[name]
     whole = await client.messages.create(**ASK, tools=[TOOL])
     async with client.messages.stream(**ASK, tools=[TOOL]) as stream:
@@ -106,7 +115,7 @@ async def test_streaming_and_not_agree(client: AsyncAnthropic, upstream: Scripte
     assert streamed.usage.cache_read_input_tokens == whole.usage.cache_read_input_tokens
 
 
-async def test_calls_thoughts_and_stop_reasons(client: AsyncAnthropic, upstream: ScriptedUpstream) -> None:
+async def test_calls_thoughts_and_stop_reasons(client: "AsyncAnthropic", upstream: ScriptedUpstream) -> None:
     upstream.script = SCRIPTS["tools"]
     message = await client.messages.create(**ASK, tools=[TOOL])
     assert [block.type for block in message.content] == ["text", "tool_use", "tool_use"]
@@ -137,7 +146,7 @@ async def test_the_events_come_in_the_documented_order(gateway: Running, upstrea
 
 
 async def test_a_whole_conversation_with_tools_is_translated(
-    client: AsyncAnthropic, upstream: ScriptedUpstream
+    client: "AsyncAnthropic", upstream: ScriptedUpstream
 ) -> None:
     await client.messages.create(
         model="m",
@@ -210,10 +219,12 @@ async def test_what_is_not_served_is_refused_by_name(gateway: Running, key: str,
 
 
 async def test_errors_are_anthropic_s(gateway: Running, world: World, upstream: ScriptedUpstream, key: str) -> None:
+    from anthropic import APIStatusError, AuthenticationError, NotFoundError
+
     with pytest.raises(AuthenticationError) as refused:
-        await AsyncAnthropic(base_url=gateway.url, api_key="wrong", max_retries=0).messages.create(**ASK)
+        await anthropic_client(gateway, "wrong").messages.create(**ASK)
     assert refused.value.body["error"]["type"] == "authentication_error"
-    client = AsyncAnthropic(base_url=gateway.url, api_key=key, max_retries=0)
+    client = anthropic_client(gateway, key)
     with pytest.raises(NotFoundError):
         await client.messages.create(**ASK | {"model": "unknown"})
     upstream.status, upstream.error_body = 400, b'{"error":{"message":"too hot","type":"x","param":"temperature"}}'
@@ -260,7 +271,7 @@ async def test_a_prompts_tokens_are_counted_by_the_backends_tokenizer(world: Wor
     async with running(CountingUpstream(name="counting")) as upstream:
         world.add_model("counted", upstream.backend)
         async with running_gateway(world, valkey_url) as gateway:
-            client = AsyncAnthropic(base_url=gateway.url, api_key=key, max_retries=0, timeout=10)
+            client = anthropic_client(gateway, key)
             ask = {"model": "counted", "system": "Be brief.", "messages": ASK["messages"]}
             counted = await client.messages.count_tokens(**ask, tools=[TOOL])
             without = await client.messages.count_tokens(**ask, tools=[TOOL], tool_choice={"type": "none"})

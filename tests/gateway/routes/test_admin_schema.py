@@ -5,21 +5,22 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from litestar import Litestar
-from schemathesis.generation import GenerationMode
 from tests.gateway.admin_under_test import ADMIN_KEY, client_of
 from tests.gateway.gateway_under_test import IDENTITY, config_for_tests, database
 
 from descant_gateway.app import open_app
 from descant_gateway.config import LedgerConfig, Secret
+
+if TYPE_CHECKING:
+    import schemathesis
 
 NUM_CASES = 3
 pytestmark = pytest.mark.slow
@@ -34,7 +35,7 @@ class Stage:
         self._runner, self._app = runner, app
         self.description = self._fetch()
 
-    def ask(self, case: schemathesis.Case) -> httpx.Response:
+    def ask(self, case: "schemathesis.Case") -> httpx.Response:
         return self._runner.run(asyncio.wait_for(self._ask(case), 20))
 
     def _fetch(self) -> dict[str, Any]:
@@ -45,7 +46,7 @@ class Stage:
 
         return self._runner.run(fetch())
 
-    async def _ask(self, case: schemathesis.Case) -> httpx.Response:
+    async def _ask(self, case: "schemathesis.Case") -> httpx.Response:
         body = case.body if isinstance(case.body, (dict, list, str, int, float, bool, type(None))) else None
         headers = {str(name): str(value).encode("latin-1", "replace") for name, value in (case.headers or {}).items()}
         async with client_of(self._app, ADMIN_KEY) as client:
@@ -72,16 +73,18 @@ def stage(postgres_url: str, valkey_url: str, tmp_path: Path) -> Iterator[Stage]
         runner.run(opened.__aexit__(None, None, None))
 
 
-@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
-def test_every_operation_answers_as_it_is_described(stage: Stage, mode: GenerationMode) -> None:
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+def test_every_operation_answers_as_it_is_described(stage: Stage, mode: str) -> None:
+    import schemathesis  # late: only the process that runs this needs it
+
     operations = [each.ok() for each in schemathesis.openapi.from_dict(stage.description).get_all_operations()]
     asked = [each for each in operations if not each.path.startswith(NOT_ASKED)]
     assert len(asked) > 40
     for operation in asked:
-        hold(stage, operation, mode)
+        hold(stage, operation, schemathesis.GenerationMode(mode))
 
 
-def hold(stage: Stage, operation: Any, mode: GenerationMode) -> None:
+def hold(stage: Stage, operation: Any, mode: "schemathesis.GenerationMode") -> None:
     @settings(
         max_examples=NUM_CASES,
         deadline=None,
