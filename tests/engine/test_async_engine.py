@@ -29,7 +29,7 @@ from descant_engine.scheduler.admission import QueueFull, RequestRefused
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-SECONDS = 20.0
+SECONDS = 60.0
 POOL_TOKENS = 256 * 16
 LONG = SamplingParams(temperature=0.0, max_tokens=3000, ignore_eos=True)
 SHORT = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)

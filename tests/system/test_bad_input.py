@@ -224,7 +224,7 @@ async def test_damaged_model_is_refused_by_its_file(stack: Stack, tmp_path: Path
         stderr=asyncio.subprocess.STDOUT,
     )
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             output, _ = await process.communicate()
     finally:
         if process.returncode is None:
