@@ -46,6 +46,9 @@ from descant_engine.scheduler.stats import SchedulerStats
 from descant_engine.served_adapters import ServedAdapters
 from descant_engine.text.tokenizer import Tokenizer
 
+VOCABULARY_SECONDS = 1.0
+"""After the start, what grammars need is loaded though nobody has asked for one: about a second of a processor, and the
+first request with a grammar would wait for it. An engine that ends sooner is spared that."""
 REFUSALS: dict[Refusal, type[Exception]] = {
     Refusal.QUEUE_FULL: QueueFull,
     Refusal.NEVER_FITS: RequestRefused,
@@ -75,6 +78,7 @@ class AsyncEngine:
         self._vocabulary_is_sent = False
         self._adapters = ServedAdapters(client, frontend)
         client.listen(self._on_message, self._on_death)
+        self._vocabulary_timer = asyncio.get_running_loop().call_later(VOCABULARY_SECONDS, self._send_vocabulary)
 
     @classmethod
     async def start(cls, config: EngineConfig) -> "AsyncEngine":
@@ -184,9 +188,8 @@ class AsyncEngine:
 
     def _send(self, request: EngineRequest, prompt: Prompt) -> tuple[RequestStream, ...]:
         # A client's id may come again while deltas of its first use are still on their way.
-        if request.params.grammar is not None and not self._vocabulary_is_sent:
-            self._client.send(UseVocabulary(self._frontend.tokenizer.visible_tokens))
-            self._vocabulary_is_sent = True
+        if request.params.grammar is not None:
+            self._send_vocabulary()
         first_id = f"{request.request_id}/{next(self._serial_numbers)}"
         streams = []
         for sample in samples_of(request):
@@ -197,6 +200,12 @@ class AsyncEngine:
             )
             streams.append(self._active.add(engine_id, self._frontend.output_text(sample, prompt)))
         return tuple(streams)
+
+    def _send_vocabulary(self) -> None:
+        """Once; from then on grammars can be compiled."""
+        if not self._vocabulary_is_sent and self.is_healthy and Task.GENERATE in self.config.tasks:
+            self._client.send(UseVocabulary(self._frontend.tokenizer.visible_tokens))
+            self._vocabulary_is_sent = True
 
     # What the engine sends
 
@@ -286,6 +295,7 @@ class AsyncEngine:
     async def close(self) -> None:
         """Ends the engine process. Streams that are unfinished raise EngineDead."""
         self._is_draining = True
+        self._vocabulary_timer.cancel()
         await self._client.close()
         self._encoding.close()
 

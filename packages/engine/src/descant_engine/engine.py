@@ -88,7 +88,8 @@ class Engine:
         self._scheduler.abort(request_id)
 
     def use_vocabulary(self, tokens: tuple[bytes, ...]) -> None:
-        """The bytes of every token, empty for special ones. Only requests with a grammar need it; once is enough."""
+        """The bytes of every token, empty for special ones. Only requests with a grammar need it; once is enough.
+        A process that compiles them starts."""
         if self._grammars is None:
             # Late: an engine without grammars starts sooner, and needs nothing of what they need.
             from descant_engine.grammar.compiler import GrammarCompiler
@@ -97,6 +98,7 @@ class Engine:
 
             vocabulary = Vocabulary.of_model(tokens, self.config.shape.vocab_size, self.config.eos_token_ids)
             self._compiler = GrammarCompiler(vocabulary, _allowed_backends(self.config))
+            self._compiler.start()
             self._grammars = RequestGrammars(self._compiler, vocabulary)
 
     def take_refusals(self) -> list[Refusal]:
@@ -190,9 +192,9 @@ class Engine:
             self._runner.wait_for_adapters(POLL_SECONDS)
 
     def prepare(self) -> bool:
-        """To be called while there is no work: makes ready, in a tenth of a second, something that a step would stop
-        for (a CUDA graph). False if nothing is left."""
-        return self._runner.prepare_next()
+        """To be called while there is no work: makes ready, in some tenths of a second, something that a step would
+        stop for (a CUDA graph, a library of grammars). False if nothing is left."""
+        return self._runner.prepare_next() or (self._compiler is not None and self._compiler.prepare_next())
 
     def stats(self) -> SchedulerStats:
         stats = self._scheduler.stats()

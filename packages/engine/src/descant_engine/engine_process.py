@@ -144,6 +144,7 @@ def serve(engine: "Engine", channel: Channel) -> None:
             if isinstance(message, Shutdown):
                 return
             apply(engine, channel, message)
+            prepares = prepares or isinstance(message, UseVocabulary)
             stats_due = stats_due or time.monotonic() + STATS_SECONDS
         if engine.has_work:
             if engine.seconds_to_spare():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from descant_engine.grammar.alternatives import checked_alternatives
+from descant_engine.grammar.light_xgrammar import load_xgrammar
 from descant_engine.grammar.matcher import CompiledGrammar, Matcher, num_words
 from descant_engine.grammar.schema import check_has_finite_output, closed, read_schema
 from descant_engine.grammar.spec import BackendName, GrammarKind, GrammarRefused, GrammarSpec
@@ -51,6 +52,7 @@ class Backends:
 
     @cached_property
     def xgrammar(self) -> "XgrammarBackend":
+        load_xgrammar()
         from descant_engine.grammar.xgrammar_backend import XgrammarBackend
 
         return XgrammarBackend(self.vocabulary)
@@ -62,11 +64,16 @@ class Backends:
         return LlguidanceBackend(self.vocabulary)
 
     def warm_up(self) -> None:
-        """Makes them now: importing takes a second or two."""
-        if BackendName.XGRAMMAR in self.names:
-            _ = self.xgrammar
-        if BackendName.LLGUIDANCE in self.names:
-            _ = self.llguidance
+        """Makes them now: that takes some tenths of a second."""
+        while self.warm_up_next():
+            pass
+
+    def warm_up_next(self) -> bool:
+        """Makes one of them; False if all are there."""
+        missing = next((name for name in self.names if name.value not in vars(self)), None)
+        if missing is not None:
+            getattr(self, missing.value)
+        return missing is not None
 
     def load(self, build: Build) -> CompiledGrammar:
         """Raises GrammarRefused if this process has other limits than the one that built it."""

@@ -27,7 +27,7 @@ CompiledFuture = Future[CompiledGrammar]
 class GrammarCompiler:
     """Used from one thread, the engine's; what takes long runs in others.
 
-    xgrammar takes seconds to load. Until its sandbox is ready, specs are built by llguidance in one of its own, which
+    xgrammar takes longer to load. Until its sandbox is ready, specs are built by llguidance in one of its own, which
     is there in a moment; those that are asked for again later are then built anew.
     """
 
@@ -52,6 +52,21 @@ class GrammarCompiler:
             self._cache.put(spec, future)
         return future
 
+    def start(self) -> None:
+        """Has the sandbox load its libraries, before anybody needs them."""
+        if self._backends.names:
+            threading.Thread(target=self._start, name="start-sandbox", daemon=True).start()
+
+    def prepare_next(self) -> bool:
+        """Makes one of the libraries ready in this process, which stops it for some tenths of a second; False if
+        nothing is left, or another thread is at it."""
+        if not self._backends_lock.acquire(blocking=False):
+            return False
+        try:
+            return self._backends.warm_up_next()
+        finally:
+            self._backends_lock.release()
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._sandbox.close()
@@ -61,7 +76,7 @@ class GrammarCompiler:
         if self._sandbox.is_ready or self._first_sandbox is self._sandbox or needs_xgrammar(spec):
             return self._sandbox
         if not self._provisional:
-            threading.Thread(target=self._start, name="start-sandbox", daemon=True).start()
+            self.start()
         self._provisional[spec] = None
         return self._first_sandbox
 

@@ -105,7 +105,6 @@ def compile_into(connection: socket.socket, backends: Backends) -> None:
 
 def _limit_this_process() -> None:
     """What exceeds a limit of time is killed by the kernel, whatever it is doing."""
-    os.nice(POLITENESS)
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -151,6 +150,7 @@ def serve(control: socket.socket) -> None:
 
 
 def main() -> None:
+    os.nice(POLITENESS)
     # Nobody waits for the children: the kernel may forget them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
