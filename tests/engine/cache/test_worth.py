@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from descant_engine.cache.worth import COPY_COST, READ_COST, EvictionOrder, Popularity, adapter_worth
+from descant_engine.cache.eviction_order import EvictionOrder
+from descant_engine.cache.worth import COPY_COST, READ_COST, Popularity, adapter_worth
 
 NUM_ADAPTERS = 1000
 CAPACITY = 64

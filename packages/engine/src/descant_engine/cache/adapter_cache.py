@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from descant_engine.adapter import AdapterManifest
 from descant_engine.cache.adapter_layout import plan_layout
-from descant_engine.cache.adapter_tiers import Adapter, Copy, DeviceTier, HostTier
+from descant_engine.cache.adapter_record import Adapter, Copy
+from descant_engine.cache.adapter_tiers import DeviceTier, HostTier
 from descant_engine.cache.block_pool import BlockPool
 from descant_engine.config import ResolvedConfig
 from descant_engine.scheduler.plan import AdapterEvent, AdapterMove, AdapterMoveKind

@@ -12,12 +12,7 @@ stay for a week.
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from math import log2
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from descant_engine.cache.adapter_tiers import Adapter
 
 COPY_COST = 0.08
 """Of a block from pinned host memory: 2 MiB at 50 GB/s are 0.04 ms, 16 tokens of an 8B model on an H200 0.5 ms."""
