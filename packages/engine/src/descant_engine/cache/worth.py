@@ -10,7 +10,6 @@ block of a prefix, computed anew. Use is counted in doublings, since an adapter 
 stay for a week.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from math import log2
 
