@@ -126,6 +126,7 @@ class ChatCompletionRequest(SamplingFields, frozen=True, kw_only=True, forbid_un
 class ResponseMessage(Struct, frozen=True, kw_only=True, omit_defaults=True):
     content: str | None
     role: Literal["assistant"] = field(default_factory=lambda: "assistant")  # not a default: it is always sent
+    refusal: None = field(default_factory=lambda: None)
     reasoning_content: str | None = None
     """vLLM's and DeepSeek's: what the model thought before it answered."""
     tool_calls: list[AnsweredToolCall] | None = None

@@ -106,6 +106,8 @@ class CreateResponse(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class CachedTokens(Struct, frozen=True, kw_only=True):
     cached_tokens: int
+    cache_write_tokens: int = 0
+    """What is charged for being kept: nothing is."""
 
 
 class ReasoningTokens(Struct, frozen=True, kw_only=True):
