@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from descant_gateway.identity.roles import Reach
 from descant_gateway.store.identity_tables import audit_log
 from descant_gateway.store.reach import within
+from descant_gateway.store.rows import struct_of
 
 Json = dict[str, Any]
 
@@ -56,4 +57,4 @@ async def find(connection: AsyncConnection, wanted: AuditFilter, size: int) -> l
     if wanted.before_id is not None:
         query = query.where(table.id < wanted.before_id)
     rows = await connection.execute(query.order_by(table.id.desc()).limit(size + 1))
-    return [AuditEntry(**{name: getattr(row, name) for name in AuditEntry.__struct_fields__}) for row in rows]
+    return [struct_of(AuditEntry, row) for row in rows]

@@ -6,6 +6,7 @@ from uuid import UUID
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import asdict
 from sqlalchemy import func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -51,7 +52,7 @@ _COLUMNS: Final = [batches.c[name] for name in StoredBatch.__struct_fields__]
 
 
 async def create(connection: AsyncConnection, batch: StoredBatch) -> None:
-    await connection.execute(insert(batches).values({name: getattr(batch, name) for name in batch.__struct_fields__}))
+    await connection.execute(insert(batches).values(asdict(batch)))
 
 
 async def find(connection: AsyncConnection, team_id: UUID, batch_id: str) -> StoredBatch:

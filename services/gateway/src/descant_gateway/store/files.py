@@ -6,6 +6,7 @@ from typing import Final
 from uuid import UUID
 
 from msgspec import Struct
+from msgspec.structs import asdict
 from sqlalchemy import Select, delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -37,7 +38,7 @@ class FilePage(Struct, frozen=True, kw_only=True):
 
 async def create(connection: AsyncConnection, vault: Vault, file: StoredFile) -> "FileWriter":
     """Empty as yet: the writer fills it, in the same transaction."""
-    await connection.execute(insert(files).values({name: getattr(file, name) for name in file.__struct_fields__}))
+    await connection.execute(insert(files).values(asdict(file)))
     return FileWriter(connection, vault, file.id)
 
 

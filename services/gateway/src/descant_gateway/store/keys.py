@@ -5,6 +5,7 @@ from ipaddress import ip_network
 from typing import Any
 from uuid import UUID
 
+from msgspec.structs import asdict, replace
 from sqlalchemy import Row, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -15,6 +16,7 @@ from descant_gateway.store import models, organizations, projects, service_accou
 from descant_gateway.store.errors import Invalid, NotFound
 from descant_gateway.store.pages import Page, paged
 from descant_gateway.store.reach import within
+from descant_gateway.store.rows import struct_of
 from descant_gateway.store.tables import key_secrets, keys
 from descant_gateway.store.tables import limits as limit_table
 from descant_gateway.store.tables import teams as team_table
@@ -48,10 +50,7 @@ async def create(connection: AsyncConnection, key: NewKey, *, public_id: str, se
     """Raises NotFound (team, project, service account), Invalid."""
     await _require_parents(connection, key)
     await _require_sound(connection, key, key.team_id, key.project_id)
-    values = {name: getattr(key, name) for name in NewKey.__struct_fields__} | {
-        "public_id": public_id,
-        "ip_ranges": networks(key.ip_ranges),
-    }
+    values = asdict(key) | {"public_id": public_id, "ip_ranges": networks(key.ip_ranges)}
     created = (await connection.execute(insert(keys).values(values).returning(keys.c.id))).scalar_one()
     await connection.execute(insert(key_secrets).values(key_id=created, secret_hmac=secret_hmac))
     return await get(connection, str(created))
@@ -181,5 +180,4 @@ def _is_named(key: str) -> Any:
 
 
 def _key_row(row: Row[Any]) -> KeyRow:
-    fields = {name: getattr(row, name) for name in KeyRow.__struct_fields__}
-    return KeyRow(**fields | {"role": None if row.role is None else Role(row.role)})
+    return replace(struct_of(KeyRow, row), role=None if row.role is None else Role(row.role))

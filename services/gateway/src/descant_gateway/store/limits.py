@@ -5,12 +5,14 @@ from typing import Any
 from uuid import UUID
 
 from msgspec import Struct
-from sqlalchemy import Row, Select, delete, null, select
+from msgspec.structs import asdict
+from sqlalchemy import Select, delete, null, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from descant_gateway.store import models, tables
 from descant_gateway.store.errors import NotFound
+from descant_gateway.store.rows import struct_of
 
 
 class Place(Struct, frozen=True):
@@ -39,7 +41,7 @@ async def put(connection: AsyncConnection, limit: NewLimit) -> LimitRow:
     """Makes or changes the one limit of this owner, kind and model. Raises NotFound (owner), Invalid (model)."""
     await place_of(connection, limit.level, limit.owner_id)
     await models.require_known(connection, None if limit.model is None else [limit.model], field="model")
-    fields = {name: getattr(limit, name) for name in NewLimit.__struct_fields__}
+    fields = asdict(limit)
     changed = {name: fields[name] for name in ("capacity", "is_shadow", "warn_at")}
     statement = (
         upsert(tables.limits)
@@ -47,7 +49,7 @@ async def put(connection: AsyncConnection, limit: NewLimit) -> LimitRow:
         .on_conflict_do_update(constraint="limits_owner_id_kind_model_key", set_=changed)
         .returning(tables.limits)
     )
-    return _limit_row((await connection.execute(statement)).one())
+    return struct_of(LimitRow, (await connection.execute(statement)).one())
 
 
 async def get(connection: AsyncConnection, limit_id: UUID) -> LimitRow:
@@ -55,7 +57,7 @@ async def get(connection: AsyncConnection, limit_id: UUID) -> LimitRow:
     row = (await connection.execute(select(tables.limits).where(tables.limits.c.id == limit_id))).one_or_none()
     if row is None:
         raise NotFound("limit", limit_id)
-    return _limit_row(row)
+    return struct_of(LimitRow, row)
 
 
 async def find(connection: AsyncConnection, owner_id: UUID | None) -> list[LimitRow]:
@@ -63,7 +65,7 @@ async def find(connection: AsyncConnection, owner_id: UUID | None) -> list[Limit
     query = select(tables.limits).order_by(tables.limits.c.created_at, tables.limits.c.id)
     if owner_id is not None:
         query = query.where(tables.limits.c.owner_id == owner_id)
-    return [_limit_row(row) for row in await connection.execute(query)]
+    return [struct_of(LimitRow, row) for row in await connection.execute(query)]
 
 
 async def remove(connection: AsyncConnection, limit_id: UUID) -> None:
@@ -98,7 +100,3 @@ def _place_query(level: str, owner_id: UUID) -> Select[Any]:
         case _:
             keys = tables.keys
             return select(*columns).join(keys, keys.c.team_id == teams.c.id).where(keys.c.id == owner_id)
-
-
-def _limit_row(row: Row[Any]) -> LimitRow:
-    return LimitRow(**{name: getattr(row, name) for name in LimitRow.__struct_fields__})

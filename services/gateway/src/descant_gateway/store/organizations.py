@@ -1,11 +1,10 @@
 """Organizations: what teams belong to, and what all their teams may use at most."""
 
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 from msgspec import UNSET, Struct, UnsetType
-from sqlalchemy import Row, or_, select, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -13,6 +12,7 @@ from descant_gateway.identity.roles import Reach
 from descant_gateway.store import models
 from descant_gateway.store.errors import AlreadyExists, NotFound
 from descant_gateway.store.pages import Page, paged
+from descant_gateway.store.rows import struct_of
 from descant_gateway.store.tables import organizations, teams
 
 
@@ -38,7 +38,7 @@ async def create(connection: AsyncConnection, name: str, allowed: OrganizationCh
     created = (await connection.execute(statement)).one_or_none()
     if created is None:
         raise AlreadyExists("organization", name)
-    return _row(created)
+    return struct_of(OrganizationRow, created)
 
 
 async def change(connection: AsyncConnection, name: str, change: OrganizationChange) -> OrganizationRow:
@@ -48,7 +48,7 @@ async def change(connection: AsyncConnection, name: str, change: OrganizationCha
     if not values:
         return found
     statement = update(organizations).where(organizations.c.id == found.id).values(values).returning(organizations)
-    return _row((await connection.execute(statement)).one())
+    return struct_of(OrganizationRow, (await connection.execute(statement)).one())
 
 
 async def get(connection: AsyncConnection, name: str) -> OrganizationRow:
@@ -60,7 +60,7 @@ async def get(connection: AsyncConnection, name: str) -> OrganizationRow:
     row = (await connection.execute(select(organizations).where(is_named))).one_or_none()
     if row is None:
         raise NotFound("organization", name)
-    return _row(row)
+    return struct_of(OrganizationRow, row)
 
 
 async def find(connection: AsyncConnection, page: Page, reach: Reach) -> list[OrganizationRow]:
@@ -69,7 +69,7 @@ async def find(connection: AsyncConnection, page: Page, reach: Reach) -> list[Or
     if not reach.everything:
         of_teams = select(teams.c.organization_id).where(teams.c.id.in_(reach.team_ids))
         query = query.where(or_(organizations.c.id.in_(reach.organization_ids), organizations.c.id.in_(of_teams)))
-    return [_row(row) for row in await connection.execute(paged(query, organizations, page))]
+    return [struct_of(OrganizationRow, row) for row in await connection.execute(paged(query, organizations, page))]
 
 
 async def _checked(connection: AsyncConnection, change: OrganizationChange) -> dict[str, list[str] | None]:
@@ -80,13 +80,3 @@ async def _checked(connection: AsyncConnection, change: OrganizationChange) -> d
             await models.require_known(connection, names, field=field)
             values[field] = names
     return values
-
-
-def _row(row: Row[Any]) -> OrganizationRow:
-    return OrganizationRow(
-        id=row.id,
-        name=row.name,
-        allowed_models=row.allowed_models,
-        allowed_adapters=row.allowed_adapters,
-        created_at=row.created_at,
-    )

@@ -1,16 +1,16 @@
 """The price list: append-only, one version after another for each model and adapter, some of them still to come."""
 
 from datetime import UTC, datetime
-from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import Row, delete, func, insert, select
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from descant_gateway.store import models
 from descant_gateway.store.errors import Invalid, NotFound
+from descant_gateway.store.rows import struct_of
 from descant_gateway.store.usage_tables import price_versions
 
 
@@ -66,7 +66,7 @@ async def list_all(connection: AsyncConnection) -> list[PriceRow]:
         .ext(distinct_on(columns.model))
         .order_by(columns.model, columns.valid_from.desc())
     )
-    rows = map(_price_row, await connection.execute(latest))
+    rows = [struct_of(PriceRow, row) for row in await connection.execute(latest)]
     return [row for row in rows if row.input is not None]
 
 
@@ -75,7 +75,7 @@ async def history(connection: AsyncConnection, model: str | None = None) -> list
     query = select(price_versions).order_by(price_versions.c.model, price_versions.c.valid_from)
     if model is not None:
         query = query.where(price_versions.c.model == model)
-    return [_price_row(row) for row in await connection.execute(query)]
+    return [struct_of(PriceRow, row) for row in await connection.execute(query)]
 
 
 async def _add(
@@ -88,10 +88,6 @@ async def _add(
     fields = {name: None if amounts is None else getattr(amounts, name) for name in Amounts.__struct_fields__}
     statement = insert(price_versions).values(model=model, valid_from=moment, **fields).returning(price_versions)
     try:
-        return _price_row((await connection.execute(statement)).one())
+        return struct_of(PriceRow, (await connection.execute(statement)).one())
     except IntegrityError:
         raise Invalid(f"{model!r} has a price from that moment already.", field="valid_from") from None
-
-
-def _price_row(row: Row[Any]) -> PriceRow:
-    return PriceRow(**{name: getattr(row, name) for name in PriceRow.__struct_fields__})

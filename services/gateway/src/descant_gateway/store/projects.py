@@ -5,7 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from msgspec import UNSET, Struct, UnsetType
-from sqlalchemy import Row, Select, delete, select, update
+from sqlalchemy import Select, delete, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -14,6 +14,7 @@ from descant_gateway.store import models, teams
 from descant_gateway.store.errors import AlreadyExists, InUse, Invalid, NotFound
 from descant_gateway.store.pages import Page, paged
 from descant_gateway.store.reach import within
+from descant_gateway.store.rows import struct_of
 from descant_gateway.store.tables import keys, projects
 from descant_gateway.store.tables import teams as team_table
 
@@ -50,7 +51,7 @@ async def get(connection: AsyncConnection, project_id: UUID) -> ProjectRow:
     row = (await connection.execute(_query().where(projects.c.id == project_id))).one_or_none()
     if row is None:
         raise NotFound("project", project_id)
-    return _row(row)
+    return struct_of(ProjectRow, row)
 
 
 async def find(
@@ -60,7 +61,7 @@ async def find(
     query = _query().where(within(reach, team_table.c.organization_id, projects.c.team_id))
     if team_id is not None:
         query = query.where(projects.c.team_id == team_id)
-    return [_row(row) for row in await connection.execute(paged(query, projects, page))]
+    return [struct_of(ProjectRow, row) for row in await connection.execute(paged(query, projects, page))]
 
 
 async def change(connection: AsyncConnection, found: ProjectRow, change: ProjectChange) -> ProjectRow:
@@ -97,7 +98,3 @@ async def _checked(connection: AsyncConnection, team_id: UUID, change: ProjectCh
 
 def _query() -> Select[Any]:
     return select(projects, team_table.c.organization_id).join(team_table)
-
-
-def _row(row: Row[Any]) -> ProjectRow:
-    return ProjectRow(**{name: getattr(row, name) for name in ProjectRow.__struct_fields__})

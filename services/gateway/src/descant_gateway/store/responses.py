@@ -6,6 +6,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from msgspec import Struct
+from msgspec.structs import asdict
 from sqlalchemy import Row, delete, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -48,7 +49,7 @@ class Turn(Struct, frozen=True):
 
 
 async def create(connection: AsyncConnection, vault: Vault, response: StoredResponse) -> None:
-    values = {name: getattr(response, name) for name in response.__struct_fields__}
+    values = asdict(response)
     values["input"] = vault.close(response.input, name=_input_of(response.id))
     values["body"] = vault.close(response.body, name=_body_of(response.id))
     await connection.execute(insert(responses).values(values))

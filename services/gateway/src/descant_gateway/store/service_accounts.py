@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy import Row, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -13,6 +14,7 @@ from descant_gateway.identity.roles import Reach, Role
 from descant_gateway.store.errors import AlreadyExists, NotFound
 from descant_gateway.store.pages import Page, paged
 from descant_gateway.store.reach import within
+from descant_gateway.store.rows import struct_of
 from descant_gateway.store.tables import keys, service_accounts
 
 
@@ -68,5 +70,4 @@ async def disable(connection: AsyncConnection, account_id: UUID) -> ServiceAccou
 
 
 def _row(row: Row[Any]) -> ServiceAccountRow:
-    fields = {name: getattr(row, name) for name in ServiceAccountRow.__struct_fields__}
-    return ServiceAccountRow(**fields | {"role": Role(row.role)})
+    return replace(struct_of(ServiceAccountRow, row), role=Role(row.role))

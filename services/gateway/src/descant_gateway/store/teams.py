@@ -5,7 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from msgspec import UNSET, Struct, UnsetType
-from sqlalchemy import Row, Select, select, update
+from sqlalchemy import Select, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -14,6 +14,7 @@ from descant_gateway.store import models, organizations
 from descant_gateway.store.errors import AlreadyExists, NotFound
 from descant_gateway.store.pages import Page, paged
 from descant_gateway.store.reach import within
+from descant_gateway.store.rows import struct_of
 from descant_gateway.store.tables import organizations as organization_table
 from descant_gateway.store.tables import teams
 
@@ -87,7 +88,7 @@ async def get(connection: AsyncConnection, team_id: UUID) -> TeamRow:
     row = (await connection.execute(_query().where(teams.c.id == team_id))).one_or_none()
     if row is None:
         raise NotFound("team", team_id)
-    return _team_row(row)
+    return struct_of(TeamRow, row)
 
 
 async def find(
@@ -97,7 +98,7 @@ async def find(
     query = _query().where(within(reach, teams.c.organization_id, teams.c.id))
     if name is not None:
         query = query.where(teams.c.name == name)
-    return [_team_row(row) for row in await connection.execute(paged(query, teams, page))]
+    return [struct_of(TeamRow, row) for row in await connection.execute(paged(query, teams, page))]
 
 
 async def change(connection: AsyncConnection, team_id: UUID, change: TeamChange) -> TeamRow:
@@ -115,20 +116,3 @@ async def change(connection: AsyncConnection, team_id: UUID, change: TeamChange)
 
 def _query() -> Select[Any]:
     return select(teams, organization_table.c.name.label("organization")).join(organization_table)
-
-
-def _team_row(row: Row[Any]) -> TeamRow:
-    return TeamRow(
-        id=row.id,
-        organization_id=row.organization_id,
-        organization=row.organization,
-        name=row.name,
-        requests_per_minute=row.requests_per_minute,
-        tokens_per_minute=row.tokens_per_minute,
-        allowed_models=row.allowed_models,
-        allowed_adapters=row.allowed_adapters,
-        allows_external=row.allows_external,
-        prompt_log_days=row.prompt_log_days,
-        response_cache_s=row.response_cache_s,
-        created_at=row.created_at,
-    )
