@@ -1,7 +1,9 @@
 """Tests that need a device the machine does not have are left out, visibly, by their marker. Several processes
 (pytest-xdist) take the tests by groups, long ones first, with one thread each."""
 
+import functools
 import os
+import ssl
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported; whatever a test starts inherits it.
@@ -14,6 +16,9 @@ import torch
 
 TESTS = Path(__file__).parent
 SHARED_ENGINE, SHARED_STACK = "engine_under_test", "stack"
+# httpx reads the certificates of all authorities for each client, 20 ms, and a run makes thousands, all for loopback.
+ssl.create_default_context = functools.cache(ssl.create_default_context)
+
 LONGEST = (
     "system/test_real_model.py",
     SHARED_ENGINE,
