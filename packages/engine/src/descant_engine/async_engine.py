@@ -124,8 +124,7 @@ class AsyncEngine:
         owner: Owner = NOBODY,
     ) -> tuple[RequestStream, ...]:
         """Hands a request to the engine; each of its samples comes as a stream. `adapter` is a loaded or offered
-        adapter's name, None the base model. `request_id` names the request in outputs
-        and logs; it need not be unique.
+        adapter's name, None the base model. `request_id` names the request in outputs and logs; it need not be unique.
 
         Raises:
             PromptTooLong, InvalidPrompt, InvalidParams, ChatTemplateError, TextNotUnicode, UnknownModel,
