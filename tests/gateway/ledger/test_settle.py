@@ -18,7 +18,8 @@ REQUEST = read_request("/v1/completions", b'{"model":"m","prompt":[1,2,3,4,5,6]}
 def meter_of(*, status: int = 200, usage: Usage | None = None, num_chunks: int = 0, failure: str = "") -> Meter:
     meter = Meter()
     meter.is_generating = True
-    meter.status, meter.usage, meter.num_chunks, meter.failure = status, usage, num_chunks, failure
+    meter.status, meter.usage, meter.failure = status, usage, failure
+    meter.content.add(b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n' * num_chunks)
     if status:
         meter.mark_first_byte()
     return meter

@@ -21,11 +21,17 @@ class Taker:
     def __init__(self) -> None:
         self.can_take = True
         self.taken: list[bytes] = []
+        self.framed: list[bytes] = []
 
     def take(self, chunk: bytes) -> None:
         if chunk == b"bad":
             raise ValueError("bad")
         self.taken.append(chunk)
+
+    def take_framed(self, chunk: bytes) -> bool:
+        if self.can_take:
+            self.framed.append(chunk)
+        return self.can_take
 
 
 class Backend:

@@ -32,7 +32,7 @@ def test_the_usage_chunk_is_taken_out_and_every_other_byte_stays(
     assert out == upstream.stream_bytes(with_usage=False)
     assert meter.usage is not None
     assert (meter.usage.prompt_tokens, meter.usage.completion_tokens) == (7, num_tokens)
-    assert meter.num_chunks == num_tokens
+    assert meter.content.total == num_tokens
 
 
 @given(cuts=st.lists(st.integers(0, 10_000), max_size=40))
@@ -80,7 +80,7 @@ def test_content_is_counted_whatever_its_field() -> None:
     events = b"".join(b'data: {"choices":[{"delta":{' + field + b"}}]}\n\n" for field in fields)
     empty = b'data: {"choices":[{"delta":{"content":""}}]}\n\ndata: {"choices":[{"delta":{"content":null}}]}\n\n'
     _, meter = through(events + empty, [], hides_usage=True)
-    assert meter.num_chunks == len(fields)
+    assert meter.content.total == len(fields)
 
 
 def test_an_event_without_end_is_not_collected_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,13 +123,9 @@ class Call:
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     @property
-    def can_send_now(self) -> bool:
-        """Whether `send_now` may take the place of `send`."""
-        return self._line is not None and self.translation is None and self._line.is_free
-
-    def send_now(self, chunk: bytes) -> None:
-        assert self._line is not None
-        self._line.write_chunk(chunk)
+    def line(self) -> ClientLine | None:
+        """What may take the place of `send` while it is free; None where replies are translated on their way."""
+        return self._line if self.translation is None else None
 
     async def finish(self, chunk: bytes = b"") -> None:
         if self.translation is not None:

@@ -30,7 +30,11 @@ class ClientLine:
 
     def write_chunk(self, chunk: bytes) -> None:
         """`chunk` is not empty: that would end the reply."""
-        self._transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))  # RFC 9112 7.1
+        self.write_framed(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+
+    def write_framed(self, chunk: bytes) -> None:
+        """A chunk in its frame, as HTTP carries it (RFC 9112 7.1)."""
+        self._transport.write(chunk)
 
 
 class ClientProtocol(HttpToolsProtocol):

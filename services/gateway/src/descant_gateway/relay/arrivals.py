@@ -3,13 +3,18 @@
 A reader that waits costs a future, a wake-up and another round of the event loop for every chunk: more than all the
 rest of a chunk's way. So while the relay waits, a chunk goes to its `Taker` at once, and the relay is only woken up for
 what the taker can't have: the end, an error, and what comes faster than the client reads.
+
+Most of what comes is one chunk with whole events in it. aiohttp's parser needs not see those: the taker has them first,
+in their HTTP frame, and what it lets pass is neither unpacked nor packed again.
 """
 
 import asyncio
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 import aiohttp
+
+_END_OF_EVENTS: Final = b"\n\n\r\n"
 
 
 class Taker(Protocol):
@@ -19,6 +24,12 @@ class Taker(Protocol):
 
     def take(self, chunk: bytes) -> None:
         """What it raises is raised in the relay."""
+
+    def take_framed(self, chunk: bytes) -> bool:
+        """One HTTP chunk as it came, whose content ends with an event as all before it did. Raises nothing.
+
+        False: not taken.
+        """
 
 
 class Arrivals(asyncio.Protocol):
@@ -36,6 +47,8 @@ class Arrivals(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._is_lost = False
+        self._is_between = False
+        """The relay waits, and the parser stands where a chunk and an event have ended."""
 
     def __enter__(self) -> Self:
         if self._transport is not None:
@@ -59,10 +72,17 @@ class Arrivals(asyncio.Protocol):
                 await self._waiter
             finally:
                 self._waiter = None
+                self._is_between = False
             chunk = content.read_nowait()
         return chunk
 
     def data_received(self, data: bytes) -> None:
+        if self._is_between and is_chunk_of_events(data) and self._taker.take_framed(data):
+            return
+        self._is_between = False
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         assert self._parser is not None
         self._parser.data_received(data)
         content = self._content
@@ -75,6 +95,7 @@ class Arrivals(asyncio.Protocol):
             waiter.set_result(None)
             return
         num_bytes = content.total_bytes
+        chunk = b""
         try:
             if chunk := content.read_nowait():
                 self._taker.take(chunk)
@@ -83,6 +104,9 @@ class Arrivals(asyncio.Protocol):
             return
         if content.total_bytes != num_bytes or content.is_eof():  # reading made room, and aiohttp parsed more
             waiter.set_result(None)
+            return
+        # Were the last line end not a frame's, it would be the content's.
+        self._is_between = data.endswith(_END_OF_EVENTS) and chunk.endswith(b"\n\n")
 
     def eof_received(self) -> None:
         if self._parser is not None:
@@ -107,3 +131,12 @@ class Arrivals(asyncio.Protocol):
         if self._transport is not None and self._transport.get_protocol() is self:
             assert self._parser is not None
             self._transport.set_protocol(self._parser)
+
+
+def is_chunk_of_events(data: bytes) -> bool:
+    """One HTTP chunk, all of it and nothing else (RFC 9112 7.1), without extensions; an empty line ends its content.
+
+    The size has to be written as `%x` or `%X` would: what others may read otherwise goes to the parser.
+    """
+    end = data.find(b"\r\n")
+    return data.endswith(_END_OF_EVENTS) and data[:end].lower() == b"%x" % (len(data) - end - 4)

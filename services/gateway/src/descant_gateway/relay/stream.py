@@ -11,12 +11,13 @@ from descant_gateway.relay.stream_tap import StreamTap
 class EventStream:
     """Takes a backend's chunks: at once where the client's connection is free, else by waiting for it."""
 
-    __slots__ = ("_call", "_clock", "_idle_s", "_tap", "_translator")
+    __slots__ = ("_call", "_clock", "_idle_s", "_line", "_tap", "_translator")
 
     def __init__(
         self, call: Call, tap: StreamTap, translator: StreamTranslator | None, clock: Deadline, idle_s: float
     ) -> None:
         self._call: Final = call
+        self._line: Final = call.line
         self._tap: Final = tap
         self._translator: Final = translator
         self._clock: Final = clock
@@ -24,12 +25,22 @@ class EventStream:
 
     @property
     def can_take(self) -> bool:
-        return self._call.can_send_now
+        return self._line is not None and self._line.is_free
 
     def take(self, chunk: bytes) -> None:
         """Only while `can_take`."""
+        assert self._line is not None
         if events := self._look(chunk):
-            self._call.send_now(events)
+            self._line.write_chunk(events)
+
+    def take_framed(self, chunk: bytes) -> bool:
+        """A chunk of whole events, after whole events, in its HTTP frame. False: it has to come without the frame."""
+        line = self._line
+        if line is None or self._translator is not None or not line.is_free or not self._tap.lets_pass(chunk):
+            return False
+        self._clock.put_off(self._idle_s)
+        line.write_framed(chunk)
+        return True
 
     async def pass_on(self, chunk: bytes) -> None:
         if events := self._look(chunk):

@@ -1,4 +1,4 @@
-"""Looks into a stream on its way through: takes its usage, counts its chunks, hides what was not asked for."""
+"""Looks into a stream on its way through: takes its usage, counts its content, hides what was not asked for."""
 
 import re
 from typing import Final
@@ -8,8 +8,6 @@ from descant_wire.sse import SseDecoder
 
 _MAX_PENDING_BYTES: Final = 16 << 20
 _EVENT: Final = re.compile(rb".*?(?:\r\n\r\n|\n\n)", re.DOTALL)
-_CONTENT: Final = re.compile(rb'"(?:content|text|reasoning_content|reasoning|arguments)"\s*:\s*"(?!")')
-"""A delta that carries something; a quotation mark inside a text is escaped and can't look like this."""
 
 
 class EventTooLarge(ValueError):
@@ -38,15 +36,22 @@ class StreamTap:
             raise EventTooLarge("The backend sent an event that does not end.")
         return self._pass_on(complete)
 
+    def lets_pass(self, events: bytes) -> bool:
+        """Whether they may go to the client as they are, and are counted for sent. Whole events, after whole events."""
+        if _tells_usage(events):
+            return False
+        self._meter.content.add(events)
+        return True
+
     def finish(self) -> bytes:
         """What the stream left unfinished, for a backend that forgets the last empty line."""
         rest, self._pending = self._pending, b""
         return self._pass_on(rest)
 
     def _pass_on(self, events: bytes) -> bytes:
-        if b'"usage"' in events and events.count(b'"usage"') > events.count(b'"usage":null'):
+        if _tells_usage(events):
             events = b"".join(event for event in _split(events) if self._keeps(event))
-        self._meter.num_chunks += len(_CONTENT.findall(events))
+        self._meter.content.add(events)
         return events
 
     def _keeps(self, event: bytes) -> bool:
@@ -57,6 +62,10 @@ class StreamTap:
                 self._meter.usage = chunk.usage
                 return not self._hides_usage or chunk.has_content
         return True
+
+
+def _tells_usage(events: bytes) -> bool:
+    return b'"usage"' in events and events.count(b'"usage"') > events.count(b'"usage":null')
 
 
 def _end_of_events(data: bytes) -> int:

@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 from descant_gateway.catalogue.snapshot import ModelRoute, Price
 from descant_gateway.request import InferenceRequest
+from descant_gateway.usage.content import ContentCount
 
 Count = Annotated[int, Meta(ge=0)]
 
@@ -41,12 +42,12 @@ NO_CHARGE = Charge(0, 0, 0, False)
 class Meter:
     __slots__ = (
         "backend",
+        "content",
         "failure",
         "first_byte_at",
         "is_generating",
         "keeps_reply",
         "model",
-        "num_chunks",
         "price",
         "status",
         "usage",
@@ -67,8 +68,8 @@ class Meter:
         """A backend has the request and has not refused it: from here on it costs."""
         self.first_byte_at: float | None = None
         """time.perf_counter()."""
-        self.num_chunks = 0
-        """Events with content that were sent on, about one a token."""
+        self.content = ContentCount()
+        """Of the events that were sent on."""
         self.usage: Usage | None = None
         self.keeps_reply = False
         """Somebody wants to have the whole reply, if it is good."""
@@ -83,7 +84,7 @@ class Meter:
         if not self.is_generating:
             return NO_CHARGE
         if self.usage is None:
-            return Charge(request.estimated_prompt_tokens, 0, self.num_chunks, True)
+            return Charge(request.estimated_prompt_tokens, 0, self.content.total, True)
         details = self.usage.prompt_tokens_details
         cached = details.cached_tokens if details is not None else None
         return Charge(self.usage.prompt_tokens, cached or 0, self.usage.completion_tokens, False)
