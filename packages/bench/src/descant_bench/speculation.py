@@ -10,8 +10,9 @@ outputs have to be the same, token by token: otherwise there is no figure.
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from descant_bench.cpu_speed import QUESTIONS, smollm2_path
@@ -172,40 +173,40 @@ def _gain(runs: Sequence[Run], drafted: int, accepted: int) -> Gain:
 
 def main() -> None:
     args = _parser().parse_args()
-    model = args.model or str(smollm2_path())
-
-    def make(config: SpeculativeConfig | None) -> LLM:
-        llm = LLM(
-            model,
-            dtype=args.dtype,
-            device=args.device,
-            max_model_len=2048,
-            num_blocks=args.num_blocks,
-            enable_prefix_caching=False,
-            enable_lora=args.adapter is not None,
-            speculative_config=config,
-        )
-        if args.adapter is not None:
-            llm.load_adapter(args.adapter.name, args.adapter)
-        return llm
-
     method = SpeculativeMethod.NGRAM if args.draft_model is None else SpeculativeMethod.DRAFT_MODEL
     config = SpeculativeConfig(
         method=method, model=args.draft_model, num_speculative_tokens=args.num_speculative_tokens
     )
     wanted = cases(args.num_tokens, None if args.adapter is None else args.adapter.name)
-    gains = measure(Pair(make, config), [c for c in wanted if not args.case or c.name in args.case], args.rounds)
+    pair = Pair(partial(_engine, args), config)
+    gains = measure(pair, [case for case in wanted if not args.case or case.name in args.case], args.rounds)
+    _print(gains)
+    if args.output is not None:
+        environment = describe_environment(args.device, args.commit)
+        write_report(args.output, {"environment": environment, "speculation": config, "cases": gains})
+
+
+def _engine(args: argparse.Namespace, config: SpeculativeConfig | None) -> LLM:
+    llm = LLM(
+        args.model or str(smollm2_path()),
+        dtype=args.dtype,
+        device=args.device,
+        max_model_len=2048,
+        num_blocks=args.num_blocks,
+        enable_prefix_caching=False,
+        enable_lora=args.adapter is not None,
+        speculative_config=config,
+    )
+    if args.adapter is not None:
+        llm.load_adapter(args.adapter.name, args.adapter)
+    return llm
+
+
+def _print(gains: Mapping[str, Gain]) -> None:
     print(f"\n{'case':22} {'tok/s':>8} {'drafting':>8} {'ratio':>7} {'of CPU':>7} {'drafted':>8} {'right':>6}")
     for name, gain in gains.items():
         print(f"{name:22} {gain.plain_tok_s:8.1f} {gain.drafting_tok_s:8.1f} {gain.ratio:7.3f} {gain.cpu_ratio:7.3f}"
               f" {gain.drafted:8} {gain.accepted:6}")  # fmt: skip
-    if args.output is not None:
-        report = {
-            "environment": describe_environment(args.device, args.commit),
-            "speculation": config,
-            "cases": gains,
-        }
-        write_report(args.output, report)
 
 
 def _parser() -> argparse.ArgumentParser:
