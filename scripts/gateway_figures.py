@@ -14,110 +14,37 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+import events_backend
 import gateway_cpu
 import httpx
-from gateway_cpu import Load, Target
+from gateway_cpu import Target
+from gateway_report import FEW_CHUNKS, NUM_CHUNKS, PROMISED, Figures, Streams, page, summary
 
 CONNECTIONS = (1, 16, 64)
 STREAMS = (1, 16)
-PAUSE_S = 0.005
-NUM_CHUNKS, FEW_CHUNKS = 50, 2
 NUM_STARTS = 3
-PROMISED = {
-    "cpu_ms_per_request": 0.6,
-    "litellm_ratio": 12.0,
-    "cpu_ms_per_chunk": 0.02,
-    "rss_mb": 150.0,
-    "ready_s": 2.0,
-}
 LITELLM_KEY = "sk-for-measuring-only"
-HEAD = '"id":"chatcmpl-1234567890abcdef","object":"chat.completion.chunk","created":1700000000,"model":"s"'
-CHUNK = f'data: {{{HEAD},"choices":[{{"index":0,"delta":{{"content":" token"}},"finish_reason":null}}]}}\n\n'.encode()
-USAGE = '"usage":{"prompt_tokens":12,"completion_tokens":50,"total_tokens":62}'
-LAST = (
-    f'data: {{{HEAD},"choices":[{{"index":0,"delta":{{}},"finish_reason":"stop"}}]}}\n\n'
-    f'data: {{{HEAD},"choices":[],{USAGE}}}\n\ndata: [DONE]\n\n'
-).encode()
-
 ResultT = TypeVar("ResultT")
-
-
-@dataclass(frozen=True)
-class Streams:
-    """What a number of clients, each with one stream after the other, came to."""
-
-    streams: int
-    replies: int
-    cpu_ms_per_reply: float
-    """Of 50 chunks."""
-    cpu_ms_per_short_reply: float
-    """Of 2 chunks."""
-    cpu_ms_per_chunk: float
-
-
-@dataclass(frozen=True)
-class Figures:
-    loads: list[Load]
-    streams: list[Streams]
-    idle_cpu_ms_per_s: float
-    rss_mb: float
-    ready_s: float
-
-    @property
-    def busy(self) -> Load:
-        """At sixteen connections, where a process has always something to do and no queue."""
-        return self.loads[1]
 
 
 # Backends
 
 
-def framed(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-async def serve_events(port: int) -> None:
-    """A stream of `max_tokens` chunks for any POST, each written by itself."""
-    answer = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-    loop = asyncio.get_running_loop()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                if head.startswith(b"GET"):
-                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-                    continue
-                length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
-                body = await reader.readexactly(int(length[1]) if length else 0)
-                writer.write(answer)
-                due = loop.time()
-                for _ in range(json.loads(body)["max_tokens"]):
-                    writer.write(framed(CHUNK))
-                    due += PAUSE_S
-                    await asyncio.sleep(due - loop.time())
-                writer.write(framed(LAST) + b"0\r\n\r\n")
-
-    async with await asyncio.start_server(serve, "127.0.0.1", port, backlog=1024) as server:
-        await server.serve_forever()
-
-
 @contextlib.contextmanager
-def events_backend() -> Iterator[str]:
+def streaming_backend() -> Iterator[str]:
     port = gateway_cpu.free_port()
-    with gateway_cpu.process([sys.executable, __file__, "--events", str(port)]):
+    with gateway_cpu.process([sys.executable, events_backend.__file__, str(port)]):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -200,7 +127,7 @@ async def stream_replies(target: Target, num_streams: int, num_chunks: int, seco
 
     async def client(number: int) -> None:
         nonlocal num_replies
-        await asyncio.sleep(number * PAUSE_S / num_streams)  # not all at the same moment
+        await asyncio.sleep(number * events_backend.PAUSE_S / num_streams)  # not all at the same moment
         reader, writer = await asyncio.open_connection(host, int(port))
         while time.monotonic() < end:
             writer.write(request)
@@ -277,73 +204,6 @@ def time_to_ready(env: dict[str, str]) -> float:
     return statistics.median(seconds)
 
 
-# The report
-
-
-def summary(ours: Figures, theirs: Figures, direct: tuple[float, float]) -> dict[str, object]:
-    """`direct` is the backend's own median and 99th percentile, without a gateway, in milliseconds."""
-    return {
-        "cpu_ms_per_request": ours.busy.cpu_ms_per_request,
-        "litellm_cpu_ms_per_request": theirs.busy.cpu_ms_per_request,
-        "litellm_ratio": round(theirs.busy.cpu_ms_per_request / ours.busy.cpu_ms_per_request, 1),
-        "cpu_ms_per_chunk": ours.streams[0].cpu_ms_per_chunk,
-        "cpu_ms_per_chunk_16_streams": ours.streams[-1].cpu_ms_per_chunk,
-        "litellm_cpu_ms_per_chunk": theirs.streams[0].cpu_ms_per_chunk,
-        "litellm_cpu_ms_per_chunk_16_streams": theirs.streams[-1].cpu_ms_per_chunk,
-        "rss_mb": ours.rss_mb,
-        "litellm_rss_mb": theirs.rss_mb,
-        "ready_s": ours.ready_s,
-        "litellm_ready_s": theirs.ready_s,
-        "rps": ours.busy.rps,
-        "litellm_rps": theirs.busy.rps,
-        "added_p50_ms": round(ours.loads[0].p50_ms - direct[0], 2),
-        "added_p99_ms": round(ours.loads[0].p99_ms - direct[1], 2),
-        "litellm_added_p50_ms": round(theirs.loads[0].p50_ms - direct[0], 2),
-        "litellm_added_p99_ms": round(theirs.loads[0].p99_ms - direct[1], 2),
-    }
-
-
-ROWS = (
-    ("CPU for a request, 16 connections (ms)", "cpu_ms_per_request", "litellm_cpu_ms_per_request", "<= 0.6"),
-    ("... LiteLLM's over ours", "litellm_ratio", None, ">= 12"),
-    ("CPU for a chunk, one stream at a time (ms)", "cpu_ms_per_chunk", "litellm_cpu_ms_per_chunk", "<= 0.02"),
-    ("... 16 streams at once", "cpu_ms_per_chunk_16_streams", "litellm_cpu_ms_per_chunk_16_streams", "<= 0.02"),
-    ("memory of the process after it all (MB)", "rss_mb", "litellm_rss_mb", "<= 150"),
-    ("from its start to ready (s)", "ready_s", "litellm_ready_s", "<= 2"),
-    ("requests a second of one process, 16 connections", "rps", "litellm_rps", ""),
-    ("latency added to the backend's, median of one connection (ms)", "added_p50_ms", "litellm_added_p50_ms", ""),
-    ("... 99th percentile", "added_p99_ms", "litellm_added_p99_ms", ""),
-)
-
-
-def page(result: dict[str, object]) -> str:
-    rows = "\n".join(
-        f"| {what} | {result[ours]} | {'' if theirs is None else result[theirs]} | {promised} |"
-        for what, ours, theirs, promised in ROWS
-    )
-    before, after = result["load_average_before"], result["load_average_after"]
-    where = f"Commit {result['commit']}, {result['date']}, {result['machine']}, load average {before}, then {after}"
-    return f"""# The gateway beside LiteLLM
-
-One process each, loaded in turns in one run. Descant with everything on: HMAC keys, limits at four levels in Valkey,
-routing, the ledger in PostgreSQL, metrics, a JSON log line. LiteLLM {result["litellm_version"]} with a master key and
-no database.
-
-| | Descant | LiteLLM | promised |
-|---|---:|---:|---:|
-{rows}
-
-    {result["command"]}
-
-{where} (the run itself makes 2 to 3).
-
-Whole replies are nginx's, asked for by wrk. Chunks come {PAUSE_S * 1000:.0f} ms apart, each in a write of its own; a
-chunk's cost is a reply of {NUM_CHUNKS} chunks less one of {FEW_CHUNKS}, with what the idle process uses taken off. A
-process that serves nothing but one stream wakes up for every chunk, with cold caches; sixteen streams share that. Every
-load is in [gateway.json](gateway.json).
-"""
-
-
 def version_of(venv: Path) -> str:
     code = "import importlib.metadata; print(importlib.metadata.version('litellm'))"
     return subprocess.run(
@@ -356,7 +216,7 @@ def run(venv: Path, seconds: int) -> dict[str, object]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="descant-figures-")))
         whole, kind = stack.enter_context(gateway_cpu.backend(folder))
-        backend_urls = {"m": whole, "s": stack.enter_context(events_backend())}
+        backend_urls = {"m": whole, "s": stack.enter_context(streaming_backend())}
         env = stack.enter_context(gateway_cpu.databases(folder))
         url, pid, _ = stack.enter_context(gateway_cpu.gateway_process(env))
         ours = Target(url, gateway_cpu.create_key(url, backend_urls), pid)
@@ -387,11 +247,7 @@ def main() -> None:
     parser.add_argument("--litellm", type=Path, help="the virtual environment that has it")
     parser.add_argument("--seconds", type=int, default=8, help="of each load")
     parser.add_argument("--out", type=Path, default=Path("docs/results/gateway"), help="without .json and .md")
-    parser.add_argument("--events", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.events is not None:
-        asyncio.run(serve_events(options.events))
-        return
     if options.litellm is None:
         parser.error("--litellm is missing: the comparison is the point")
     result = run(options.litellm, options.seconds)
