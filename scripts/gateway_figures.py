@@ -27,8 +27,9 @@ from typing import TypeVar
 
 import events_backend
 import gateway_cpu
+import gateway_parts
 import httpx
-from gateway_cpu import Target
+from gateway_parts import Target
 from gateway_report import FEW_CHUNKS, NUM_CHUNKS, PROMISED, Figures, Streams, page, summary
 
 CONNECTIONS = (1, 16, 64)
@@ -43,8 +44,8 @@ ResultT = TypeVar("ResultT")
 
 @contextlib.contextmanager
 def streaming_backend() -> Iterator[str]:
-    port = gateway_cpu.free_port()
-    with gateway_cpu.process([sys.executable, events_backend.__file__, str(port)]):
+    port = gateway_parts.free_port()
+    with gateway_parts.process([sys.executable, events_backend.__file__, str(port)]):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -54,7 +55,7 @@ def streaming_backend() -> Iterator[str]:
 @contextlib.contextmanager
 def litellm(venv: Path, folder: Path, backend_urls: dict[str, str]) -> Iterator[tuple[Target, float]]:
     """LiteLLM's proxy with one worker, and after how many seconds it answered."""
-    port = gateway_cpu.free_port()
+    port = gateway_parts.free_port()
     models = [
         {
             "model_name": model,
@@ -73,7 +74,7 @@ def litellm(venv: Path, folder: Path, backend_urls: dict[str, str]) -> Iterator[
     env = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"} | {"LITELLM_LOG": "ERROR"}
     env["PATH"] = f"{venv.resolve() / 'bin'}:{env['PATH']}"
     started_at = time.monotonic()
-    with gateway_cpu.process([*command, "--num_workers", "1"], env) as running:
+    with gateway_parts.process([*command, "--num_workers", "1"], env) as running:
         target = Target(f"http://127.0.0.1:{port}", LITELLM_KEY, running.pid)
         wait_for_answer(target)
         yield target, time.monotonic() - started_at
@@ -95,7 +96,7 @@ def warm_up(target: Target) -> None:
     headers = {"authorization": f"Bearer {target.key}", "content-type": "application/json"}
     with httpx.Client(base_url=target.url, headers=headers, timeout=120) as client:
         for _ in range(20):
-            client.post("/v1/chat/completions", content=gateway_cpu.REQUEST).raise_for_status()
+            client.post("/v1/chat/completions", content=gateway_parts.REQUEST).raise_for_status()
     asyncio.run(stream_replies(target, 1, FEW_CHUNKS, 1.0))
 
 
@@ -177,7 +178,7 @@ def measure(targets: dict[str, tuple[Target, float]], seconds: int, folder: Path
             loads=loads[name],
             streams=streams[name],
             idle_cpu_ms_per_s=round(idle[name], 2),
-            rss_mb=round(gateway_cpu.rss_mb(target.pid), 1),
+            rss_mb=round(gateway_parts.rss_mb(target.pid), 1),
             ready_s=round(ready_s, 2),
         )
         for name, (target, ready_s) in targets.items()
@@ -199,7 +200,7 @@ def time_to_ready(env: dict[str, str]) -> float:
     """Of another process on the same databases; the median of a few."""
     seconds = []
     for _ in range(NUM_STARTS):
-        with gateway_cpu.gateway_process(env) as (_, _, ready_s):
+        with gateway_parts.gateway_process(env) as (_, _, ready_s):
             seconds.append(ready_s)
     return statistics.median(seconds)
 
@@ -215,22 +216,22 @@ def run(venv: Path, seconds: int) -> dict[str, object]:
     load_before = os.getloadavg()[0]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="descant-figures-")))
-        whole, kind = stack.enter_context(gateway_cpu.backend(folder))
+        whole, kind = stack.enter_context(gateway_parts.backend(folder))
         backend_urls = {"m": whole, "s": stack.enter_context(streaming_backend())}
-        env = stack.enter_context(gateway_cpu.databases(folder))
-        url, pid, _ = stack.enter_context(gateway_cpu.gateway_process(env))
-        ours = Target(url, gateway_cpu.create_key(url, backend_urls), pid)
+        env = stack.enter_context(gateway_parts.databases(folder))
+        url, pid, _ = stack.enter_context(gateway_parts.gateway_process(env))
+        ours = Target(url, gateway_parts.create_key(url, backend_urls), pid)
         ready_s = time_to_ready(env)
         theirs, their_ready_s = stack.enter_context(litellm(venv, folder, backend_urls))
-        direct = gateway_cpu.run_load(Target(whole, "", 0), 1, seconds, folder)[3:]
+        direct = gateway_cpu.run_load(Target(whole, "", 0), 1, seconds, folder)
         figures = measure({"descant": (ours, ready_s), "litellm": (theirs, their_ready_s)}, seconds, folder)
         return {
             **summary(figures["descant"], figures["litellm"], direct),
             "promised": PROMISED,
             "descant": asdict(figures["descant"]),
             "litellm": asdict(figures["litellm"]),
-            "direct_p50_ms": direct[0],
-            "direct_p99_ms": direct[1],
+            "direct_p50_ms": direct.p50_ms,
+            "direct_p99_ms": direct.p99_ms,
             "litellm_version": version_of(venv),
             "backend": kind,
             "load_average_before": round(load_before, 1),

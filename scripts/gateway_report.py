@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from events_backend import PAUSE_S
-from gateway_cpu import Load
+from gateway_cpu import Answered, Load
 
 NUM_CHUNKS, FEW_CHUNKS = 50, 2
 PROMISED = {
@@ -42,8 +42,8 @@ class Figures:
         return self.loads[1]
 
 
-def summary(ours: Figures, theirs: Figures, direct: tuple[float, float]) -> dict[str, object]:
-    """`direct` is the backend's own median and 99th percentile, without a gateway, in milliseconds."""
+def summary(ours: Figures, theirs: Figures, direct: Answered) -> dict[str, object]:
+    """`direct` is the backend alone, without a gateway."""
     return {
         "cpu_ms_per_request": ours.busy.cpu_ms_per_request,
         "litellm_cpu_ms_per_request": theirs.busy.cpu_ms_per_request,
@@ -58,10 +58,10 @@ def summary(ours: Figures, theirs: Figures, direct: tuple[float, float]) -> dict
         "litellm_ready_s": theirs.ready_s,
         "rps": ours.busy.rps,
         "litellm_rps": theirs.busy.rps,
-        "added_p50_ms": round(ours.loads[0].p50_ms - direct[0], 2),
-        "added_p99_ms": round(ours.loads[0].p99_ms - direct[1], 2),
-        "litellm_added_p50_ms": round(theirs.loads[0].p50_ms - direct[0], 2),
-        "litellm_added_p99_ms": round(theirs.loads[0].p99_ms - direct[1], 2),
+        "added_p50_ms": round(ours.loads[0].p50_ms - direct.p50_ms, 2),
+        "added_p99_ms": round(ours.loads[0].p99_ms - direct.p99_ms, 2),
+        "litellm_added_p50_ms": round(theirs.loads[0].p50_ms - direct.p50_ms, 2),
+        "litellm_added_p99_ms": round(theirs.loads[0].p99_ms - direct.p99_ms, 2),
     }
 
 
