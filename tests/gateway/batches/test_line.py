@@ -1,35 +1,12 @@
 """What a line's reply tells of what it came to."""
 
-import uuid
-from datetime import UTC, datetime
-
 import pytest
+from tests.gateway.usage_records import usage_record
 
 from descant_gateway.batches.line import LineReply
 from descant_gateway.store.batch_work import LineUsage
-from descant_gateway.usage.record import Outcome, UsageRecord
 
-RECORD = UsageRecord(
-    charge_id=uuid.uuid4(),
-    created_at=datetime.now(UTC),
-    organization_id=uuid.uuid4(),
-    team_id=uuid.uuid4(),
-    key_id=uuid.uuid4(),
-    request_id="batch-0",
-    model="m",
-    parent=None,
-    backend="engine-0",
-    endpoint="/v1/chat/completions",
-    stream=False,
-    outcome=Outcome.COMPLETED,
-    status=200,
-    prompt_tokens=9,
-    cached_tokens=4,
-    completion_tokens=5,
-    estimated=False,
-    ttft_ms=None,
-    duration_ms=1,
-)
+RECORD = usage_record(prompt_tokens=9, cached_tokens=4, completion_tokens=5)
 
 
 @pytest.mark.parametrize(
