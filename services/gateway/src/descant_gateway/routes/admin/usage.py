@@ -2,7 +2,7 @@
 
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -33,6 +33,13 @@ class Format(StrEnum):
     CSV = "csv"
 
 
+class Days(NamedTuple):
+    """Both count."""
+
+    first: date
+    last: date
+
+
 class UsageReport(Struct, frozen=True):
     first_day: date
     last_day: date
@@ -61,12 +68,10 @@ async def show_usage(
     format: FromQuery[Format] = Format.JSON,
 ) -> Response[bytes]:
     """Both days count, in UTC; without them, the last 30 days. `tag` is name=value."""
-    last = last_day or datetime.now(UTC).date()
-    first = first_day or last - timedelta(days=DEFAULT_DAYS - 1)
-    _require_range(first, last)
+    days = _days(first_day, last_day)
     wanted = UsageFilter(
-        first_day=first,
-        last_day=last,
+        first_day=days.first,
+        last_day=days.last,
         organization_id=organization_id,
         team_id=team_id,
         project_id=project_id,
@@ -80,7 +85,7 @@ async def show_usage(
         rows = await store.summarize(connection, wanted, grouping)
     if format is Format.CSV:
         return _usage_csv(rows, grouping)
-    return Response(msgspec.json.encode(UsageReport(first, last, rows)), media_type="application/json")
+    return Response(msgspec.json.encode(UsageReport(days.first, days.last, rows)), media_type="application/json")
 
 
 @get("/usage/chargeback", opt=needs(Role.VIEWER))
@@ -133,13 +138,16 @@ def _month(text: str) -> date:
         raise invalid_request("month is a year and a month, such as 2026-11.", param="month") from None
 
 
-def _require_range(first: date, last: date) -> None:
+def _days(first_day: date | None, last_day: date | None) -> Days:
+    last = last_day or datetime.now(UTC).date()
+    first = first_day or last - timedelta(days=DEFAULT_DAYS - 1)
     if first > last:
         raise invalid_request(f"first_day {first} is after last_day {last}.", param="first_day")
     if (last - first).days >= MAX_DAYS:
         raise invalid_request(f"The range is longer than {MAX_DAYS} days.", param="first_day")
     if last == date.max:
         raise invalid_request(f"last_day {last} is too late.", param="last_day")
+    return Days(first, last)
 
 
 def _usage_csv(rows: list[UsageRow], grouping: Grouping) -> Response[bytes]:
