@@ -133,7 +133,7 @@ class FakeRunner:
         assert len({request.request_id for request in plan.scheduled}) == len(plan.scheduled)
         self.num_tokens += plan.num_tokens
         sampled = [(s.request_id, token) for s in plan.scheduled for token in self._run(s)]
-        return StepResult(plan.step_id, tuple(sampled), self._finished())
+        return StepResult(plan.step_id, tuple(sampled))
 
     def _admit(self, admitted: AdmittedRequest) -> None:
         assert admitted.request_id not in self.rows
@@ -206,7 +206,7 @@ class FakeRunner:
                 self.host.remove(digest)
                 assert all(digest != moving.manifest.digest for _, moving in self.under_way)
 
-    def _finished(self) -> tuple[AdapterEvent, ...]:
+    def finished_moves(self) -> tuple[AdapterEvent, ...]:
         due = [move for steps, move in self.under_way if steps == 0]
         self.under_way = [(steps - 1, move) for steps, move in self.under_way if steps > 0]
         return tuple(self._finish(move) for move in due)
@@ -240,7 +240,7 @@ class FakeEngine:
         self.scheduler = Scheduler(config, num_blocks, num_slots, lambda: 0.0, speculation=speculation)
         self.runner = FakeRunner(config, num_blocks, num_slots)
         self.steps_ahead = steps_ahead
-        self.launched: deque[tuple[StepPlan, StepResult]] = deque()
+        self.launched: deque[tuple[StepPlan, StepResult, tuple[AdapterEvent, ...]]] = deque()
         self.plans: list[StepPlan] = []
         self.outputs: dict[str, list[int]] = {}
         self.finished: dict[str, TokenDelta] = {}
@@ -280,13 +280,14 @@ class FakeEngine:
         assert had_work or not plan.scheduled, "has_schedulable_work was wrong"
         self.plans.append(plan)
         if not plan.is_empty or not self.launched:
-            self.launched.append((plan, self.runner.execute(plan)))
+            self.launched.append((plan, self.runner.execute(plan), self.runner.finished_moves()))
         if len(self.launched) > self.steps_ahead or not plan.scheduled:
             self.apply_next()
         return plan
 
     def apply_next(self) -> None:
-        for delta in self.scheduler.update(*self.launched.popleft()):
+        plan, result, moves = self.launched.popleft()
+        for delta in [*self.scheduler.update(plan, result), *self.scheduler.finish_loads(moves)]:
             assert delta.request_id not in self.finished, "a delta after the end"
             assert delta.token_ids or delta.finish_reason
             self.outputs[delta.request_id] += delta.token_ids

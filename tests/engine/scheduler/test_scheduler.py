@@ -72,7 +72,7 @@ def test_priority_then_arrival_decides_who_is_first(engine_of: EngineOf) -> None
 
 def _result(plan: StepPlan, **tokens: int) -> StepResult:
     sampled = tuple((s.request_id, tokens[s.request_id]) for s in plan.scheduled if s.samples)
-    return StepResult(plan.step_id, sampled, ())
+    return StepResult(plan.step_id, sampled)
 
 
 def test_a_step_is_planned_before_the_token_it_starts_from_is_known(engine_of: EngineOf) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from pathlib import Path
+from typing import NamedTuple
 
 from descant_engine.adapter import AdapterManifest, ModuleLora, TargetModule
 from descant_engine.config import EngineConfig, ModelShape, ResolvedConfig, RopeScaling
@@ -123,8 +124,7 @@ class Device:
     moves: list[tuple[float, int, AdapterMove]] = field(default_factory=list)
     num_moves: int = 0
 
-    def launch(self, plan: StepPlan, now_ms: float) -> StepResult:
-        """The outcome, which is there at `free_at_ms`."""
+    def launch(self, plan: StepPlan, now_ms: float) -> "Launched":
         start_ms = max(now_ms, self.free_at_ms)
         for move in plan.adapter_moves:
             if move.kind in (AdapterMoveKind.LOAD_HOST, AdapterMoveKind.LOAD_DEVICE):
@@ -136,7 +136,15 @@ class Device:
             move = heappop(self.moves)[2]
             events.append(AdapterEvent(move.kind, move.manifest.digest, content_digest=move.manifest.digest))
         sampled = tuple((s.request_id, 7) for s in plan.scheduled if s.samples)
-        return StepResult(plan.step_id, sampled, tuple(events))
+        return Launched(plan, StepResult(plan.step_id, sampled), tuple(events), self.free_at_ms)
+
+
+class Launched(NamedTuple):
+    plan: StepPlan
+    result: StepResult
+    events: tuple[AdapterEvent, ...]
+    """Of moves that are over with the step: when they are told of must not depend on this machine's time."""
+    ends_at_ms: float
 
 
 class SimulatedEngine:
@@ -162,7 +170,7 @@ class SimulatedEngine:
         self.plans: list[StepPlan] = []
         for manifest in _manifests(self.adapters, lora_rank):
             self.scheduler.register_adapter(manifest)
-        self._launched: deque[tuple[StepPlan, StepResult, float]] = deque()
+        self._launched: deque[Launched] = deque()
         self._served: list[Served] = []
 
     def serve(self, arrivals: Iterable[Arrival]) -> list[Served]:
@@ -188,18 +196,18 @@ class SimulatedEngine:
         if not plan.is_empty or not self._launched:
             self.plans.append(plan)
             self.clock.now_ms += self.device.cost.host_ms(plan)
-            result = self.device.launch(plan, self.clock.now_ms)
-            self._launched.append((plan, result, self.device.free_at_ms))
+            self._launched.append(self.device.launch(plan, self.clock.now_ms))
         if len(self._launched) > 1 or not plan.scheduled:
-            self._apply(*self._launched.popleft())
+            self._apply(self._launched.popleft())
 
-    def _apply(self, plan: StepPlan, result: StepResult, at_ms: float) -> None:
-        self.clock.wait_until(at_ms)
-        for delta in self.scheduler.update(plan, result):
+    def _apply(self, step: Launched) -> None:
+        self.clock.wait_until(step.ends_at_ms)
+        deltas = self.scheduler.update(step.plan, step.result)
+        for delta in [*deltas, *self.scheduler.finish_loads(step.events)]:
             one = self._served[int(delta.request_id)]
-            one.first_token_ms = one.first_token_ms or at_ms
+            one.first_token_ms = one.first_token_ms or step.ends_at_ms
             if delta.finish_reason is not None:
-                one.finished_ms = at_ms
+                one.finished_ms = step.ends_at_ms
 
 
 def _config(

@@ -1,6 +1,6 @@
 from torch import Tensor, nn
 
-from descant_engine.layers.ops import current_ops
+from descant_engine.layers.current_ops import current_ops
 from descant_engine.layers.rotary import Rotary
 
 

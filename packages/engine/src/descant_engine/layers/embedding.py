@@ -2,7 +2,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from descant_engine.layers.ops import Product, current_ops
+from descant_engine.layers.current_ops import current_ops
+from descant_engine.layers.ops import Product
 
 
 class Embedding(nn.Module):

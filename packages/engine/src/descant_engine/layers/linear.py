@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from descant_engine.adapter import TargetModule
 from descant_engine.config import ModelShape
-from descant_engine.layers.ops import Product, current_ops
+from descant_engine.layers.current_ops import current_ops
+from descant_engine.layers.ops import Product
 
 
 class Linear(nn.Module):

@@ -2,7 +2,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from descant_engine.layers.ops import current_ops
+from descant_engine.layers.current_ops import current_ops
 
 
 class RmsNorm(nn.Module):

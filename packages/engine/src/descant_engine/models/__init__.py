@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from descant_engine.config import ModelShape, ResolvedConfig
+from descant_engine.layers.current_ops import deterministic_ops
 from descant_engine.layers.embedding import LmHead
 from descant_engine.layers.linear import Linear
 from descant_engine.layers.lora import wrap_linears
-from descant_engine.layers.ops import deterministic_ops
 from descant_engine.models.bert import BertModel
 from descant_engine.models.llama import LlamaForCausalLM
 from descant_engine.models.registry import ENCODERS, MODELS

@@ -50,7 +50,7 @@ class PendingStep:
         sampled = tuple(zip(self.request_ids, self.token_ids.tolist(), strict=True))
         if self.drafts is not None:
             sampled = self.drafts.accepted(sampled)
-        return StepResult(self.step_id, sampled, (), self.logprobs.result(), self.pooled.result())
+        return StepResult(self.step_id, sampled, self.logprobs.result(), self.pooled.result())
 
 
 @dataclass(frozen=True, slots=True)

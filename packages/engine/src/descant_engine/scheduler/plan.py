@@ -104,10 +104,6 @@ class StepResult:
     sampled: tuple[tuple[str, int], ...]
     """(request_id, token id) of every scheduled request with `samples`, in the plan's order. One with drafts has as
     many as were right, and one more: what was drawn where they ended or ceased to be right."""
-    adapter_events: tuple[AdapterEvent, ...]
-    """Moves that ended with this step, applied after its samples. A runner tells of each move once: here, as simulated
-    ones do, whose order must not depend on time, or between steps (`Scheduler.finish_loads`), as `ModelRunner` does, so
-    that nobody waits for a step's end as well."""
     logprobs: Mapping[str, SampleLogprobs] = field(default_factory=dict)
     """By request id, for those among the sampled that asked."""
     pooled: Mapping[str, bytes] = field(default_factory=dict)

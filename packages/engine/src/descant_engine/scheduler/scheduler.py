@@ -142,8 +142,6 @@ class Scheduler:
         for request_id, vector in result.pooled.items():
             if not (request := sampling[request_id]).is_finished:
                 deltas.append(outcomes.pooled(request, vector, now))
-        for event in result.adapter_events:
-            deltas += outcomes.moved(event, now)
         return deltas
 
     def finish_loads(self, events: Sequence[AdapterEvent]) -> list[TokenDelta]:
