@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from random import Random
 
 import aiohttp
 import pytest
 
-from descant_gateway.relay.arrivals import Arrivals
+from descant_gateway.relay.arrivals import Arrivals, is_chunk_of_events
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"
@@ -32,6 +33,19 @@ class Taker:
         if self.can_take:
             self.framed.append(chunk)
         return self.can_take
+
+
+class Unframed(list[bytes]):
+    """Counts what comes in frames, and keeps it without."""
+
+    def __init__(self, out: list[bytes]) -> None:
+        super().__init__()
+        self.num_framed = 0
+        self._out = out
+
+    def append(self, chunk: bytes) -> None:
+        self.num_framed += 1
+        self._out.append(chunk.partition(b"\r\n")[2].removesuffix(b"\r\n"))
 
 
 class Backend:
@@ -113,6 +127,106 @@ async def test_what_cannot_be_taken_comes_to_the_reader_in_order(backend: Backen
             await asyncio.sleep(0.05)  # the reader is busy meanwhile
             assert await arrivals.next() == b"twothree"
     assert taker.taken == []
+
+
+def event(number: int) -> bytes:
+    return b"data: %d\n\n" % number
+
+
+async def test_whole_chunks_of_events_are_taken_in_their_frames(backend: Backend) -> None:
+    taker = Taker()
+    async with aiohttp.ClientSession() as session, reply_of(backend, session) as response:
+        with Arrivals(response, taker) as arrivals:
+            reading = asyncio.create_task(arrivals.next())
+            await asyncio.sleep(0)
+            backend.send(chunk(event(1)))
+            await until(lambda: taker.taken == [event(1)])
+            for number in (2, 3):
+                backend.send(chunk(event(number)))
+                await until(lambda number=number: len(taker.framed) == number - 1)
+            backend.send(chunk(event(4))[:-3])
+            await until(lambda: len(taker.taken) == 2)
+            backend.send(chunk(event(4))[-3:] + chunk(event(5)))
+            await until(lambda: len(taker.taken) == 3)
+            backend.send(chunk(event(6)))
+            await until(lambda: len(taker.framed) == 3)
+            backend.send(END)
+            assert await reading == b""
+    assert taker.framed == [chunk(event(number)) for number in (2, 3, 6)]
+    assert b"".join(taker.taken) == event(1) + event(4) + event(5)
+
+
+async def test_content_that_looks_like_a_frame_is_content(backend: Backend) -> None:
+    """An event's data in a chunk that is not at its end: what follows is read by who counts the chunk's bytes."""
+    taker = Taker()
+    inside = b"\n\n\r\n" + chunk(event(2))
+    async with aiohttp.ClientSession() as session, reply_of(backend, session) as response:
+        with Arrivals(response, taker) as arrivals:
+            reading = asyncio.create_task(arrivals.next())
+            await asyncio.sleep(0)
+            backend.send(b"%x\r\n" % len(inside) + inside[:4])
+            await until(lambda: len(taker.taken) == 1)
+            backend.send(inside[4:])
+            await until(lambda: len(taker.taken) == 2)
+            backend.send(b"\r\n" + END)
+            assert await reading == b""
+    assert taker.framed == []
+    assert b"".join(taker.taken) == inside
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_events_come_whole_and_in_order_however_they_are_cut(backend: Backend, seed: int) -> None:
+    """What a taker gets, framed or not, put together again as the client's side would."""
+    random = Random(seed)
+    events = [event(10 ** random.randrange(30)) for _ in range(60)]
+    out: list[bytes] = []
+    taker, framed = Taker(), Unframed(out)
+    taker.taken, taker.framed = out, framed
+    async with aiohttp.ClientSession() as session, reply_of(backend, session) as response:
+        with Arrivals(response, taker) as arrivals:
+            reading = asyncio.create_task(arrivals.next())
+            await asyncio.sleep(0)
+            for frame in map(chunk, events):
+                cut = random.randrange(len(frame)) if random.random() < 0.2 else 0
+                for piece in filter(None, (frame[:cut], frame[cut:])):
+                    backend.send(piece)
+                    await asyncio.sleep(0.002 if random.random() < 0.8 else 0)
+            backend.send(END)
+            while last := await reading:
+                out.append(last)
+                reading = asyncio.create_task(arrivals.next())
+    assert b"".join(out) == b"".join(events)
+    assert framed.num_framed > 10
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"0\r\n\r\n",
+        b"0\r\n\n\r\n",
+        b"3\r\nx\n\n\r\n" * 2,
+        b"03\r\nx\n\n\r\n",
+        b"+3\r\nx\n\n\r\n",
+        b"0x3\r\nx\n\n\r\n",
+        b" 3\r\nx\n\n\r\n",
+        b"3;a=b\r\nx\n\n\r\n",
+        b"2\r\nx\n\n\r\n",
+        b"4\r\nx\n\n\r\n",
+        b"-1\r\n\n\r\n",
+        b"5\r\nx\n\n\r\n\r\n",
+        b"\n\n\r\n",
+        b"",
+    ],
+)
+def test_nothing_else_passes_for_a_chunk_of_events(data: bytes) -> None:
+    assert not is_chunk_of_events(data)
+
+
+@pytest.mark.parametrize("size", [2, 15, 16, 255, 256, 4095, 4096, 70_000])
+def test_a_chunk_of_any_size_is_one(size: int) -> None:
+    content = b"x" * (size - 2) + b"\n\n"
+    assert is_chunk_of_events(chunk(content))
+    assert is_chunk_of_events(b"%X\r\n%b\r\n" % (size, content))
 
 
 @pytest.mark.parametrize("size", [1, 3_000_000])

@@ -7,7 +7,6 @@ reply, and waiting for a client that does not read, stay with ASGI.
 import asyncio
 from typing import Any, Final
 
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 CLIENT_LINE: Final = "descant.client_line"
@@ -17,30 +16,36 @@ CLIENT_LINE: Final = "descant.client_line"
 class ClientLine:
     """A client's connection, for the chunks in the middle of a reply that was started without a content-length."""
 
-    __slots__ = ("_flow", "_transport")
+    __slots__ = ("is_free", "write_framed")
 
-    def __init__(self, transport: asyncio.Transport, flow: FlowControl) -> None:
-        self._transport = transport
-        self._flow = flow
-
-    @property
-    def is_free(self) -> bool:
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.is_free = True
         """It is open, and not too much waits for the client to read it."""
-        return not self._flow.write_paused and not self._transport.is_closing()
+        self.write_framed: Final = transport.write
+        """Takes a chunk in its frame, as HTTP carries it (RFC 9112 7.1)."""
 
     def write_chunk(self, chunk: bytes) -> None:
         """`chunk` is not empty: that would end the reply."""
         self.write_framed(b"%x\r\n%b\r\n" % (len(chunk), chunk))
 
-    def write_framed(self, chunk: bytes) -> None:
-        """A chunk in its frame, as HTTP carries it (RFC 9112 7.1)."""
-        self._transport.write(chunk)
-
 
 class ClientProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._extensions: dict[str, Any] = {CLIENT_LINE: ClientLine(transport, self.flow)}
+        self._line = ClientLine(transport)
+        self._extensions: dict[str, Any] = {CLIENT_LINE: self._line}
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._line.is_free = False
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._line.is_free = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._line.is_free = False
+        super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

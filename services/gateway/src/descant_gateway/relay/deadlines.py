@@ -57,16 +57,20 @@ def _shorter(headers: Mapping[bytes, bytes], name: bytes, limit_s: float) -> flo
 class Deadline:
     """`async with`: the block is cancelled when `due` has come, and TimeoutError raised in its place.
 
-    Both times are in the event loop's. Inside the block `put_off` moves `due` to later, never beyond `latest`;
-    `restart` moves it to earlier too.
+    Times are in the event loop's. Inside the block it is put off by setting `since` to now, never beyond `latest`.
     """
 
-    __slots__ = ("_cancelling", "_handle", "_has_come", "_loop", "_task", "due", "latest")
+    __slots__ = ("_cancelling", "_handle", "_has_come", "_loop", "_seconds", "_task", "latest", "since")
 
-    def __init__(self, due: float, latest: float = math.inf) -> None:
-        self.due = min(due, latest)
+    def __init__(self, since: float, seconds: float, latest: float = math.inf) -> None:
+        self.since = since
         self.latest = latest
+        self._seconds = seconds
         self._has_come = False
+
+    @property
+    def due(self) -> float:
+        return min(self.since + self._seconds, self.latest)
 
     async def __aenter__(self) -> Self:
         task = asyncio.current_task()
@@ -77,14 +81,10 @@ class Deadline:
         self._handle = self._loop.call_at(self.due, self._look)
         return self
 
-    def put_off(self, seconds: float) -> None:
-        """Due so long from now, or at the latest."""
-        due, latest = self._loop.time() + seconds, self.latest
-        self.due = due if due < latest else latest
-
     def restart(self, seconds: float) -> None:
+        """Due so long from now on, and from each later `since`."""
         self._handle.cancel()
-        self.put_off(seconds)
+        self.since, self._seconds = self._loop.time(), seconds
         self._handle = self._loop.call_at(self.due, self._look)
 
     def _look(self) -> None:

@@ -78,7 +78,7 @@ class Exchange:
         self._session = session
         self._headers = attempt.provider.headers(attempt.backend) | identity_headers(admitted, attempt.backend)
         now = asyncio.get_running_loop().time()
-        self._clock = Deadline(now + self._first_timeout_s, latest=now + attempt.timeouts.total_s)
+        self._clock = Deadline(now, self._first_timeout_s, latest=now + attempt.timeouts.total_s)
 
     async def run(self) -> None:
         """Raises BackendFailed or ApiError only while the client has had nothing."""
@@ -141,11 +141,10 @@ class Exchange:
     async def _relay_stream(self, response: aiohttp.ClientResponse) -> None:
         hides_usage = self._request.kind.has_usage_chunk and not self._request.include_usage
         tap, translator = StreamTap(self._meter, hides_usage=hides_usage), self._attempt.provider.stream(self._request)
-        idle_s = self._attempt.timeouts.idle_s
-        stream = EventStream(self._call, tap, translator, self._clock, idle_s)
+        stream = EventStream(self._call, tap, self._meter.content, translator, self._clock)
         chunk = await response.content.readany()
         await self._start_stream(response)
-        self._clock.restart(idle_s)
+        self._clock.restart(self._attempt.timeouts.idle_s)
         with Arrivals(response, stream) as arrivals:
             while chunk:
                 await stream.pass_on(chunk)

@@ -36,20 +36,13 @@ class StreamTap:
             raise EventTooLarge("The backend sent an event that does not end.")
         return self._pass_on(complete)
 
-    def lets_pass(self, events: bytes) -> bool:
-        """Whether they may go to the client as they are, and are counted for sent. Whole events, after whole events."""
-        if _tells_usage(events):
-            return False
-        self._meter.content.add(events)
-        return True
-
     def finish(self) -> bytes:
         """What the stream left unfinished, for a backend that forgets the last empty line."""
         rest, self._pending = self._pending, b""
         return self._pass_on(rest)
 
     def _pass_on(self, events: bytes) -> bytes:
-        if _tells_usage(events):
+        if tells_usage(events):
             events = b"".join(event for event in _split(events) if self._keeps(event))
         self._meter.content.add(events)
         return events
@@ -64,7 +57,8 @@ class StreamTap:
         return True
 
 
-def _tells_usage(events: bytes) -> bool:
+def tells_usage(events: bytes) -> bool:
+    """Perhaps: then they are to be looked at one by one."""
     return b'"usage"' in events and events.count(b'"usage"') > events.count(b'"usage":null')
 
 
