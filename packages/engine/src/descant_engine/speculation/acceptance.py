@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-MEMORY_TOKENS = 6
+MEMORY_TOKENS = 8
 """A request's rate follows about so many of its last draft tokens: texts begin and cease to repeat themselves."""
 SHARED_MEMORY_TOKENS = 64
 

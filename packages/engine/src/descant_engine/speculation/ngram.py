@@ -51,24 +51,30 @@ class SuffixIndex:
 
     def continuation(self, num_tokens: int) -> tuple[int, ...]:
         """What followed at the place that agrees with the text's end furthest; empty if there is none. Where the text
-        ends before `num_tokens`, it is taken to repeat itself."""
-        place = self._best_place()
-        if place < 0:
-            return ()
+        ends before `num_tokens`, it is taken to repeat itself.
+
+        It ends where something else followed at the second best place: there, a list of alike things has what is not
+        alike, and the third thing is likely to have something else again.
+        """
+        best, *second = [self._following(place, num_tokens) for place in self._best_places()] or [()]
+        return common_beginning(best, second[0]) if second else best
+
+    def _following(self, place: int, num_tokens: int) -> tuple[int, ...]:
         period = len(self._tokens) - 1 - place
         followed = tuple(self._tokens[place + 1 : place + 1 + num_tokens])
         return (followed * -(-num_tokens // period))[:num_tokens] if period < num_tokens else followed
 
-    def _best_place(self) -> int:
-        best, longest = -1, self._min_match - 1
+    def _best_places(self) -> list[int]:
+        """The two that agree with the text's end furthest, the later of equals first; fewer if there are no more."""
+        found = []
         place = self._earlier[-1] if self._earlier else -1
         for _ in range(MAX_PLACES):
-            if place < 0 or longest == self._max_match:
+            if place < 0:
                 break
-            if (length := self._agreement(place)) > longest:
-                best, longest = place, length
+            if (length := self._agreement(place)) >= self._min_match:
+                found.append((-length, -place))
             place = self._earlier[place]
-        return best
+        return [-place for _, place in sorted(found)[:2]]
 
     def _agreement(self, place: int) -> int:
         """How many tokens up to `place` are those up to the end, `max_match` at most."""
@@ -78,6 +84,11 @@ class SuffixIndex:
         while length < limit and tokens[place - length] == tokens[end - length]:
             length += 1
         return length
+
+
+def common_beginning(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    alike = next((place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(one))
+    return one[:alike]
 
 
 class NgramProposer:
