@@ -102,5 +102,6 @@ no database.
 Whole replies are nginx's, asked for by wrk. Chunks come {PAUSE_S * 1000:.0f} ms apart, each in a write of its own; a
 chunk's cost is a reply of {NUM_CHUNKS} chunks less one of {FEW_CHUNKS}, with what the idle process uses taken off. A
 process that serves nothing but one stream wakes up for every chunk, with cold caches; sixteen streams share that. Every
-load is in [gateway.json](gateway.json).
+load is in [gateway.json](gateway.json). Where a chunk's CPU goes, what was tried, and what the system calls alone cost:
+[gateway-chunk.md](gateway-chunk.md).
 """
