@@ -1,5 +1,6 @@
 """Tells the gateway what the engine serves, through the same admin API that everybody uses."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +18,7 @@ from descant_cli.up.services import engine_url, gateway_url
 BACKEND: Final = "local"
 TEAM: Final = "demo"
 KEY: Final = "descant up"
+SEEN_TIMEOUT_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,8 @@ class ServedModel:
 
 
 def register(options: UpOptions, folder: DataFolder, secrets: Secrets) -> Secrets:
-    """Backend and models as they are now; team and key at the first start. Returns the secrets with the key.
+    """Backend and models as they are now; team and key at the first start. Returns the secrets with the key, a new one
+    once the gateway takes it.
 
     Raises:
         UpProblem: the engine or the gateway does not answer as it should.
@@ -37,7 +40,12 @@ def register(options: UpOptions, folder: DataFolder, secrets: Secrets) -> Secret
         with AdminClient(gateway_url(options), secrets.admin_key) as client:
             client.put("/backends", {"name": BACKEND, "base_url": engine_url(options), "api_key": secrets.engine_key})
             _put_models(client, served)
-            return secrets if secrets.team_key else folder.keep_team_key(_create_key(client))
+            if secrets.team_key:
+                return secrets  # its owner may have revoked it since
+            key = _create_key(client)
+        kept = folder.keep_team_key(key)
+        _wait_until_seen(gateway_url(options), key, {model.name for model in served})
+        return kept
     except click.ClickException as error:
         raise UpProblem(f"The gateway refused its set-up: {error.message}") from error
     except (httpx.HTTPError, LookupError, TypeError, ValueError) as error:
@@ -51,6 +59,19 @@ def _served_models(url: str, key: str) -> list[ServedModel]:
     reply.raise_for_status()
     models = [ServedModel(entry["id"], entry.get("parent")) for entry in reply.json()["data"]]
     return sorted(models, key=lambda model: model.parent is not None)
+
+
+def _wait_until_seen(url: str, key: str, names: set[str]) -> None:
+    """The gateway answers requests from a snapshot, which follows the database by a moment."""
+    deadline = time.monotonic() + SEEN_TIMEOUT_S
+    headers = {"Authorization": f"Bearer {key}"}
+    while True:
+        reply = httpx.get(f"{url}/v1/models", headers=headers, timeout=10.0, trust_env=False)
+        if reply.is_success and names <= {entry["id"] for entry in reply.json()["data"]}:
+            return
+        if time.monotonic() > deadline:
+            raise UpProblem(f"The gateway does not take the key it made: {reply.text[:200]}")
+        time.sleep(0.05)
 
 
 def _put_models(client: AdminClient, served: list[ServedModel]) -> None:
