@@ -30,6 +30,7 @@ KERNELS = {
     "nvjet_tst_128x64_64x8_2x1_v_bz_TNT": Part.DENSE,
     "void cublasLt::splitKreduce_kernel<32, 16>": Part.DENSE,
     "_skinny_product_kernel": Part.DENSE,
+    "_decode_inputs_kernel": Part.INPUTS,
     "_decode_kernel": Part.ATTENTION,
     "_join_splits_kernel": Part.ATTENTION,
     "_prefill_kernel": Part.ATTENTION,

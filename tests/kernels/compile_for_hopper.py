@@ -5,6 +5,7 @@ shared memory. What a line "again" follows was compiled anew for another number 
 Run as a program: a test process that interprets Triton can't compile in it too.
 """
 
+import itertools
 import json
 
 import torch
@@ -94,10 +95,13 @@ def the_rest(dtype: torch.dtype, num_tokens: int) -> None:
     kernels.add_rms_norm(torch.empty(2, num_tokens, 4096), x.clone(), weight, 1e-5)
     kernels.add_rms_norm(torch.empty(3, num_tokens, 4096), x.clone(), weight, 1e-5)
     kernels.add_rms_norm(torch.empty(2, num_tokens, 4096, dtype=dtype), x.clone(), weight, 1e-5)
-    few = x[: min(num_tokens, 16)]
-    for splits in (1, 2):
-        kernels.skinny_product(few, torch.empty(4096, 4096, dtype=dtype), splits)
+    for splits, few in itertools.product((1, 2), (16, 32, 64)):
+        kernels.skinny_product(x[:few], torch.empty(4096, 4096, dtype=dtype), splits)
+        kernels.skinny_product(x[:few], torch.empty(28672, 4096, dtype=dtype), splits)
     kernels.invariant_product(x, torch.empty(6144, 4096, dtype=dtype))
+    table = torch.zeros(num_tokens, 70, dtype=torch.int32)
+    requests = kernels.RequestRows(torch.zeros(num_tokens, 1025, dtype=torch.int64), table, table[:, 0].contiguous())
+    kernels.decode_inputs(longs, longs, requests, 16, 64)
     kernels.greedy(torch.empty(num_tokens, 128256, dtype=dtype))
     kernels.silu_mul(torch.empty(num_tokens, 28672, dtype=dtype))
     kernels.silu_mul(torch.empty(2, num_tokens, 28672, dtype=dtype))

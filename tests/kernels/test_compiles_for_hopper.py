@@ -9,7 +9,7 @@ import pytest
 SHARED_MEMORY = 227 * 1024
 """Bytes that a program can have on Hopper."""
 
-FEW_BYTES = ("best_of_row_kernel", "_cut_segments_kernel", "_place_tokens_kernel")
+FEW_BYTES = ("best_of_row_kernel", "_cut_segments_kernel", "_decode_inputs_kernel", "_place_tokens_kernel")
 
 
 @pytest.mark.slow
@@ -29,6 +29,7 @@ def test_every_kernel_compiles_with_wide_accesses(tmp_path: Path) -> None:
         "best_of_row_kernel",
         "_best_of_tile_kernel",
         "_cut_segments_kernel",
+        "_decode_inputs_kernel",
         "_decode_kernel",
         "_expand_kernel",
         "_expand_silu_mul_kernel",

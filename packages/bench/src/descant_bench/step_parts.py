@@ -45,7 +45,7 @@ _KERNELS: Final[tuple[tuple[Part, re.Pattern[str]], ...]] = tuple(
             r"sample|largest|best_of|greedy|argmax|gumbel|softmax|top_?[kp]|penalt|bitmask|exponential|sort",
         ),
         (Part.DENSE, r"nvjet|gemm|cutlass|cublas|xmma|splitk|skinny|product|linear"),
-        (Part.INPUTS, r"prepare|gather|index|scatter|elementwise|arange|fill|cat|embedding|reduce|vectorized"),
+        (Part.INPUTS, r"inputs|prepare|gather|index|scatter|elementwise|arange|fill|cat|embedding|reduce|vectorized"),
     )
 )
 """First match wins: a kernel that does two parts' work is named after both, and counts for the earlier one here."""

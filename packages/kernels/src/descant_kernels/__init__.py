@@ -5,6 +5,7 @@ Importing compiles nothing and touches no device.
 
 from descant_kernels.activation import silu_mul
 from descant_kernels.attention import invariant_attention, paged_attention
+from descant_kernels.decode_inputs import DecodeInputs, RequestRows, decode_inputs
 from descant_kernels.greedy import greedy
 from descant_kernels.invariant_product import invariant_product
 from descant_kernels.kv_write import kv_write
@@ -19,14 +20,19 @@ from descant_kernels.sample import sample
 from descant_kernels.skinny_product import can_multiply, skinny_product
 from descant_kernels.token_bitmask import apply_token_bitmask
 from descant_kernels.truncate import truncate
+from descant_kernels.tuning import SKINNY_MAX_TOKENS
 
 __all__ = [
+    "SKINNY_MAX_TOKENS",
+    "DecodeInputs",
     "LoraSegments",
     "LoraTables",
     "ProjectionGroup",
+    "RequestRows",
     "add_rms_norm",
     "apply_token_bitmask",
     "can_multiply",
+    "decode_inputs",
     "greedy",
     "invariant_attention",
     "invariant_product",

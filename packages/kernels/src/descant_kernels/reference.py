@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from descant_kernels.decode_inputs import DecodeInputs, RequestRows
 from descant_kernels.lora_segments import LoraSegments
 from descant_kernels.lora_tables import LoraTables, ProjectionGroup
 from descant_kernels.tuning import SAMPLE_LANE
@@ -16,6 +17,20 @@ def kv_write(keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tenso
     slots = slot_mapping[kept]
     key_cache[slots // block_size, slots % block_size] = keys[kept]
     value_cache[slots // block_size, slots % block_size] = values[kept]
+
+
+def decode_inputs(
+    rows: Tensor, positions: Tensor, requests: RequestRows, block_size: int, padding_row: int
+) -> DecodeInputs:
+    block_tables = requests.block_tables[rows]
+    blocks = block_tables.gather(1, (positions // block_size).unsqueeze(1)).squeeze(1).long()
+    return DecodeInputs(
+        input_ids=requests.token_ids[rows, positions],
+        seq_lens=(positions + 1).int(),
+        slot_mapping=torch.where(rows == padding_row, -1, blocks * block_size + positions % block_size),
+        block_tables=block_tables,
+        adapter_slots=requests.adapter_slots[rows],
+    )
 
 
 def paged_attention(

@@ -5,16 +5,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from descant_kernels.tuning import MIN_DOT, SKINNY_BLOCK_IN, SKINNY_BLOCK_OUT
-
-MAX_TOKENS = MIN_DOT
+from descant_kernels.tuning import SKINNY_BLOCK_IN, SKINNY_BLOCK_OUT, SKINNY_MAX_TOKENS, skinny_tiles
 
 
 def can_multiply(num_tokens: int, weight: Tensor, splits: int) -> bool:
     """Whether `skinny_product` takes these shapes; other products are for cuBLAS."""
     out_features, in_features = weight.shape
     return (
-        0 < num_tokens <= MAX_TOKENS
+        0 < num_tokens <= SKINNY_MAX_TOKENS
         and weight.dtype in (torch.bfloat16, torch.float16)
         and out_features % SKINNY_BLOCK_OUT == 0
         and in_features % (splits * SKINNY_BLOCK_IN) == 0
@@ -22,7 +20,7 @@ def can_multiply(num_tokens: int, weight: Tensor, splits: int) -> bool:
 
 
 def skinny_product(x: Tensor, weight: Tensor, splits: int, out: Tensor | None = None) -> Tensor:
-    """sum(y, dim=0)[t, n] = x[t] . weight[n], for up to 16 tokens; accumulated in float32.
+    """sum(y, dim=0)[t, n] = x[t] . weight[n], for up to 64 tokens; accumulated in float32.
 
     Args:
         x: [num_tokens, in_features], rows contiguous, of the weight's dtype (bfloat16 or float16).
@@ -43,7 +41,9 @@ def skinny_product(x: Tensor, weight: Tensor, splits: int, out: Tensor | None = 
         out = torch.empty((splits, num_tokens, out_features), dtype=dtype, device=x.device)
     if out.shape != (splits, num_tokens, out_features) or not out.is_contiguous():
         raise ValueError(f"out must be contiguous, [{splits}, {num_tokens}, {out_features}]; got {tuple(out.shape)}")
-    _skinny_product_kernel[(out_features // SKINNY_BLOCK_OUT, splits)](
+    grid = (out_features // SKINNY_BLOCK_OUT, splits)
+    tiles = skinny_tiles(num_tokens, num_programs=grid[0] * grid[1])
+    _skinny_product_kernel[grid](
         out,
         x,
         weight,
@@ -52,11 +52,11 @@ def skinny_product(x: Tensor, weight: Tensor, splits: int, out: Tensor | None = 
         out_features,
         x.stride(0),
         SPLIT_IN=in_features // splits,
-        TOKENS=MAX_TOKENS,
+        TOKENS=tiles.block_tokens,
         BLOCK_OUT=SKINNY_BLOCK_OUT,
-        BLOCK_IN=SKINNY_BLOCK_IN,
+        BLOCK_IN=tiles.block_in,
         num_warps=4,
-        num_stages=5,
+        num_stages=tiles.num_stages,
     )
     return out
 

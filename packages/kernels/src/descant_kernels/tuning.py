@@ -23,11 +23,16 @@ ACTIVATION_BLOCK_OUT, ACTIVATION_CHUNK = 64, 1024
 DECODE_SPLIT_IN, PREFILL_SPLIT_IN = 512, 4096
 """Input features of one split. They depend on nothing in the batch, so neither do a token's sums."""
 
+GATHER_BLOCK = 256
+"""Entries of a block table that a program copies at once."""
+
 SORT_BLOCK, SORT_CHUNK = 32, 128
 """Tokens that a program places, and tokens that it compares them with at once."""
 
+SKINNY_MAX_TOKENS = 64
+"""Beyond, tokens are read so often that a tile shared between multiprocessors (cuBLAS) is faster."""
 SKINNY_BLOCK_OUT, SKINNY_BLOCK_IN = 64, 128
-"""Rows and columns of the weight that a skinny product holds at once, five times over."""
+"""Rows and at most columns of the weight that a program of a skinny product multiplies at once."""
 
 INVARIANT_BLOCK_ROWS, INVARIANT_BLOCK_OUT, INVARIANT_BLOCK_IN = 64, 64, 128
 """The one tile of products that must not depend on the number of rows: between what decode and prefill would like."""
@@ -46,6 +51,21 @@ DECODE_PROGRAMS = 528
 DECODE_MIN_SPLIT = 32
 """Keys below which a split is not worth its share of the reduction."""
 DECODE_MAX_SPLITS = 32
+
+
+class SkinnyTiles(NamedTuple):
+    block_tokens: int
+    block_in: int
+    num_stages: int
+    """Tiles on their way at once: what hides the wait for memory."""
+
+
+def skinny_tiles(num_tokens: int, num_programs: int) -> SkinnyTiles:
+    """The fewer programs share the chip, the more tiles each must have on their way."""
+    if num_tokens <= MIN_DOT:
+        return SkinnyTiles(MIN_DOT, SKINNY_BLOCK_IN, num_stages=min(7, max(4, triton.cdiv(640, num_programs))))
+    stages = min(7, max(3, triton.cdiv(896, num_programs)))
+    return SkinnyTiles(32 if num_tokens <= 32 else SKINNY_MAX_TOKENS, SKINNY_BLOCK_IN // 2, stages)
 
 
 class AttentionTiles(NamedTuple):

@@ -6,12 +6,17 @@ from torch.nn import functional as F
 
 import descant_kernels as kernels
 
-RESIDUAL_SPLITS = 2
-"""Partial sums of a skinny product that a norm adds up: enough programs to fill the chip."""
+FEW_TOKENS = 16
 
 
 class DenseProduct:
-    """By cuBLAS."""
+    """By cuBLAS; a skinny one where that was measured to be faster (docs/results/h200-kernels.md)."""
+
+    splits = 1
+    """Terms of a skinny product."""
+    most_tokens = FEW_TOKENS
+    """Of a skinny product that has the chip to itself. Beside an adapter's kernels it leaves them less room than cuBLAS
+    does, and is kept to few tokens."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = weight
@@ -19,36 +24,34 @@ class DenseProduct:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [num_tokens, in_features] -> [num_tokens, out_features], or partial sums of it if its reader takes them."""
-        return F.linear(x, self.weight, self.bias)
+        if not self._is_skinny(x, self.most_tokens):
+            return F.linear(x, self.weight, self.bias)
+        sums = kernels.skinny_product(x, self.weight, self.splits)
+        return sums if self.splits > 1 else sums[0]
 
     def room_for_sums(self, x: Tensor, extra: int) -> Tensor:
         """[terms + extra, num_tokens, out_features]: for `fill_sums`, and `extra` terms that others will add."""
-        return x.new_empty(1 + extra, len(x), len(self.weight))
+        splits = self.splits if self._is_skinny(x, FEW_TOKENS) else 1
+        dtype = torch.float32 if splits > 1 else x.dtype
+        return x.new_empty(splits + extra, len(x), len(self.weight), dtype=dtype)
 
     def fill_sums(self, sums: Tensor, x: Tensor) -> None:
         """The first terms, whose sum is self(x)."""
-        if self.bias is None:
+        if self._is_skinny(x, FEW_TOKENS):
+            kernels.skinny_product(x, self.weight, self.splits, out=sums[: self.splits])
+        elif self.bias is None:
             torch.mm(x, self.weight.T, out=sums[0])
         else:
             torch.addmm(self.bias, x, self.weight.T, out=sums[0])
 
+    def _is_skinny(self, x: Tensor, most_tokens: int) -> bool:
+        is_small = self.bias is None and len(x) <= most_tokens
+        return is_small and kernels.can_multiply(len(x), self.weight, self.splits)
+
 
 class ResidualProduct(DenseProduct):
-    """A product whose output goes into `add_rms_norm`, which adds partial sums up: with few tokens, a skinny one."""
+    """A product whose output goes into `add_rms_norm`. That adds partial sums up, so two programs can share an output:
+    enough of them to fill the chip."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return kernels.skinny_product(x, self.weight, RESIDUAL_SPLITS) if self._is_skinny(x) else super().__call__(x)
-
-    def room_for_sums(self, x: Tensor, extra: int) -> Tensor:
-        if not self._is_skinny(x):
-            return super().room_for_sums(x, extra)
-        return x.new_empty(RESIDUAL_SPLITS + extra, len(x), len(self.weight), dtype=torch.float32)
-
-    def fill_sums(self, sums: Tensor, x: Tensor) -> None:
-        if self._is_skinny(x):
-            kernels.skinny_product(x, self.weight, RESIDUAL_SPLITS, out=sums[:RESIDUAL_SPLITS])
-        else:
-            super().fill_sums(sums, x)
-
-    def _is_skinny(self, x: Tensor) -> bool:
-        return self.bias is None and kernels.can_multiply(len(x), self.weight, RESIDUAL_SPLITS)
+    splits = 2
+    most_tokens = kernels.SKINNY_MAX_TOKENS

@@ -1,12 +1,15 @@
 """Decode steps as CUDA graphs: one token a request, everything from the rows' tokens to hidden states in one launch.
 
-A graph is captured when its batch size is first needed, or before, while nobody waits. The host copies two short arrays
-in (`rows`, `positions`), and the graph gathers the rest from the request rows on the device.
+A graph is captured when its batch size is first needed, or before, while nobody waits. The host copies one short array
+in, and the graph gathers the rest from the request rows on the device.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,7 +17,13 @@ from descant_engine.adapter import TargetModule
 from descant_engine.forward_context import AttentionInputs, KvCache, LoraInputs, LoraTables, StepContext, step_context
 from descant_engine.models.llama import LlamaForCausalLM
 from descant_engine.runner.request_states import RequestStates
+from descant_engine.runner.transfer import send
 from descant_engine.steady_heap import collector_paused
+
+if TYPE_CHECKING:
+    from descant_kernels import DecodeInputs
+
+IntArray = npt.NDArray[np.int64]
 
 NO_SLOT = -1
 NO_MODULES = frozenset[TargetModule]()
@@ -53,13 +62,22 @@ class GraphMemory:
         return graph
 
 
+class Decoded(NamedTuple):
+    """A decode step of n requests, on the device; valid until the next replay of any graph."""
+
+    hidden: Tensor
+    """[n, hidden_size]"""
+    rows: Tensor
+    """[n] int64"""
+    sample_positions: Tensor
+    """[n] int64: of the tokens to come"""
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeGraph:
     graph: torch.cuda.CUDAGraph
-    rows: Tensor
-    """[padded size] int64, input; the spare row pads."""
-    positions: Tensor
-    """[padded size] int64, input: of each request's newest token."""
+    inputs: Tensor
+    """[3, padded size] int64: rows, the positions of their newest tokens, and those of the tokens to come."""
 
 
 class DecodeGraphs:
@@ -86,19 +104,17 @@ class DecodeGraphs:
         self._graphs: dict[tuple[int, frozenset[TargetModule]], DecodeGraph] = {}
         self._memory = memory
 
-    def replay(self, rows: Tensor, positions: Tensor, modules: frozenset[TargetModule]) -> Tensor:
-        """rows [n], positions [n] int64 on the device -> [n, hidden_size], valid until the next replay of any graph;
-        `modules`: what their adapters change."""
-        key = padded_size(len(rows)), covering_modules(modules)
+    def replay(self, rows: IntArray, positions: IntArray, modules: frozenset[TargetModule]) -> Decoded:
+        """Of requests `rows` [n], whose newest tokens are at `positions` [n]; `modules`: what their adapters change."""
+        num_requests = len(rows)
+        key = padded_size(num_requests), covering_modules(modules)
         if key not in self._graphs:
             self._graphs[key] = self._capture(*key)
         captured = self._graphs[key]
-        captured.rows[: len(rows)] = rows
-        captured.rows[len(rows) :] = self._states.spare_row
-        captured.positions[: len(rows)] = positions
-        captured.positions[len(rows) :] = 0
+        send(self._padded(rows, positions, key[0]), captured.inputs)
         captured.graph.replay()
-        return self._memory.hidden[: len(rows)]
+        own_rows, _, sample_positions = captured.inputs[:, :num_requests]
+        return Decoded(self._memory.hidden[:num_requests], own_rows, sample_positions)
 
     def capture_missing(self, modules: frozenset[TargetModule], max_num_seqs: int) -> Iterator[None]:
         """Those of every batch size, each when the next is asked for."""
@@ -107,36 +123,45 @@ class DecodeGraphs:
                 self._graphs[size, modules] = self._capture(size, modules)
                 yield
 
-    def _capture(self, size: int, modules: frozenset[TargetModule]) -> DecodeGraph:
-        rows = torch.full((size,), self._states.spare_row, device=self._states.device)
-        positions = torch.zeros_like(rows)
-        graph = self._memory.capture(self._step(rows, positions, modules))
-        return DecodeGraph(graph, rows, positions)
+    def _padded(self, rows: IntArray, positions: IntArray, size: int) -> IntArray:
+        inputs = np.zeros((3, size), dtype=np.int64)
+        inputs[0] = self._states.spare_row
+        inputs[:, : len(rows)] = rows, positions, positions + 1
+        return inputs
 
-    def _step(self, rows: Tensor, positions: Tensor, modules: frozenset[TargetModule]) -> Callable[[], None]:
+    def _capture(self, size: int, modules: frozenset[TargetModule]) -> DecodeGraph:
+        nobody = np.empty(0, dtype=np.int64)
+        inputs = torch.from_numpy(self._padded(nobody, nobody, size)).to(self._states.device)
+        return DecodeGraph(self._memory.capture(self._step(inputs, modules)), inputs)
+
+    def _step(self, inputs: Tensor, modules: frozenset[TargetModule]) -> Callable[[], None]:
+        rows, positions, _ = inputs
         num_requests = len(rows)
         query_start_loc = self._query_start_loc[: num_requests + 1]
-        max_seq_len = self._states.max_model_len
 
         def step() -> None:
-            block_tables = self._states.block_tables[rows]
-            blocks = block_tables.gather(1, (positions // self._block_size).unsqueeze(1)).squeeze(1)
-            slots = blocks.to(torch.int64) * self._block_size + positions % self._block_size
+            gathered = self._gather(rows, positions)
             attention = AttentionInputs(
                 query_start_loc=query_start_loc,
-                seq_lens=(positions + 1).to(torch.int32),
-                block_tables=block_tables,
-                slot_mapping=torch.where(rows == self._states.spare_row, NO_SLOT, slots),
+                seq_lens=gathered.seq_lens,
+                block_tables=gathered.block_tables,
+                slot_mapping=gathered.slot_mapping,
                 max_query_len=1,
-                max_seq_len=max_seq_len,
+                max_seq_len=self._states.max_model_len,
             )
-            lora = self._lora_inputs(rows, modules) if modules else None
+            lora = self._lora_inputs(gathered.adapter_slots, modules) if modules else None
             with step_context(StepContext(self._kv_caches, attention, lora)):
-                hidden = self._model(self._states.token_ids[rows, positions], positions)
-            self._memory.hidden[:num_requests] = hidden
+                self._memory.hidden[:num_requests] = self._model(gathered.input_ids, positions)
 
         return step
 
-    def _lora_inputs(self, rows: Tensor, modules: frozenset[TargetModule]) -> LoraInputs:
+    def _gather(self, rows: Tensor, positions: Tensor) -> "DecodeInputs":
+        from descant_kernels import RequestRows, decode_inputs  # needs Triton, which CPU engines do without
+
+        states = self._states
+        requests = RequestRows(states.token_ids, states.block_tables, states.adapter_slots)
+        return decode_inputs(rows, positions, requests, self._block_size, states.spare_row)
+
+    def _lora_inputs(self, adapter_slots: Tensor, modules: frozenset[TargetModule]) -> LoraInputs:
         assert self._lora_tables is not None
-        return LoraInputs(self._lora_tables, self._states.adapter_slots[rows], modules=modules)
+        return LoraInputs(self._lora_tables, adapter_slots, modules=modules)

@@ -96,8 +96,7 @@ class DraftModel:
         """Computes `counts` tokens of each row from `first` on, and writes what it draws behind them."""
         lengths = first + counts
         if self._graphs is not None and counts.max() == 1:
-            device_rows, positions = to_device(np.stack([rows, first]), self._states.device)
-            hidden, positions = self._graphs.decode(device_rows, positions, NO_MODULES), positions + 1
+            hidden, device_rows, positions = self._graphs.decode(rows, first, NO_MODULES)
         else:
             batch = self._gather(rows, first, counts, samples=True)
             device_rows, positions = batch.sample_rows, batch.sample_positions

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from descant_engine.runner.request_states import RequestStates
 from descant_engine.runner.sampler import LogitsMask, Sampler
 from descant_engine.runner.sampling_states import SampleRows
 from descant_engine.runner.step_graphs import StepGraphs
-from descant_engine.runner.transfer import to_device, to_host
+from descant_engine.runner.transfer import to_host
 from descant_engine.scheduler.plan import AdapterEvent, StepPlan, StepResult
 
 MAX_ADAPTER_SLOTS = 4096
@@ -185,9 +184,8 @@ class ModelRunner:
         return PendingDrafts.of(plan.scheduled) if self._draft_model is None else self._draft_model.draft(step)
 
     def _decode(self, step: StepRows, graphs: StepGraphs) -> tuple[Tensor, Tensor, Tensor]:
-        rows, positions = to_device(np.stack([step.rows, step.num_computed]), self._device)
-        hidden = graphs.decode(rows, positions, self._adapted_modules(step))
-        return self._model.compute_logits(hidden), rows, positions + 1
+        hidden, rows, positions = graphs.decode(step.rows, step.num_computed, self._adapted_modules(step))
+        return self._model.compute_logits(hidden), rows, positions
 
     def _forward(self, step: StepRows) -> tuple[Tensor | None, Tensor, Tensor, PendingVectors]:
         batch = gather(step, self._states, self._config.user.block_size)

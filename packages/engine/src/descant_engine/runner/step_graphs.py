@@ -12,8 +12,10 @@ from descant_engine.runner.cuda_graphs import (
     ALL_MODULES,
     ATTENTION_MODULES,
     NO_MODULES,
+    Decoded,
     DecodeGraphs,
     GraphMemory,
+    IntArray,
     padded_size,
 )
 from descant_engine.runner.input_batch import InputBatch
@@ -39,8 +41,8 @@ class StepGraphs:
         module_sets = (NO_MODULES,) if lora_tables is None else (NO_MODULES, ALL_MODULES, ATTENTION_MODULES)
         self._captures = self._capture_all(module_sets, config.max_num_seqs)
 
-    def decode(self, rows: Tensor, positions: Tensor, modules: frozenset[TargetModule]) -> Tensor:
-        """rows [n], positions [n] int64 on the device -> [n, hidden_size]; `modules`: what their adapters change.
+    def decode(self, rows: IntArray, positions: IntArray, modules: frozenset[TargetModule]) -> Decoded:
+        """Of requests `rows` [n], whose newest tokens are at `positions` [n]; `modules`: what their adapters change.
         Valid, as what `mixed` returns, until the next call."""
         return self._decode.replay(rows, positions, modules)
 
