@@ -9,21 +9,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from descant_engine.adapter import TargetModule
 from descant_engine.forward_context import AttentionInputs, KvCache, LoraInputs, LoraTables, StepContext, step_context
 from descant_engine.models.llama import LlamaForCausalLM
+from descant_engine.runner.input_batch import IntArray
 from descant_engine.runner.request_states import RequestStates
 from descant_engine.runner.transfer import send
 from descant_engine.steady_heap import collector_paused
 
 if TYPE_CHECKING:
     from descant_kernels import DecodeInputs
-
-IntArray = npt.NDArray[np.int64]
 
 NO_SLOT = -1
 NO_MODULES = frozenset[TargetModule]()

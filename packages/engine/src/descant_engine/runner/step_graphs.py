@@ -15,10 +15,9 @@ from descant_engine.runner.cuda_graphs import (
     Decoded,
     DecodeGraphs,
     GraphMemory,
-    IntArray,
     padded_size,
 )
-from descant_engine.runner.input_batch import InputBatch
+from descant_engine.runner.input_batch import InputBatch, IntArray
 from descant_engine.runner.mixed_graphs import MAX_TOKENS, MixedGraphs
 from descant_engine.runner.request_states import RequestStates
 
