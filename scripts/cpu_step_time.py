@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from descant_engine.adapter import TargetModule
+from descant_engine.adapters.manifest import TargetModule
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig, ModelShape, ResolvedConfig
 from descant_engine.forward_context import (
     AttentionInputs,
@@ -24,7 +25,6 @@ from descant_engine.forward_context import (
     StepContext,
     step_context,
 )
-from descant_engine.model_config import resolve
 from descant_engine.models import attach_lora, load_model
 from descant_engine.models.llama import LlamaForCausalLM
 

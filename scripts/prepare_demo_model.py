@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from descant_cli.up.options import find_model
-from descant_engine import gguf_cache
+from descant_engine.checkpoint import gguf_cache
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig
-from descant_engine.model_config import resolve
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from descant_engine import AsyncEngine, EngineConfig, SamplingParams
 from descant_engine.frontend import Chat
 from descant_engine.grammar.spec import GrammarKind, GrammarRefused, GrammarSpec
 from descant_engine.request import FinishReason
-from descant_engine.request_stream import RequestFailed, RequestStream
+from descant_engine.serving.request_stream import RequestFailed, RequestStream
 
 ASK = "Answer with a short example of this JSON schema: "
 PROMPT_TOKENS = 1024

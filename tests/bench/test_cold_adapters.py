@@ -9,8 +9,8 @@ import pytest
 from descant_bench import adapter_loads, cold_adapters
 from descant_bench.random_adapters import modules_named, write_adapters
 from descant_bench.recorded import random_requests, write_requests
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig
-from descant_engine.model_config import resolve
 
 FAST = ("--device", "cpu", "--dtype", "float32", "--num-blocks", "64", "--max-num-seqs", "8", "--max-lora-rank", "4")
 NUM_ADAPTERS, NUM_NAMED = 6, 4

@@ -18,9 +18,9 @@ from descant_bench.step_report import Workload, print_report, step_report
 from descant_bench.step_trace import device_trace
 from descant_bench.step_work import Ceilings, ModelWork, Work
 from descant_bench.watched_methods import HOST_PARTS
-from descant_engine.adapter import AdapterManifest, ModuleLora, TargetModule
+from descant_engine.adapters.manifest import AdapterManifest, ModuleLora, TargetModule
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig
-from descant_engine.model_config import resolve
 from descant_engine.scheduler.plan import ScheduledRequest
 
 PRODUCT = re.compile(r"_linear|aten::(addmm|mm)$")

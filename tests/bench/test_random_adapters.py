@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from descant_bench.random_adapters import modules_named, write_adapters
-from descant_engine.adapter import TargetModule
-from descant_engine.adapter_files import read_adapter
+from descant_engine.adapters.files import read_adapter
+from descant_engine.adapters.manifest import TargetModule
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig
-from descant_engine.model_config import resolve
 
 
 def test_each_has_an_identity_and_a_scaling_of_its_own(tiny_config: Path, tmp_path: Path) -> None:

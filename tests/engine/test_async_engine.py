@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from descant_engine import engine_client
 from descant_engine.async_engine import AsyncEngine, EngineDraining
 from descant_engine.config import EngineConfig
-from descant_engine.engine_client import EngineDead, EngineStartError
 from descant_engine.frontend import Chat, PromptTooLong, UnknownModel
 from descant_engine.outputs import RequestOutput
 from descant_engine.request import FinishReason, Owner
-from descant_engine.request_stream import RequestStream
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
+from descant_engine.serving import engine_client
+from descant_engine.serving.engine_client import EngineDead, EngineStartError
+from descant_engine.serving.request_stream import RequestStream
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -436,7 +436,7 @@ def children_of(pid: int) -> set[int]:
 
 def is_engine(pid: int) -> bool:
     try:
-        return b"descant_engine.engine_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"descant_engine.serving.engine_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
 

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from descant_engine import LLM, AsyncEngine, EngineConfig, SamplingParams
+from descant_engine.checkpoint.model_config import UnsupportedModelError, resolve
 from descant_engine.config import Device
-from descant_engine.model_config import UnsupportedModelError, resolve
 from descant_engine.pooling import InvalidDimensions, PoolingType, UnsupportedTask
 from descant_engine.pooling_inputs import InputTooLong, Pair
 from descant_engine.scheduler.admission import RequestRefused

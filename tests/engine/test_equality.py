@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from descant_engine import LLM, SamplingParams
-from descant_engine.adapter_files import read_adapter
+from descant_engine.adapters.files import read_adapter
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig
 from descant_engine.engine import Engine
-from descant_engine.model_config import resolve
 from descant_engine.request import EngineRequest
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig
 from descant_engine.engine import Engine
 from descant_engine.frontend import Frontend
-from descant_engine.model_config import resolve
 from descant_engine.request import EngineRequest, Owner
 from descant_engine.sampling_params import SamplingParams
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig
 from descant_engine.frontend import Chat, Frontend, InvalidParams, InvalidPrompt, PromptTooLong, Text, UnknownModel
-from descant_engine.model_config import resolve
 from descant_engine.outputs import OutputText
 from descant_engine.request import FinishReason, Owner, TokenDelta
 from descant_engine.sampling_params import SamplingParams

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from descant_engine import LLM, SamplingParams
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig
 from descant_engine.engine import Engine
 from descant_engine.frontend import Frontend
 from descant_engine.grammar.spec import GrammarKind, GrammarRefused, GrammarSpec
-from descant_engine.model_config import resolve
 from descant_engine.request import EngineRequest, FinishReason
 
 pytestmark = pytest.mark.timeout(120)

@@ -10,9 +10,9 @@ from demo_tasks import TASKS, Example
 from train_demo_adapters import BASE_MODEL, RECIPES
 
 from descant_cli.up.options import find_model
-from descant_engine.adapter_files import read_adapter
+from descant_engine.adapters.files import read_adapter
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig
-from descant_engine.model_config import resolve
 
 ADAPTERS = Path(__file__).parents[2] / "demo" / "adapters"
 WORD = re.compile(r"\w+")

@@ -7,10 +7,10 @@ from litestar.testing import TestClient
 
 from descant_engine.async_engine import EngineDraining
 from descant_engine.config import EngineConfig
-from descant_engine.engine_client import EngineDead
 from descant_engine.frontend import InvalidParams, InvalidPrompt, PromptTooLong, UnknownModel
-from descant_engine.request_stream import GrammarUnmet, RequestFailed
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
+from descant_engine.serving.engine_client import EngineDead
+from descant_engine.serving.request_stream import GrammarUnmet, RequestFailed
 from descant_server.app import ROUTES, build_app
 from descant_server.config import ServerConfig
 from descant_server.errors import ENGINE_ERRORS, from_engine

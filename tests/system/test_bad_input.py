@@ -13,7 +13,7 @@ import pytest
 from tests.gateway.gateway_under_test import bearer
 
 from descant_cli.up.options import DEMO_MODEL_NAME, find_model
-from descant_engine import gguf_cache
+from descant_engine.checkpoint import gguf_cache
 
 from .conftest import ADAPTERS, MAX_MODEL_LEN, Stack, eventually
 

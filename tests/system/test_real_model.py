@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from descant_cli.up.options import find_model
-from descant_engine import LLM, SamplingParams, gguf_cache
+from descant_engine import LLM, SamplingParams
+from descant_engine.checkpoint import gguf_cache
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig
 from descant_engine.frontend import Chat, Frontend
-from descant_engine.model_config import resolve
 from descant_engine.outputs import RequestOutput
 
 from .conftest import ADAPTERS

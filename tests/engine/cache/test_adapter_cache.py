@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from descant_engine.adapter import AdapterManifest, ModuleLora, TargetModule
+from descant_engine.adapters.manifest import AdapterManifest, ModuleLora, TargetModule
 from descant_engine.cache.adapter_cache import AdapterCache, AdapterTier, Readiness
 from descant_engine.cache.block_pool import BlockPool, count_holders
 from descant_engine.config import EngineConfig, ModelShape, ResolvedConfig, RopeScaling

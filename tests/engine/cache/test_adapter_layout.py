@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from descant_engine.adapter import AdapterManifest, ModuleLora, TargetModule
+from descant_engine.adapters.manifest import AdapterManifest, ModuleLora, TargetModule
 from descant_engine.cache.adapter_layout import AdapterLayout, plan_layout, rank_tile
 from descant_engine.config import ModelShape, RopeScaling
 

@@ -16,12 +16,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from paged_model import AdapterTables, AdapterTensors, BlockPool, Conversation, PagedModel
 
-from descant_engine.adapter import TargetModule
+from descant_engine.adapters.manifest import TargetModule
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig, ModelShape, ResolvedConfig
 from descant_engine.layers import cuda_ops, ops
 from descant_engine.layers.cpu_ops import CpuOps
 from descant_engine.layers.deterministic_ops import DeterministicCudaOps
-from descant_engine.model_config import resolve
 from descant_engine.models import attach_lora, load_model
 
 

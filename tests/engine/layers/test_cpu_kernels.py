@@ -7,7 +7,7 @@ import torch
 from numba.core import config as numba_config
 from torch import Tensor
 
-from descant_engine.adapter import TargetModule
+from descant_engine.adapters.manifest import TargetModule
 from descant_engine.forward_context import LoraInputs
 from descant_engine.layers import cpu_lora
 from descant_engine.layers.cpu_jit import Parameter, compile_kernel

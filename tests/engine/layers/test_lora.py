@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from descant_engine.adapter import TargetModule
+from descant_engine.adapters.manifest import TargetModule
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig, ModelShape
-from descant_engine.model_config import resolve
 from descant_engine.models import attach_lora, load_model
 
 from ..paged_model import AdapterTables, AdapterTensors, BlockPool, Conversation, PagedModel  # noqa: TID252

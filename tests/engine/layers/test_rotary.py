@@ -5,9 +5,9 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from descant_engine.config_file import parse_config
+from descant_engine.checkpoint.config_file import parse_config
+from descant_engine.checkpoint.model_config import model_shape
 from descant_engine.layers.rotary import Rotary
-from descant_engine.model_config import model_shape
 
 ROPES: dict[str, dict[str, object]] = {
     "default": {"rope_type": "default", "rope_theta": 10000.0},

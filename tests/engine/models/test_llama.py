@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig
-from descant_engine.model_config import resolve
 from descant_engine.models import load_model
 
 from ..paged_model import BlockPool, Conversation, PagedModel  # noqa: TID252

@@ -1,4 +1,4 @@
-from descant_engine.config_file import ARCHITECTURES
+from descant_engine.checkpoint.config_file import ARCHITECTURES
 from descant_engine.models.registry import MODELS
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from descant_engine.checkpoint.model_config import UnsupportedModelError, resolve
 from descant_engine.config import EngineConfig
-from descant_engine.model_config import UnsupportedModelError, resolve
 from descant_engine.models import load_model
 
 from ..paged_model import BlockPool, PagedModel  # noqa: TID252

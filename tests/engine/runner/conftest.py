@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from descant_engine.adapter import AdapterManifest, ModuleLora, TargetModule
+from descant_engine.adapters.manifest import AdapterManifest, ModuleLora, TargetModule
 from descant_engine.cache.adapter_layout import AdapterLayout, TilePlacement
 from descant_engine.config import Device, Dtype, EngineConfig, ModelShape, ResolvedConfig, RopeScaling
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from descant_engine.adapter import AdapterManifest, TargetModule
+from descant_engine.adapters.manifest import AdapterManifest, TargetModule
 from descant_engine.cache.adapter_layout import TilePlacement, plan_layout
 from descant_engine.config import Device, ResolvedConfig
 from descant_engine.runner.adapter_memory import AdapterMemory

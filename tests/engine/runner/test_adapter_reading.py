@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from descant_engine.adapter import AdapterManifest, ModuleLora, TargetModule
+from descant_engine.adapters.manifest import AdapterManifest, ModuleLora, TargetModule
+from descant_engine.adapters.safetensors_header import CorruptFile, RawHeader
 from descant_engine.cache.adapter_layout import AdapterLayout, TilePlacement, plan_layout
 from descant_engine.config import ModelShape, ResolvedConfig, RopeScaling
 from descant_engine.runner.adapter_reading import AdapterRead, AdapterReader
 from descant_engine.runner.host_blocks import HostBlocks
 from descant_engine.runner.tile_copies import plan_file
 from descant_engine.runner.transfer import tensor_of
-from descant_engine.safetensors_header import CorruptFile, RawHeader
 
 Q, K, DOWN = TargetModule.Q_PROJ, TargetModule.K_PROJ, TargetModule.DOWN_PROJ
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

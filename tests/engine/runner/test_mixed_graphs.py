@@ -3,7 +3,7 @@ GPU: most of its steps are small mixed ones."""
 
 import torch
 
-from descant_engine.adapter import TargetModule
+from descant_engine.adapters.manifest import TargetModule
 from descant_engine.forward_context import AttentionInputs
 from descant_engine.runner.cuda_graphs import ALL_MODULES, ATTENTION_MODULES, NO_MODULES
 from descant_engine.runner.input_batch import InputBatch

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from descant_engine.adapter import AdapterManifest, ModuleLora, TargetModule
+from descant_engine.adapters.manifest import AdapterManifest, ModuleLora, TargetModule
 from descant_engine.cache.adapter_layout import plan_layout
 from descant_engine.config import EngineConfig, ModelShape, ResolvedConfig, RopeScaling
 from descant_engine.request import EngineRequest, FinishReason, TokenDelta

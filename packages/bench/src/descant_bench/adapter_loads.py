@@ -26,8 +26,8 @@ from descant_bench.engine_options import add_engine_options, engine_config
 from descant_bench.percentiles import percentile
 from descant_bench.random_adapters import modules_named, write_adapters
 from descant_bench.watched_methods import Function, Method, wrapped
-from descant_engine.adapter import AdapterManifest
-from descant_engine.adapter_files import read_adapter
+from descant_engine.adapters.files import read_adapter
+from descant_engine.adapters.manifest import AdapterManifest
 from descant_engine.cache.adapter_layout import plan_layout
 from descant_engine.config import ResolvedConfig
 from descant_engine.runner import adapter_reading

@@ -2,8 +2,8 @@
 
 import argparse
 
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig, ResolvedConfig
-from descant_engine.model_config import resolve
 
 UNLIMITED_QUEUE = 1 << 30
 

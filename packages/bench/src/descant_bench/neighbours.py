@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from descant_bench.recorded import RecordedRequest, random_requests, write_requests
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig
-from descant_engine.model_config import resolve
 
 SECONDS = 12
 TRICKLE_PER_S = 2

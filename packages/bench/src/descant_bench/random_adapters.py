@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from descant_engine.adapter import TargetModule
-from descant_engine.adapter_files import CONFIG_NAME, WEIGHTS_NAME
+from descant_engine.adapters.files import CONFIG_NAME, WEIGHTS_NAME
+from descant_engine.adapters.manifest import TargetModule
 from descant_engine.config import ModelShape
 
 ALL_LINEAR = tuple(TargetModule)

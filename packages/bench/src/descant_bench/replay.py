@@ -13,8 +13,8 @@ from descant_bench.percentiles import percentile
 from descant_bench.recorded import RecordedRequest
 from descant_bench.step_work import Ceilings, ModelWork, sum_of_steps
 from descant_bench.watched_methods import HOST_PARTS, MethodClock, recorded_plans
-from descant_engine.adapter import AdapterManifest
-from descant_engine.adapter_files import read_adapter
+from descant_engine.adapters.files import read_adapter
+from descant_engine.adapters.manifest import AdapterManifest
 from descant_engine.config import ResolvedConfig
 from descant_engine.engine import Engine
 from descant_engine.request import EngineRequest, TokenDelta

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from descant_bench.random_adapters import modules_named, write_adapters
 from descant_bench.recorded import Popularity, random_requests, write_requests
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig
-from descant_engine.model_config import resolve
 
 
 def write_cases(args: argparse.Namespace, vocab_size: int) -> list[Path]:

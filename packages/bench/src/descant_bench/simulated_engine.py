@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 from pathlib import Path
 from typing import NamedTuple
 
-from descant_engine.adapter import AdapterManifest, ModuleLora, TargetModule
+from descant_engine.adapters.manifest import AdapterManifest, ModuleLora, TargetModule
 from descant_engine.config import EngineConfig, ModelShape, ResolvedConfig, RopeScaling
 from descant_engine.request import EngineRequest
 from descant_engine.sampling_params import SamplingParams

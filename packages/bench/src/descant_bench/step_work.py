@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from descant_bench.step_parts import Part
-from descant_engine.adapter import AdapterManifest, TargetModule
+from descant_engine.adapters.manifest import AdapterManifest, TargetModule
 from descant_engine.config import DTYPE_BYTES, ModelShape, ResolvedConfig
 from descant_engine.scheduler.plan import ScheduledRequest
 

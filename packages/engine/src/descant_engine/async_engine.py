@@ -16,14 +16,21 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-from descant_engine.active_requests import ActiveRequests
-from descant_engine.adapter import AdapterManifest
+from descant_engine.adapters.manifest import AdapterManifest
 from descant_engine.config import EngineConfig, ResolvedConfig
-from descant_engine.encoding import Encoding
-from descant_engine.engine_client import EngineClient, EngineDead
 from descant_engine.frontend import Frontend, InvalidParams, Prompt
 from descant_engine.grammar.spec import GrammarRefused
-from descant_engine.messages import (
+from descant_engine.outputs import PooledOutput
+from descant_engine.pooling import Task
+from descant_engine.pooling_inputs import Pair, PoolingInput, PoolingInputs
+from descant_engine.request import NOBODY, EngineRequest, Owner, samples_of
+from descant_engine.sampling_params import SamplingParams
+from descant_engine.scheduler.admission import QueueFull, RequestRefused
+from descant_engine.scheduler.stats import SchedulerStats
+from descant_engine.serving.active_requests import ActiveRequests
+from descant_engine.serving.encoding import Encoding
+from descant_engine.serving.engine_client import EngineClient, EngineDead
+from descant_engine.serving.messages import (
     Abort,
     AdapterAnswer,
     Deltas,
@@ -35,15 +42,8 @@ from descant_engine.messages import (
     ToFront,
     UseVocabulary,
 )
-from descant_engine.outputs import PooledOutput
-from descant_engine.pooling import Task
-from descant_engine.pooling_inputs import Pair, PoolingInput, PoolingInputs
-from descant_engine.request import NOBODY, EngineRequest, Owner, samples_of
-from descant_engine.request_stream import RequestFailed, RequestStream
-from descant_engine.sampling_params import SamplingParams
-from descant_engine.scheduler.admission import QueueFull, RequestRefused
-from descant_engine.scheduler.stats import SchedulerStats
-from descant_engine.served_adapters import ServedAdapters
+from descant_engine.serving.request_stream import RequestFailed, RequestStream
+from descant_engine.serving.served_adapters import ServedAdapters
 from descant_engine.text.tokenizer import Tokenizer
 
 VOCABULARY_SECONDS = 1.0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from descant_engine.adapter import TargetModule
+from descant_engine.adapters.manifest import TargetModule
 from descant_engine.pooling import PoolingConfig, PoolingType, Task
 from descant_engine.speculation.config import SpeculativeConfig
 

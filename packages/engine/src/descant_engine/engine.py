@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from descant_engine.adapter import AdapterManifest
+from descant_engine.adapters.manifest import AdapterManifest
 from descant_engine.config import ResolvedConfig
 from descant_engine.grammar.bitmask import GrammarBitmask
 from descant_engine.grammar.spec import BackendName

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from descant_engine.adapter import TargetModule
+from descant_engine.adapters.manifest import TargetModule
 
 
 class KvCache(NamedTuple):

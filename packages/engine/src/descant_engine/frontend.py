@@ -9,8 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from descant_engine.adapter import AdapterManifest
-from descant_engine.adapter_files import read_adapter
+from descant_engine.adapters.files import read_adapter
+from descant_engine.adapters.manifest import AdapterManifest
 from descant_engine.config import ResolvedConfig
 from descant_engine.outputs import OutputText
 from descant_engine.pooling import Task, UnsupportedTask

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig, EngineOptions
 from descant_engine.engine import Engine
 from descant_engine.frontend import Chat, Frontend, Prompt
-from descant_engine.model_config import resolve
 from descant_engine.outputs import OutputReader, PooledOutput, RequestOutput, chosen_samples
 from descant_engine.pooling import Task
 from descant_engine.pooling_inputs import Pair, PoolingInput, PoolingInputs

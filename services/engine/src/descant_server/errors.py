@@ -6,14 +6,14 @@ from typing import Any
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
-from descant_engine.adapter_files import AdapterRefused
+from descant_engine.adapters.files import AdapterRefused
 from descant_engine.async_engine import EngineDraining
-from descant_engine.engine_client import EngineDead
 from descant_engine.frontend import InvalidParams, InvalidPrompt, PromptTooLong, UnknownModel
 from descant_engine.pooling import InvalidDimensions, UnsupportedTask
 from descant_engine.pooling_inputs import InputTooLong
-from descant_engine.request_stream import GrammarUnmet, RequestFailed
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
+from descant_engine.serving.engine_client import EngineDead
+from descant_engine.serving.request_stream import GrammarUnmet, RequestFailed
 from descant_engine.text.chat_template import ChatTemplateError
 from descant_engine.text.tokenizer import TextNotUnicode
 from descant_wire.errors import (

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from descant_engine.grammar.spec import GrammarRefused
 from descant_engine.outputs import RequestOutput, chosen_samples
-from descant_engine.request_stream import RequestStream
+from descant_engine.serving.request_stream import RequestStream
 from descant_server.errors import ENGINE_ERRORS, from_engine
 from descant_server.service import Service
 from descant_server.structured_output import invalid_grammar

@@ -14,7 +14,7 @@ from descant_engine.outputs import RequestOutput
 from descant_engine.pooling import Task
 from descant_engine.pooling_inputs import Pair, PoolingInput
 from descant_engine.request import Owner
-from descant_engine.request_stream import RequestStream
+from descant_engine.serving.request_stream import RequestStream
 from descant_server.errors import ENGINE_ERRORS, from_engine
 from descant_server.metrics import RequestMeter
 from descant_server.service import Service

@@ -9,7 +9,7 @@ from typing import Any
 
 import uvicorn
 
-from descant_engine.engine_client import EngineStartError
+from descant_engine.serving.engine_client import EngineStartError
 from descant_server.app import build_app
 from descant_server.config import ServerConfig
 from descant_server.service import Service

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from descant_engine.request_stream import RequestStream
+from descant_engine.serving.request_stream import RequestStream
 from descant_server.usage_book import total_of
 from descant_wire.tracing import Tracer
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from descant_engine.request_stream import RequestStream
+from descant_engine.serving.request_stream import RequestStream
 from descant_wire.load import EndedUsage
 
 MAX_ENDED: Final = 20_000

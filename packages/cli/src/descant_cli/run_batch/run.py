@@ -11,7 +11,7 @@ import httpx
 
 from descant_cli.run_batch.lines import BadLine, BatchRequest, answer_line, error_line, read_lines
 from descant_cli.run_batch.output import OutputFile
-from descant_engine.engine_client import EngineStartError
+from descant_engine.serving.engine_client import EngineStartError
 from descant_server.app import build_app
 from descant_server.config import ServerConfig
 from descant_server.service import Service

@@ -9,7 +9,7 @@ from dataclasses import replace
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
-from descant_engine.adapter import AdapterManifest
+from descant_engine.adapters.manifest import AdapterManifest
 from descant_engine.cache.adapter_layout import plan_layout
 from descant_engine.cache.adapter_record import Adapter, Copy
 from descant_engine.cache.adapter_tiers import DeviceTier, HostTier

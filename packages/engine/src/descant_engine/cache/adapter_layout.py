@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from descant_engine.adapter import AdapterManifest, TargetModule
+from descant_engine.adapters.manifest import AdapterManifest, TargetModule
 from descant_engine.config import ModelShape
 
 RANK_TILE = 16

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from descant_engine.adapter import TargetModule
+from descant_engine.adapters.manifest import TargetModule
 from descant_engine.config import ModelShape
 from descant_engine.layers.current_ops import current_ops
 from descant_engine.layers.ops import Product

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from descant_engine.adapter import TargetModule
+from descant_engine.adapters.manifest import TargetModule
 
 Product = Callable[[Tensor], Tensor]
 """x [num_tokens, in_features] -> x @ weight.T + bias [num_tokens, out_features]."""

@@ -9,9 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from descant_engine.gguf_cache import weights_folder
+from descant_engine.checkpoint.gguf_cache import weights_folder
+from descant_engine.checkpoint.model_config import UnsupportedModelError, locate_model
 from descant_engine.layers.linear import Linear
-from descant_engine.model_config import UnsupportedModelError, locate_model
 
 RANDOM_STD = 0.02
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from descant_engine.adapter import AdapterManifest, TargetModule
+from descant_engine.adapters.manifest import AdapterManifest, TargetModule
 from descant_engine.cache.adapter_layout import AdapterLayout, plan_layout, rank_tile
 from descant_engine.config import ResolvedConfig
 from descant_engine.forward_context import LoraTables

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from descant_engine.adapter import AdapterManifest
-from descant_engine.adapter_files import check_unchanged, content_digest
+from descant_engine.adapters.files import check_unchanged, content_digest
+from descant_engine.adapters.manifest import AdapterManifest
+from descant_engine.adapters.safetensors_header import CorruptFile, RawHeader, take_raw_header
 from descant_engine.cache.adapter_layout import AdapterLayout
 from descant_engine.runner.host_blocks import HostBlocks
 from descant_engine.runner.tile_copies import FilePlan, Segment, StridedCopy, plan_file
 from descant_engine.runner.transfer import words_of
-from descant_engine.safetensors_header import CorruptFile, RawHeader, take_raw_header
 
 Words = npt.NDArray[np.generic]
 """Unsigned integers: the bits of a torch dtype, some of which numpy does not know."""

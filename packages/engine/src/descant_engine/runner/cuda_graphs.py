@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from descant_engine.adapter import TargetModule
+from descant_engine.adapters.manifest import TargetModule
 from descant_engine.forward_context import AttentionInputs, KvCache, LoraInputs, LoraTables, StepContext, step_context
 from descant_engine.models.llama import LlamaForCausalLM
 from descant_engine.runner.input_batch import IntArray

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from descant_engine.adapter import TargetModule
+from descant_engine.adapters.manifest import TargetModule
 from descant_engine.config import ResolvedConfig
 from descant_engine.forward_context import LoraInputs, StepContext, step_context
 from descant_engine.grammar.bitmask import GrammarBitmask

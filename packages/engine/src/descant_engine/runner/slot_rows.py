@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from descant_engine.adapter import ModuleLora, TargetModule
+from descant_engine.adapters.manifest import ModuleLora, TargetModule
 from descant_engine.cache.adapter_layout import AdapterLayout, TilePlacement
 from descant_engine.forward_context import LoraTables
 

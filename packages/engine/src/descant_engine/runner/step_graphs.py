@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from descant_engine.adapter import TargetModule
+from descant_engine.adapters.manifest import TargetModule
 from descant_engine.config import ResolvedConfig
 from descant_engine.forward_context import KvCache, LoraTables
 from descant_engine.models.llama import LlamaForCausalLM

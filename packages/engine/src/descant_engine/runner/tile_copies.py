@@ -12,9 +12,9 @@ from itertools import accumulate, groupby
 from math import prod
 from typing import NamedTuple
 
-from descant_engine.adapter import ModuleLora, TargetModule
+from descant_engine.adapters.manifest import ModuleLora, TargetModule
+from descant_engine.adapters.safetensors_header import CorruptFile, RawHeader, TensorInfo, parse_header
 from descant_engine.cache.adapter_layout import AdapterLayout
-from descant_engine.safetensors_header import CorruptFile, RawHeader, TensorInfo, parse_header
 
 _MAX_CACHED_HEADER_BYTES = 1 << 20
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from descant_engine.adapter import AdapterManifest
+from descant_engine.adapters.manifest import AdapterManifest
 from descant_engine.pooling import PoolingParams
 from descant_engine.request import SampleLogprobs
 from descant_engine.sampling_params import SamplingParams

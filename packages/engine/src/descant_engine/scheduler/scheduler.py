@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from random import Random
 
-from descant_engine.adapter import AdapterManifest
+from descant_engine.adapters.manifest import AdapterManifest
 from descant_engine.cache.block_pool import count_holders
 from descant_engine.cache.caches import Caches
 from descant_engine.config import ResolvedConfig

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from descant_engine.gguf_cache import tokenizer_folder
+from descant_engine.checkpoint.gguf_cache import tokenizer_folder
 from descant_engine.text.token_bytes import TokenBytes
 
 if TYPE_CHECKING:

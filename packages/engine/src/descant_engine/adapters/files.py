@@ -7,10 +7,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from descant_engine.adapter import AdapterManifest, FileStamp, ModuleLora, TargetModule
+from descant_engine.adapters.manifest import AdapterManifest, FileStamp, ModuleLora, TargetModule
+from descant_engine.adapters.peft_config import AdapterRefused, PeftConfig, parse_peft_config
+from descant_engine.adapters.safetensors_header import CorruptFile, RawHeader, TensorInfo, parse_header, read_raw_header
 from descant_engine.config import ModelShape
-from descant_engine.peft_config import AdapterRefused, PeftConfig, parse_peft_config
-from descant_engine.safetensors_header import CorruptFile, RawHeader, TensorInfo, parse_header, read_raw_header
 
 __all__ = ["AdapterRefused", "CorruptFile", "check_unchanged", "content_digest", "folder_stamp", "read_adapter"]
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from descant_engine.checkpoint.sentence_transformers import read_pooling
+from descant_engine.checkpoint.unsupported import UnsupportedModelError
 from descant_engine.pooling import PoolingType
-from descant_engine.sentence_transformers import read_pooling
-from descant_engine.unsupported import UnsupportedModelError
 
 
 def write(folder: Path, pooling: dict[str, object], *stages: str) -> Path:

@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from descant_engine import engine_process
-from descant_engine.adapter import AdapterManifest
+from descant_engine.adapters.manifest import AdapterManifest
 from descant_engine.engine import Refusal as LateRefusal
-from descant_engine.engine_process import Channel, FrontGone, run, serve
 from descant_engine.grammar.spec import GrammarRefused
-from descant_engine.messages import (
+from descant_engine.request import EngineRequest, FinishReason, TokenDelta
+from descant_engine.sampling_params import SamplingParams
+from descant_engine.scheduler.admission import QueueFull, RequestRefused
+from descant_engine.scheduler.stats import NO_DRAFTS, SchedulerStats
+from descant_engine.serving import engine_process
+from descant_engine.serving.engine_process import Channel, FrontGone, run, serve
+from descant_engine.serving.messages import (
     Abort,
     AdapterAnswer,
     Deltas,
@@ -30,10 +34,6 @@ from descant_engine.messages import (
     frame,
     front_reader,
 )
-from descant_engine.request import EngineRequest, FinishReason, TokenDelta
-from descant_engine.sampling_params import SamplingParams
-from descant_engine.scheduler.admission import QueueFull, RequestRefused
-from descant_engine.scheduler.stats import NO_DRAFTS, SchedulerStats
 
 SECONDS = 10.0
 

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
-from descant_engine.adapter import AdapterManifest
-from descant_engine.adapter_files import AdapterRefused
-from descant_engine.engine_client import EngineClient, EngineDead
+from descant_engine.adapters.files import AdapterRefused
+from descant_engine.adapters.manifest import AdapterManifest
+from descant_engine.adapters.offered import OfferedAdapters
 from descant_engine.frontend import Frontend
-from descant_engine.messages import AdapterAnswer, RegisterAdapter, RemoveAdapter
-from descant_engine.offered_adapters import OfferedAdapters
+from descant_engine.serving.engine_client import EngineClient, EngineDead
+from descant_engine.serving.messages import AdapterAnswer, RegisterAdapter, RemoveAdapter
 
 
 class ServedAdapters:

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from descant_engine import messages
-from descant_engine.adapter import AdapterManifest, ModuleLora, TargetModule
+from descant_engine.adapters.manifest import AdapterManifest, ModuleLora, TargetModule
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig
-from descant_engine.messages import ToEngine, ToFront, engine_reader, frame, front_reader
-from descant_engine.model_config import resolve
 from descant_engine.request import EngineRequest, FinishReason, TokenDelta
 from descant_engine.sampling_params import SamplingParams
+from descant_engine.serving import messages
+from descant_engine.serving.messages import ToEngine, ToFront, engine_reader, frame, front_reader
 from descant_engine.speculation.config import SpeculativeConfig, SpeculativeMethod
 
 MANIFEST = AdapterManifest(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from descant_engine.config_file import BertFile, LlamaFile, read_config_file
+from descant_engine.checkpoint.config_file import BertFile, LlamaFile, read_config_file
 
 DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

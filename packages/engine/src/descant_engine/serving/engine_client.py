@@ -10,7 +10,7 @@ from typing import cast
 
 from descant_engine.config import EngineConfig
 from descant_engine.cpu_threads import openmp_environment
-from descant_engine.messages import Configure, Fatal, Ready, Shutdown, ToEngine, ToFront, frame, front_reader
+from descant_engine.serving.messages import Configure, Fatal, Ready, Shutdown, ToEngine, ToFront, frame, front_reader
 
 EXIT_SECONDS = 5.0
 STDERR = 2
@@ -146,7 +146,7 @@ async def _spawn(engine_end: socket.socket) -> asyncio.subprocess.Process:
         sys.executable,
         "-P",
         "-m",
-        "descant_engine.engine_process",
+        "descant_engine.serving.engine_process",
         str(descriptor),
         pass_fds=(descriptor,),
         env={**os.environ, **openmp_environment(os.environ)},

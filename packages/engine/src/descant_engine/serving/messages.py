@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from descant_engine.adapter import AdapterManifest
+from descant_engine.adapters.manifest import AdapterManifest
 from descant_engine.config import EngineConfig, ResolvedConfig
 from descant_engine.request import EngineRequest, TokenDelta
 from descant_engine.scheduler.stats import SchedulerStats

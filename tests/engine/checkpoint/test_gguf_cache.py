@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from descant_engine import gguf_cache
+from descant_engine.checkpoint import gguf_cache
+from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig
-from descant_engine.model_config import resolve
 from descant_engine.models import load_model
 
-from .paged_model import BlockPool, PagedModel
+from ..paged_model import BlockPool, PagedModel  # noqa: TID252
 
 HIDDEN, INTERMEDIATE, VOCAB, LAYERS, HEADS, KV_HEADS = 64, 96, 40, 2, 4, 2
 TOKENS = [3, 17, 25, 9, 9, 31]

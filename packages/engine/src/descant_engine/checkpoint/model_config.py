@@ -5,14 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from descant_engine.checkpoint.config_file import (
+    ARCHITECTURES,
+    BertFile,
+    LlamaFile,
+    read_config_file,
+    read_generation_file,
+)
+from descant_engine.checkpoint.encoder_config import encoder_shape
+from descant_engine.checkpoint.gguf_cache import config_folder
+from descant_engine.checkpoint.model_tasks import is_bare_decoder, pooling_of, tasks_of
+from descant_engine.checkpoint.unsupported import UnsupportedModelError as UnsupportedModelError
 from descant_engine.config import Device, Dtype, EngineConfig, ModelShape, ResolvedConfig, RopeScaling
-from descant_engine.config_file import ARCHITECTURES, BertFile, LlamaFile, read_config_file, read_generation_file
-from descant_engine.encoder_config import encoder_shape
-from descant_engine.gguf_cache import config_folder
-from descant_engine.model_tasks import is_bare_decoder, pooling_of, tasks_of
 from descant_engine.pooling import PoolingConfig
 from descant_engine.speculation.config import SpeculativeConfig
-from descant_engine.unsupported import UnsupportedModelError as UnsupportedModelError
 
 ROPE_KINDS = ("default", "linear", "llama3", "dynamic", "yarn")
 

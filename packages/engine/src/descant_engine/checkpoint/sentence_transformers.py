@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from descant_engine.checkpoint.unsupported import UnsupportedModelError
 from descant_engine.pooling import PoolingConfig, PoolingType
-from descant_engine.unsupported import UnsupportedModelError
 
 MODES = {
     "pooling_mode_cls_token": PoolingType.CLS,

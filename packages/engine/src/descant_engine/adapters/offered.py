@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from descant_engine.adapter_files import AdapterRefused, folder_stamp
+from descant_engine.adapters.files import AdapterRefused, folder_stamp
 
 
 class _Refusal(NamedTuple):

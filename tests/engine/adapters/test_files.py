@@ -18,10 +18,10 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from descant_engine.adapter import TargetModule
-from descant_engine.adapter_files import AdapterRefused, CorruptFile, check_unchanged, content_digest, read_adapter
+from descant_engine.adapters.files import AdapterRefused, CorruptFile, check_unchanged, content_digest, read_adapter
+from descant_engine.adapters.manifest import TargetModule
+from descant_engine.adapters.safetensors_header import read_raw_header
 from descant_engine.config import ModelShape, RopeScaling
-from descant_engine.safetensors_header import read_raw_header
 
 NUM_LAYERS = 12
 HIDDEN, INTERMEDIATE = 16, 24

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
+from descant_engine.checkpoint.config_file import ConfigFile
+from descant_engine.checkpoint.sentence_transformers import read_pooling
 from descant_engine.config import EngineConfig, ModelShape
-from descant_engine.config_file import ConfigFile
 from descant_engine.pooling import PoolingConfig, PoolingType, Task
-from descant_engine.sentence_transformers import read_pooling
 
 
 def pooling_of(user: EngineConfig, shape: ModelShape, source: ConfigFile, folder: Path) -> PoolingConfig | None:

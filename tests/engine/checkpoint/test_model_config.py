@@ -9,8 +9,8 @@ import huggingface_hub
 import pytest
 import torch
 
+from descant_engine.checkpoint.model_config import UnsupportedModelError, read_model_config, resolve
 from descant_engine.config import EngineConfig
-from descant_engine.model_config import UnsupportedModelError, read_model_config, resolve
 from descant_engine.models import load_model
 
 

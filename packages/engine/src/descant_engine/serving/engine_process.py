@@ -1,4 +1,4 @@
-"""The engine in a process of its own: `python -m descant_engine.engine_process FD`, started by `engine_client`.
+"""The engine in a process of its own: `python -m descant_engine.serving.engine_process FD`, started by `engine_client`.
 
 FD is one end of a socket pair; the front holds the other. One thread takes the front's messages, steps the engine and
 sends what came of it, and never waits for a slow front. A second thread only watches the socket: a front that is gone,
@@ -16,7 +16,8 @@ import time
 from typing import TYPE_CHECKING
 
 from descant_engine.grammar.spec import GrammarRefused
-from descant_engine.messages import (
+from descant_engine.scheduler.admission import QueueFull
+from descant_engine.serving.messages import (
     Abort,
     AdapterAnswer,
     Configure,
@@ -36,7 +37,6 @@ from descant_engine.messages import (
     engine_reader,
     frame,
 )
-from descant_engine.scheduler.admission import QueueFull
 from descant_engine.steady_heap import imports_settled, settle_heap
 
 if TYPE_CHECKING:
@@ -122,8 +122,8 @@ def start(channel: Channel) -> "Engine":
     """Waits for the front's Configure, loads the model and reports Ready."""
     # torch takes seconds to import, and a front that dies meanwhile must be noticed: `main` has to come first.
     with imports_settled():
+        from descant_engine.checkpoint.model_config import resolve
         from descant_engine.engine import Engine
-        from descant_engine.model_config import resolve
 
     (message,) = channel.receive(None)
     if not isinstance(message, Configure):

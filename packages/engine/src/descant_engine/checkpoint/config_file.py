@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from descant_engine.unsupported import UnsupportedModelError
+from descant_engine.checkpoint.unsupported import UnsupportedModelError
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",

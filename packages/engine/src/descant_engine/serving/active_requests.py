@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from descant_engine.outputs import OutputReader
 from descant_engine.request import TokenDelta
-from descant_engine.request_stream import OutputBuffer, RequestStream
+from descant_engine.serving.request_stream import OutputBuffer, RequestStream
 
 
 class _Active(NamedTuple):

@@ -2,9 +2,9 @@
 
 from typing import Final
 
+from descant_engine.checkpoint.config_file import ENCODER_TYPES, BertFile
+from descant_engine.checkpoint.unsupported import UnsupportedModelError
 from descant_engine.config import EncoderShape, ModelShape, RopeScaling
-from descant_engine.config_file import ENCODER_TYPES, BertFile
-from descant_engine.unsupported import UnsupportedModelError
 
 CROSS_ENCODERS: Final = {"bert": "BertForSequenceClassification"}
 ACTIVATIONS: Final = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
