@@ -139,9 +139,10 @@ class Call:
     def cancelled_on_disconnect(self) -> "_DisconnectWatch":
         """`async with`: the block is cancelled as soon as the client leaves, and `ClientLeft` is raised in its place.
 
-        Enter it after the body was read. Built like `asyncio.timeout`, with the disconnect as its clock.
+        Enter it after the body was read, and not twice at a time. Built like `asyncio.timeout`, with the disconnect as
+        its clock.
         """
-        return _DisconnectWatch(self)
+        return _DisconnectWatch(self, self._line)
 
     async def wait_for_disconnect(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -149,10 +150,11 @@ class Call:
 
 
 class _DisconnectWatch:
-    __slots__ = ("_call", "_cancelling", "_has_left", "_task", "_watcher")
+    __slots__ = ("_call", "_cancelling", "_has_left", "_line", "_task", "_watcher")
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, line: ClientLine | None) -> None:
         self._call = call
+        self._line = line
         self._has_left = False
 
     async def __aenter__(self) -> Self:
@@ -160,11 +162,19 @@ class _DisconnectWatch:
         assert task is not None
         self._task = task
         self._cancelling = task.cancelling()
-        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        if self._line is None:
+            self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        elif self._line.is_lost:
+            raise ClientLeft
+        else:
+            self._line.call_when_lost(self._leave)
         return self
 
     async def _watch(self) -> None:
         await self._call.wait_for_disconnect()
+        self._leave()
+
+    def _leave(self) -> None:
         if not self._call.is_answered:  # servers report a finished reply as a disconnect too
             self._has_left = True
             self._task.cancel()
@@ -172,7 +182,10 @@ class _DisconnectWatch:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._watcher.cancel()
+        if self._line is None:
+            self._watcher.cancel()
+        else:
+            self._line.call_nobody()
         if not self._has_left:
             return
         # Somebody else may have cancelled the task too (shutdown): theirs must go on.

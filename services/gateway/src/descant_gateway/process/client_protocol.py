@@ -1,12 +1,14 @@
-"""uvicorn's HTTP protocol, with one thing added: the chunks of a stream are written without going through ASGI.
+"""uvicorn's HTTP protocol, with two things added for which ASGI needs a task.
 
-ASGI's `send` is a coroutine, so it can only be called by a task: a wake-up for every chunk. Starting and ending a
-reply, and waiting for a client that does not read, stay with ASGI.
+The chunks of a stream are written without a wake-up for each, and who serves a client is called when it leaves.
+Starting and ending a reply, and waiting for a client that does not read, stay with ASGI.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 CLIENT_LINE: Final = "descant.client_line"
@@ -14,15 +16,31 @@ CLIENT_LINE: Final = "descant.client_line"
 
 
 class ClientLine:
-    """A client's connection, for the chunks in the middle of a reply that was started without a content-length."""
+    """A client's connection. It takes the chunks in the middle of a reply that was started without a content-length."""
 
-    __slots__ = ("is_free", "write_framed")
+    __slots__ = ("_flow", "_when_lost", "is_free", "is_lost", "write_framed")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, flow: FlowControl) -> None:
         self.is_free = True
         """It is open, and not too much waits for the client to read it."""
+        self.is_lost = False
         self.write_framed: Final = transport.write
         """Takes a chunk in its frame, as HTTP carries it (RFC 9112 7.1)."""
+        self._flow = flow
+        self._when_lost: Callable[[], None] | None = None
+
+    def call_when_lost(self, callback: Callable[[], None]) -> None:
+        """Once, if it is lost before `call_nobody`. For the one request that is being served."""
+        self._when_lost = callback
+        self._flow.resume_reading()  # a large body paused it, and the end of the connection is something to read
+
+    def call_nobody(self) -> None:
+        self._when_lost = None
+
+    def lost(self) -> None:
+        self.is_free, self.is_lost = False, True
+        if self._when_lost is not None:
+            self._when_lost()
 
     def write_chunk(self, chunk: bytes) -> None:
         """`chunk` is not empty: that would end the reply."""
@@ -32,7 +50,7 @@ class ClientLine:
 class ClientProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._line = ClientLine(transport)
+        self._line = ClientLine(transport, self.flow)
         self._extensions: dict[str, Any] = {CLIENT_LINE: self._line}
 
     def pause_writing(self) -> None:
@@ -44,7 +62,7 @@ class ClientProtocol(HttpToolsProtocol):
         self._line.is_free = True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._line.is_free = False
+        self._line.lost()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
