@@ -355,11 +355,17 @@ async def test_leaving_a_stream_cancels_it_upstream_and_is_charged_for_what_came
     assert seen.count(b'"content":"t') <= record.completion_tokens <= upstream.num_tokens_sent + 1
 
 
-async def test_leaving_a_whole_reply_cancels_it_upstream(world: World, gateway: Running, upstream: Upstream) -> None:
+@pytest.mark.parametrize(
+    "num_bytes", [10, 300_000]
+)  # while the server takes a large body it stops reading now and then
+async def test_leaving_a_whole_reply_cancels_it_upstream(
+    num_bytes: int, world: World, gateway: Running, upstream: Upstream
+) -> None:
     upstream.delay_s = 30
+    messages = [{"role": "user", "content": "x" * num_bytes}]
     with pytest.raises(httpx.ReadTimeout):
         await gateway.client.post(
-            CHAT, json={"model": "m", "messages": MESSAGES}, headers=bearer(world.add_key()), timeout=0.3
+            CHAT, json={"model": "m", "messages": messages}, headers=bearer(world.add_key()), timeout=0.3
         )
     await eventually(lambda: upstream.num_cancelled == 1)
     await eventually(lambda: len(world.records) == 1)

@@ -109,6 +109,8 @@ class Call:
             body = self.dialect.error(status, body)
         elif self.translation is not None:
             body = await self.translation.whole(body)
+        if self._line is not None and self.method != "HEAD":
+            self._line.join_head_and_body()
         await self.start(status, (*headers, (b"content-length", str(len(body)).encode())))
         await self._send_last(body)
 

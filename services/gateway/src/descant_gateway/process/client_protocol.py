@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol, with two things added for which ASGI needs a task.
+"""uvicorn's HTTP protocol, with what ASGI has no words for.
 
-The chunks of a stream are written without a wake-up for each, and who serves a client is called when it leaves.
-Starting and ending a reply, and waiting for a client that does not read, stay with ASGI.
+The chunks of a stream are written without a wake-up for each, a whole reply is one write, and who serves a client is
+called when it leaves. Starting and ending a reply, and waiting for a client that does not read, stay with ASGI.
 """
 
 import asyncio
@@ -15,17 +15,45 @@ CLIENT_LINE: Final = "descant.client_line"
 """The ASGI extension that holds the connection's `ClientLine`."""
 
 
+class ReplyTransport:
+    """What uvicorn needs of the transport of a client, and a way to make two writes one system call."""
+
+    __slots__ = ("_head", "_joins_next", "_transport", "close", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._joins_next = False
+        self._head = b""
+        self.close: Final = transport.close
+        self.is_closing: Final = transport.is_closing
+
+    def join_next(self) -> None:
+        """The next write waits for the one after it, which has to come at once: the head of a reply for its body."""
+        self._joins_next = True
+
+    def write(self, data: bytes) -> None:
+        if self._joins_next:
+            self._joins_next, self._head = False, data
+        elif self._head:
+            self._transport.writelines((self._head, data))
+            self._head = b""
+        else:
+            self._transport.write(data)
+
+
 class ClientLine:
     """A client's connection. It takes the chunks in the middle of a reply that was started without a content-length."""
 
-    __slots__ = ("_flow", "_when_lost", "is_free", "is_lost", "write_framed")
+    __slots__ = ("_flow", "_when_lost", "is_free", "is_lost", "join_head_and_body", "write_framed")
 
-    def __init__(self, transport: asyncio.Transport, flow: FlowControl) -> None:
+    def __init__(self, transport: asyncio.Transport, reply_transport: ReplyTransport, flow: FlowControl) -> None:
         self.is_free = True
         """It is open, and not too much waits for the client to read it."""
         self.is_lost = False
         self.write_framed: Final = transport.write
         """Takes a chunk in its frame, as HTTP carries it (RFC 9112 7.1)."""
+        self.join_head_and_body: Final = reply_transport.join_next
+        """To be called right before a reply that has a body is sent whole."""
         self._flow = flow
         self._when_lost: Callable[[], None] | None = None
 
@@ -50,7 +78,8 @@ class ClientLine:
 class ClientProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._line = ClientLine(transport, self.flow)
+        self.transport = reply_transport = ReplyTransport(transport)  # type: ignore[assignment]
+        self._line = ClientLine(transport, reply_transport, self.flow)
         self._extensions: dict[str, Any] = {CLIENT_LINE: self._line}
 
     def pause_writing(self) -> None:
