@@ -1,7 +1,7 @@
 """Every metric of the gateway, named once. Labels come from the catalogue only, and of each at most so many."""
 
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -15,6 +15,15 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
+class _OfModel(NamedTuple):
+    """What is counted of one model's requests, whatever became of them: looked up by its labels once."""
+
+    prompt_tokens: Counter
+    completion_tokens: Counter
+    duration: Histogram
+    ttft: Histogram
+
+
 class Metrics:
     """One registry an app, so that several can live in one process."""
 
@@ -22,6 +31,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._models: set[str] = set()
         self._priorities: set[str] = set()
+        self._of_models: dict[str, _OfModel] = {}
         counter = partial(Counter, registry=self.registry)
         gauge = partial(Gauge, registry=self.registry)
         seconds = partial(Histogram, registry=self.registry, buckets=_SECONDS)
@@ -77,11 +87,22 @@ class Metrics:
         self._in_flight.dec()
         model = _bounded(self._models, record.model, MAX_MODEL_LABELS)
         self._requests.labels(model, record.outcome.value).inc()
-        self._tokens.labels(model, "prompt").inc(record.prompt_tokens)
-        self._tokens.labels(model, "completion").inc(record.completion_tokens)
-        self._duration.labels(model).observe(record.duration_ms / 1000)
+        of_model = self._of_models.get(model) or self._begin(model)
+        of_model.prompt_tokens.inc(record.prompt_tokens)
+        of_model.completion_tokens.inc(record.completion_tokens)
+        of_model.duration.observe(record.duration_ms / 1000)
         if record.ttft_ms is not None:
-            self._ttft.labels(model).observe(record.ttft_ms / 1000)
+            of_model.ttft.observe(record.ttft_ms / 1000)
+
+    def _begin(self, model: str) -> _OfModel:
+        """`model` is a label: there are at most MAX_MODEL_LABELS and OTHER."""
+        of_model = self._of_models[model] = _OfModel(
+            self._tokens.labels(model, "prompt"),
+            self._tokens.labels(model, "completion"),
+            self._duration.labels(model),
+            self._ttft.labels(model),
+        )
+        return of_model
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
