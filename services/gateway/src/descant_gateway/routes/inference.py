@@ -1,8 +1,11 @@
 """The routes that reach a model. Raw ASGI handlers: `pipeline.serve` answers by itself, streaming or not."""
 
+from typing import Any
+
 import structlog
-from litestar import asgi
+from litestar.connection import ASGIConnection
 from litestar.enums import ScopeType
+from litestar.handlers import ASGIRouteHandler
 from litestar.types import Receive, Scope, Send
 
 from descant_gateway.call import Call
@@ -17,7 +20,14 @@ PATHS = list(ENDPOINTS)
 _log = structlog.get_logger("descant_gateway.inference")
 
 
-@asgi(PATHS, opt={OPT: Access.PIPELINE, LIMIT: RateLimitedBy.PIPELINE}, copy_scope=False)
+class _Handler(ASGIRouteHandler):
+    async def authorize_connection(self, connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+        """As Litestar's, which copies the handler for every guard of every request."""
+        for guard in self.resolve_guards():
+            await guard(connection, self)  # type: ignore[misc]
+
+
+@_Handler(PATHS, opt={OPT: Access.PIPELINE, LIMIT: RateLimitedBy.PIPELINE}, copy_scope=False)
 async def inference(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] != ScopeType.HTTP:
         await send({"type": "websocket.close", "code": 1008, "reason": "no websockets here"})
