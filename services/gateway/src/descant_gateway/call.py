@@ -5,8 +5,8 @@ noticed at once, whether its reply streams or not (frameworks cancel the former 
 """
 
 import asyncio
+import os
 import time
-import uuid
 from types import TracebackType
 from typing import Self
 
@@ -202,7 +202,7 @@ def request_id_of(headers: dict[bytes, bytes]) -> str:
         text = given.decode()
         if text.replace("-", "").replace("_", "").replace(".", "").isalnum():
             return text
-    return f"req_{uuid.uuid4().hex}"
+    return f"req_{os.urandom(16).hex()}"
 
 
 def _too_large(max_bytes: int) -> ApiError:

@@ -189,11 +189,10 @@ def period_end(period: Period, now: float) -> float:
 
 
 def rate_limit_headers(standings: tuple[Standing, ...]) -> dict[str, str]:
-    """OpenAI's x-ratelimit-{limit,remaining,reset}-{requests,tokens}, each of the tightest limit on the path."""
+    """OpenAI's x-ratelimit-{limit,remaining,reset}-{requests,tokens}, each of the tightest limit of those given, which
+    have to be shown ones."""
     tightest: dict[str, Standing] = {}
     for standing in standings:
-        if not standing.limit.is_shown:
-            continue
         counted = standing.limit.counted
         other = tightest.get(counted)
         if other is None or standing.left < other.left:
@@ -235,7 +234,8 @@ class LimitExceeded(ApiError):
 
     @property
     def headers(self) -> dict[str, str]:
-        headers = super().headers | rate_limit_headers(self._standings)
+        shown = tuple(standing for standing in self._standings if standing.limit.is_shown)
+        headers = super().headers | rate_limit_headers(shown)
         if not self._is_retried:
             headers["x-should-retry"] = "false"
         return headers

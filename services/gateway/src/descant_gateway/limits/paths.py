@@ -21,6 +21,8 @@ class LimitPath(Struct, frozen=True):
     """The limits of one key for one model, and what the script is told of them."""
 
     organization_id: UUID
+    tag: str
+    """Begins every key of the organization in Valkey: one hash slot for all of them."""
     limits: tuple[Limit, ...]
     counters: tuple[str, ...]
     """The counters' names in Valkey, one for each limit."""
@@ -43,11 +45,6 @@ class LimitPath(Struct, frozen=True):
             if values[which] > most:
                 return self.limits[position]
         return None
-
-    @property
-    def tag(self) -> str:
-        """Begins every key of the organization in Valkey: one hash slot for all of them."""
-        return tag_of(self.organization_id)
 
 
 class LimitPaths:
@@ -82,10 +79,12 @@ def path_of(organization_id: UUID, limits: tuple[Limit, ...]) -> LimitPath:
     described = [
         (limit.period.value, limit.capacity, _AMOUNT_INDEX[limit.counted], limit.is_shadow) for limit in limits
     ]
+    tag = tag_of(organization_id)
     return LimitPath(
         organization_id=organization_id,
+        tag=tag,
         limits=limits,
-        counters=tuple(f"{tag_of(organization_id)}:{limit.counter}" for limit in limits),
+        counters=tuple(f"{tag}:{limit.counter}" for limit in limits),
         described=msgspec.msgpack.encode(described),
         bounds=tuple((_AMOUNT_INDEX[limit.counted] - 1, _most(limit)) for limit in limits),
         shown=tuple(position for position, limit in enumerate(limits) if limit.is_shown),
