@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import pytest
 
@@ -26,6 +27,16 @@ def waits_for_memory(num_tokens: int) -> float:
 def computes(num_tokens: int) -> float:
     """As a large batch does: twice the tokens, twice the time."""
     return 0.02 * num_tokens
+
+
+CPU_STEPS = ((1, 0.034), (8, 0.043), (16, 0.066), (32, 0.096), (64, 0.178), (128, 0.335), (4096, 10.3))
+"""docs/results/speculative.md: tokens and seconds; the last, for prompts, as those before it go on."""
+
+
+def as_on_a_cpu(num_tokens: int) -> float:
+    """Waits for memory up to eight tokens, and computes beyond."""
+    (fewer, less), (more, longer) = next(pair for pair in pairwise(CPU_STEPS) if num_tokens <= pair[1][0])
+    return less + (longer - less) * (num_tokens - fewer) / (more - fewer)
 
 
 class Batch:
@@ -131,6 +142,13 @@ def ordinary(seed: int, length: int = 120) -> tuple[list[int], list[int]]:
     return text[:80], text[80:]
 
 
+def breaking_off(seed: int, length: int = 96) -> tuple[list[int], list[int]]:
+    """An output that looks like the prompt again, but for every third token: the longer a draft, the less of it."""
+    rng = random.Random(seed)
+    phrase = [rng.randrange(1, 5000) for _ in range(60)]
+    return phrase * 2, [phrase[place % 60] if place % 3 else rng.randrange(1, 5000) for place in range(length)]
+
+
 def drafted_by_model(share_right: float, seed: int, length: int = 200) -> tuple[list[int], list[int]]:
     rng = random.Random(seed)
     return [1] * 8, [int(rng.random() < share_right) for _ in range(length)]
@@ -153,6 +171,22 @@ def test_others_lose_nothing(noise, at_once, seconds):
     assert len(gains) / sum(1 / gain for gain in gains) > 0.98
     assert min(gains[2:]) > 0.9, "a single one loses what it takes to find out, at most"
     assert batch.num_drafted > 0 or at_once > 1
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+@pytest.mark.parametrize("num_earlier", [0, 1, 4])
+@pytest.mark.parametrize("text", [ordinary, breaking_off])
+def test_finding_out_what_eight_at_once_cost_takes_three_percent_at_most(text, num_earlier, noise):
+    """Of a new engine's first eight, also where texts before them were nearly always right."""
+    batch = Batch(by_ngrams(), as_on_a_cpu, noise)
+    if num_earlier:
+        batch.gain([repeating(seed) for seed in range(num_earlier)])
+    assert batch.gain([text(100 + seed, 96) for seed in range(8)]) > 0.97
+
+
+def test_the_first_text_that_repeats_itself_gains():
+    assert Batch(by_ngrams(), as_on_a_cpu).gain([repeating(0)]) > 2.5
+    assert Batch(by_ngrams(), as_on_a_cpu).gain([repeating(seed) for seed in range(4)]) > 1.2
 
 
 def test_where_every_token_costs_the_same_nobody_drafts_for_long():

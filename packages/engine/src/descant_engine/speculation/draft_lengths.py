@@ -43,7 +43,7 @@ def choose_lengths(
     num_requests = len(candidates)
     best = Choice((0,) * len(candidates), 1.0)
     for chance in LEAST_CHANCES:
-        lengths = within(max_tokens, [_length(candidate, chance) for candidate in candidates])
+        lengths = levelled(max_tokens, [_length(candidate, chance) for candidate in candidates])
         num_drafts = sum(lengths)
         if num_drafts == 0 or lengths == best.lengths:
             continue
@@ -70,3 +70,17 @@ def within(max_tokens: int, lengths: Sequence[int]) -> tuple[int, ...]:
         cut.append(min(length, max_tokens))
         max_tokens -= cut[-1]
     return tuple(cut)
+
+
+def levelled(max_tokens: int, lengths: Sequence[int]) -> tuple[int, ...]:
+    """Cut so that they are no more in all; the longest are cut to one length, for what comes last in a draft is least
+    likely to be right."""
+    if sum(lengths) <= max_tokens:
+        return tuple(lengths)
+    num_left, level = max_tokens, 0
+    for num_done, length in enumerate(sorted(lengths)):
+        level = num_left // (len(lengths) - num_done)
+        if length > level:
+            break
+        num_left -= length
+    return tuple(min(length, level) for length in lengths)

@@ -4,6 +4,7 @@ Two numbers rule it: how often a request's drafts are right, and how long steps 
 drafts do not pay none are made, but for a rare one that may show that it would pay again.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from descant_engine.scheduler.stats import DraftStats
 from descant_engine.speculation.acceptance import SHARED_MEMORY_TOKENS, AcceptanceRate
 from descant_engine.speculation.draft_lengths import Candidate, Choice, StepSeconds, choose_lengths, within
 from descant_engine.speculation.proposal import NO_PROPOSAL, Proposal, Proposer
+from descant_engine.speculation.stake import Stake
 from descant_engine.speculation.step_clock import StepClock
 from descant_engine.speculation.step_costs import StepCosts, StepKind, guessed_ratio, size_class
 
@@ -77,6 +79,9 @@ class Speculation:
         self._shared = AcceptanceRate(FIRST_RATE, SHARED_MEMORY_TOKENS)
         self._costs = StepCosts()
         self._clock = StepClock(self._costs)
+        self._stake = Stake()
+        self._num_staking = 0
+        """Requests of the step whose result is being applied, if its drafts were staked."""
         self._drafting: frozenset[str] = frozenset()
         """Who got drafts in the last step."""
         self._num_steps_on = 0
@@ -121,22 +126,31 @@ class Speculation:
     def arrived(self, plan: StepPlan, now: float) -> None:
         """The plan's result is there."""
         seconds = self._clock.arrive(plan.step_id, now)
+        self._num_staking = 0
         if seconds is None:
             return
+        has_drafts = any(part.num_draft_tokens for part in plan.scheduled)
         if plan.step_id == self._probe_step_id:
             self._probe_seconds -= seconds
-        elif not any(part.num_draft_tokens for part in plan.scheduled):
+        elif has_drafts:
+            if self._is_adaptive:
+                self._settle(plan)
+        else:
             self._probe_seconds += PROBE_SHARE * seconds
+            self._stake.save()
 
     def follow(self, request: Request, num_drafted: int, num_new: int) -> None:
         """`num_new` tokens of the request became known, from a step with `num_drafted` draft tokens."""
         if num_drafted:
             self._counts.count(num_drafted, num_new - 1)
+            if self._num_staking:
+                self._stake.won(num_new - 1, self._num_staking)
         if request.is_finished:
             return
         followed = self._followed.get(request.request_id)
         if followed is None:
             followed = self._followed[request.request_id] = _Followed(AcceptanceRate(self._shared.rate))
+            self._stake.share_with_newcomer()
         if num_drafted:
             self._observe(followed, num_new - 1, has_wrong=num_new <= num_drafted)
         elif followed.proposal.token_ids and followed.num_known_tokens == request.num_known_tokens - 1:
@@ -175,17 +189,40 @@ class Speculation:
         plain_seconds = self._costs.plain(len(requests))
         if plain_seconds is None or not any(candidate.max_tokens for candidate in candidates):
             return nothing
-        choice = choose_lengths(candidates, max_tokens, plain_seconds, self._seconds_with_drafts(len(requests)))
+        choice = self._choice(candidates, max_tokens, plain_seconds)
         if not any(choice.lengths) and self._may_probe(plain_seconds):
-            choice = self._probe(candidates, max_tokens)
+            choice = self._probe(candidates, self._most_drafts(len(requests), max_tokens, PROBE_COST * plain_seconds))
             self._is_probing = any(choice.lengths)
         return choice.lengths
+
+    def _choice(self, candidates: Sequence[Candidate], max_tokens: int, plain_seconds: float) -> Choice:
+        """What pays most, of what the stake pays for."""
+        num_requests = len(candidates)
+        seconds = self._seconds_with_drafts(num_requests)
+        choice = choose_lengths(candidates, max_tokens, plain_seconds, seconds)
+        num_drafts, most_seconds = sum(choice.lengths), self._stake.pays_for(plain_seconds)
+        if not num_drafts or self._at_most(num_requests, num_drafts, max(choice.lengths)) <= most_seconds:
+            return choice
+        affordable = self._most_drafts(num_requests, num_drafts, most_seconds)
+        return choose_lengths(candidates, affordable, plain_seconds, seconds)
 
     def _seconds_with_drafts(self, num_requests: int) -> StepSeconds:
         def seconds(num_tokens: int, longest: int) -> float:
             return self._costs.with_drafts(num_tokens, num_requests, self._num_drafting_steps(longest))
 
         return seconds
+
+    def _most_drafts(self, num_requests: int, max_tokens: int, most_seconds: float) -> int:
+        """How many tokens a step may check beside those of the requests and surely take no longer."""
+
+        def is_too_long(num_drafts: int) -> bool:
+            longest = min(-(-num_drafts // num_requests), self._max_tokens)
+            return self._at_most(num_requests, num_drafts, longest) > most_seconds
+
+        return bisect_left(range(1, max_tokens + 1), True, key=is_too_long)
+
+    def _at_most(self, num_requests: int, num_drafts: int, longest: int) -> float:
+        return self._costs.at_most(num_requests + num_drafts, self._num_drafting_steps(longest))
 
     def _may_probe(self, plain_seconds: float) -> bool:
         return self._num_probes_left > 0 or self._probe_seconds >= PROBE_STEPS * PROBE_COST * plain_seconds
@@ -212,6 +249,16 @@ class Speculation:
         return self._is_adaptive and self._num_steps_on >= STEPS_BETWEEN_PAUSES
 
     # Bookkeeping
+
+    def _settle(self, plan: StepPlan) -> None:
+        """By what such steps take, not by what this one took: what disturbs a step is no fault of drafts."""
+        num_requests = len(plan.scheduled)
+        plain_seconds = self._costs.plain(num_requests)
+        if plain_seconds is None:
+            return
+        longest = max(part.num_draft_tokens for part in plan.scheduled)
+        self._stake.took(self._at_most(num_requests, plan.num_tokens - num_requests, longest), plain_seconds)
+        self._num_staking = num_requests
 
     def _kind(self, plan: StepPlan, drafting: frozenset[str]) -> StepKind | None:
         """None for steps that compute prompts, and for those in which the draft model has to catch up first."""

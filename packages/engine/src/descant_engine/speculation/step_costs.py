@@ -1,10 +1,12 @@
 """How long steps take, by how much is in them: measured, for it depends on model, device, contexts and neighbours."""
 
 from collections import deque
-from math import log2, sqrt
+from math import exp2, log2, sqrt
 from typing import NamedTuple
 
 NUM_KEPT = 5
+NUM_SURE = 3
+"""Of fewer measurements the median may be of a step that was disturbed."""
 MAX_EXACT_TOKENS = 16
 BUCKETS_AN_OCTAVE = 4
 
@@ -26,36 +28,63 @@ def size_class(num_tokens: int) -> int:
     return MAX_EXACT_TOKENS + round(BUCKETS_AN_OCTAVE * log2(num_tokens / MAX_EXACT_TOKENS))
 
 
+def tokens_of(size: int) -> float:
+    """In the middle of a size class."""
+    if size <= MAX_EXACT_TOKENS:
+        return size
+    return MAX_EXACT_TOKENS * exp2((size - MAX_EXACT_TOKENS) / BUCKETS_AN_OCTAVE)
+
+
 class StepCosts:
     """Medians of the last few measurements of each kind: what disturbs one step counts for nothing."""
 
     def __init__(self) -> None:
         self._seconds: dict[StepKind, deque[float]] = {}
+        self._medians: dict[StepKind, float] = {}
 
     def note(self, kind: StepKind, seconds: float) -> None:
-        self._seconds.setdefault(kind, deque(maxlen=NUM_KEPT)).append(seconds)
+        kept = self._seconds.setdefault(kind, deque(maxlen=NUM_KEPT))
+        kept.append(seconds)
+        self._medians[kind] = sorted(kept)[(len(kept) - 1) // 2]
 
     def known(self, kind: StepKind) -> float | None:
         """Seconds; None if no such step was measured."""
-        if (seconds := self._seconds.get(kind)) is None:
-            return None
-        return sorted(seconds)[(len(seconds) - 1) // 2]
+        return self._medians.get(kind)
 
     def plain(self, num_tokens: int) -> float | None:
-        """Of a step without drafts, one token a request."""
-        return self.known(StepKind(0, False, size_class(num_tokens)))
+        """Of a step without drafts, one token a request; None until there were a few, for all is judged by it."""
+        kind = StepKind(0, False, size_class(num_tokens))
+        return self.known(kind) if self._is_sure(kind) else None
 
     def with_drafts(self, num_tokens: int, num_requests: int, num_drafting_steps: int) -> float:
         """Of a step that checks drafts, `num_tokens` in all; a guess if there was none, which takes that the plain
-        step of so many requests is known."""
-        if (seconds := self.known(StepKind(num_drafting_steps, True, size_class(num_tokens)))) is not None:
-            return seconds
+        step of so many requests is known. The guess goes on from the largest smaller step that was."""
+        size = size_class(num_tokens)
+        kind = StepKind(num_drafting_steps, True, size)
+        if (seconds := self.known(kind)) is not None:
+            return seconds if self._is_sure(kind) else min(seconds, self.at_most(num_tokens, num_drafting_steps))
         plain = self.plain(num_requests)
         assert plain is not None
-        return plain * guessed_ratio(num_tokens, num_requests)
+        least = size_class(num_requests)
+        smaller = [k for k in self._medians if k.has_drafts and k[0] == num_drafting_steps and least < k.size < size]
+        if not smaller:
+            return plain * guessed_ratio(num_tokens, num_requests)
+        nearest = max(smaller)
+        return self._medians[nearest] * guessed_ratio(num_tokens, tokens_of(nearest.size))
+
+    def _is_sure(self, kind: StepKind) -> bool:
+        return len(self._seconds.get(kind, ())) >= NUM_SURE
+
+    def at_most(self, num_tokens: int, num_drafting_steps: int) -> float:
+        """Of the same step, where nothing is free and nothing was disturbed: as long as a larger one, or longer than
+        a smaller one in proportion to its tokens or to those of the draft model."""
+        return min(
+            seconds * max(1.0, num_tokens / tokens_of(kind.size), (1 + num_drafting_steps) / (1 + kind[0]))
+            for kind, seconds in self._medians.items()
+        )
 
 
-def guessed_ratio(num_tokens: int, num_requests: int) -> float:
-    """How much longer a step of `num_tokens` takes than one with a token for each request: between one that waits for
-    memory, whose tokens are free, and one that computes, whose cost is in proportion."""
-    return sqrt(num_tokens / num_requests)
+def guessed_ratio(num_tokens: float, num_fewer: float) -> float:
+    """How much longer a step of `num_tokens` takes than one of fewer: between one that waits for memory, whose tokens
+    are free, and one that computes, whose cost is in proportion."""
+    return sqrt(num_tokens / num_fewer)
