@@ -4,9 +4,10 @@
     python scripts/gateway_figures.py --litellm litellm [--seconds 8] [--out docs/results/gateway]
 
 Ours has everything on (see gateway_cpu.py); LiteLLM has a master key and neither database nor Redis. One process each,
-both up the whole time, loaded in turns. Whole replies come from nginx, the load is wrk. Streams come from a backend
-that writes one chunk after the other with a pause, as engines do; a chunk's cost is what a reply of 50 chunks takes
-more than one of 2, with what the idle process uses in the same time taken off.
+both up the whole time, loaded in turns. Whole replies come from nginx, the load is wrk; at 16 connections, where the
+promise is, each gets nine short slices of load and its median slice counts, since machines swing. Streams come from a
+backend that writes one chunk after the other with a pause, as engines do; a chunk's cost is what a reply of 50 chunks
+takes more than one of 2, with what the idle process uses in the same time taken off.
 """
 
 import argparse
@@ -30,9 +31,10 @@ import gateway_cpu
 import gateway_parts
 import httpx
 from gateway_parts import Target
-from gateway_report import FEW_CHUNKS, NUM_CHUNKS, PROMISED, Figures, Streams, page, summary
+from gateway_report import FEW_CHUNKS, NUM_CHUNKS, PROMISED, SLICED_CONNECTIONS, Figures, Streams, page, summary
 
-CONNECTIONS = (1, 16, 64)
+CONNECTIONS = (1, 64)
+NUM_SLICES = 9
 STREAMS = (1, 16)
 NUM_STARTS = 3
 LITELLM_KEY = "sk-for-measuring-only"
@@ -169,6 +171,7 @@ def measure(targets: dict[str, tuple[Target, float]], seconds: int, folder: Path
     for target, _ in targets.values():
         warm_up(target)
     idle = {name: idle_cpu_ms_per_s(target.pid, seconds) for name, (target, _) in targets.items()}
+    slices = measure_slices(targets, max(1, seconds // 2), folder)
     loads = in_turns(targets, CONNECTIONS, lambda target, count, _: gateway_cpu.measure(target, count, seconds, folder))
     streams = in_turns(
         targets, STREAMS, lambda target, count, name: measure_streams(target, count, seconds * 2, idle[name])
@@ -176,6 +179,7 @@ def measure(targets: dict[str, tuple[Target, float]], seconds: int, folder: Path
     return {
         name: Figures(
             loads=loads[name],
+            slices=slices[name],
             streams=streams[name],
             idle_cpu_ms_per_s=round(idle[name], 2),
             rss_mb=round(gateway_parts.rss_mb(target.pid), 1),
@@ -183,6 +187,16 @@ def measure(targets: dict[str, tuple[Target, float]], seconds: int, folder: Path
         )
         for name, (target, ready_s) in targets.items()
     }
+
+
+def measure_slices(
+    targets: dict[str, tuple[Target, float]], seconds: int, folder: Path
+) -> dict[str, list[gateway_cpu.Load]]:
+    """Of `seconds` each. What wrk has under way when one ends is not counted, as at the end of any load."""
+    for target, _ in targets.values():
+        gateway_cpu.run_load(target, SLICED_CONNECTIONS, 2, folder)
+    rounds = (SLICED_CONNECTIONS,) * NUM_SLICES
+    return in_turns(targets, rounds, lambda target, count, _: gateway_cpu.measure_warm(target, count, seconds, folder))
 
 
 def in_turns(
@@ -246,7 +260,7 @@ def run(venv: Path, seconds: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--litellm", type=Path, help="the virtual environment that has it")
-    parser.add_argument("--seconds", type=int, default=8, help="of each load")
+    parser.add_argument("--seconds", type=int, default=8, help="of each load; of a slice half as many")
     parser.add_argument("--out", type=Path, default=Path("docs/results/gateway"), help="without .json and .md")
     options = parser.parse_args()
     if options.litellm is None:
