@@ -27,7 +27,9 @@ class Report(Struct, frozen=True):
 
 class BackendState(Struct):
     is_healthy: bool = True
-    """As the last probe found it."""
+    """As the last probes found it."""
+    num_silent_probes: int = 0
+    """The last so many were not answered in time."""
     num_in_flight: int = 0
     """Requests of this process that it is answering."""
     num_sent: int = 0

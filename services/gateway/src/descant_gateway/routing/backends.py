@@ -20,6 +20,10 @@ from descant_gateway.routing.route import Look
 _PROBE_TIMEOUT_S: Final = 2.0
 _PROBE_PATHS: Final = ("/ready", "/health")
 """The first one that the backend knows decides. A backend that knows neither is well if it answers at all."""
+_MAX_SILENT_PROBES: Final = 2
+"""So many in a row without an answer in time take a backend out (failureThreshold in Kubernetes, unhealthy_threshold in
+Envoy): one alone may be a machine that stood still for a moment, this one or the backend's. Who refuses a connection or
+says that he is not ready is out at once, and who answers is back at once."""
 
 
 class Backends:
@@ -144,10 +148,17 @@ class Backends:
                 callback()
 
     async def _probe(self, backend: Backend) -> None:
+        state = self.state(backend.name)
+        num_silent, state.num_silent_probes = state.num_silent_probes, 0
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
                 status = await self._probe_status(backend)
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        except TimeoutError:
+            state.num_silent_probes = num_silent + 1
+            if state.num_silent_probes >= _MAX_SILENT_PROBES:
+                reason = f"no answer to {state.num_silent_probes} probes in a row, within {_PROBE_TIMEOUT_S:g} s each"
+                self.mark(backend, is_healthy=False, reason=reason)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError: a name that no resolver takes. It must not end the probing of the others.
             self.mark(backend, is_healthy=False, reason=f"no answer: {error!r}")
         else:
