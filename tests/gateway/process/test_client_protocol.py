@@ -1,11 +1,18 @@
-"""What a client's socket carries: whole replies in one piece, whatever else is said on the connection."""
+"""What a client's socket carries: whole replies in one piece, whatever else is said, and the news that it is gone."""
 
 import asyncio
 import socket
 import struct
+from collections.abc import AsyncIterator
+from typing import NoReturn
 
 import pytest
 from tests.gateway.gateway_under_test import Running, World
+from uvicorn.protocols.http.flow_control import FlowControl
+
+from descant_gateway.call import Call
+from descant_gateway.errors import ClientLeft
+from descant_gateway.process.client_protocol import CLIENT_LINE, ClientLine, ReplyTransport
 
 CHAT = "/v1/chat/completions"
 BODY = b'{"model":"m","messages":[]}'
@@ -68,3 +75,48 @@ async def test_a_refusal_that_closes_the_connection_comes_whole(gateway: Running
     replies = await replies_to(gateway, request("no-key", more="connection: close\r\n"))
     assert replies.startswith(b"HTTP/1.1 401")
     assert replies.endswith(b"}")
+
+
+async def nothing_more() -> NoReturn:
+    raise AssertionError("the line tells of the client, not ASGI")
+
+
+async def nobody_listens(message: object) -> None:
+    raise AssertionError(message)
+
+
+@pytest.fixture
+async def line() -> AsyncIterator[ClientLine]:
+    """Of a connection to a server that says nothing."""
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, host, port)
+        yield ClientLine(transport, ReplyTransport(transport), FlowControl(transport))
+        transport.close()
+
+
+def call_on(line: ClientLine) -> Call:
+    scope = {"type": "http", "path": CHAT, "method": "POST", "headers": [], "client": None}
+    return Call({**scope, "extensions": {CLIENT_LINE: line}}, nothing_more, nobody_listens)  # type: ignore[typeddict-item]
+
+
+async def test_who_left_already_is_not_served(line: ClientLine) -> None:
+    line.lost()
+    with pytest.raises(ClientLeft):
+        async with call_on(line).cancelled_on_disconnect():
+            pytest.fail("nobody waits for this")
+
+
+async def test_who_leaves_later_is_not_served_to_the_end(line: ClientLine) -> None:
+    asyncio.get_running_loop().call_later(0.01, line.lost)
+    with pytest.raises(ClientLeft):
+        async with call_on(line).cancelled_on_disconnect():
+            await asyncio.sleep(5)
+            pytest.fail("nobody waits for this")
+
+
+async def test_a_connection_lost_after_its_request_cancels_nothing(line: ClientLine) -> None:
+    async with call_on(line).cancelled_on_disconnect():
+        await asyncio.sleep(0)
+    line.lost()
+    await asyncio.sleep(0.01)
