@@ -106,7 +106,8 @@ class Exchange:
             else:
                 await self._relay_whole(response)
         finally:
-            response.close()  # an unfinished one is aborted, a finished one is back in the pool already
+            if not response.closed:  # a finished one is, and its connection back in the pool already
+                response.close()
 
     async def _post(self) -> aiohttp.ClientResponse:
         self._meter.is_generating = True
