@@ -31,6 +31,8 @@ SORT_BLOCK, SORT_CHUNK = 32, 128
 
 SKINNY_MAX_TOKENS = 64
 """Beyond, tokens are read so often that a tile shared between multiprocessors (cuBLAS) is faster."""
+SKINNY_FEW_TILES, SKINNY_MANY_TILES = 640, 896
+"""Tiles of the weight on their way, of all programs: up to 16 tokens, and beyond, where tiles are half as wide."""
 SKINNY_BLOCK_OUT, SKINNY_BLOCK_IN = 64, 128
 """Rows and at most columns of the weight that a program of a skinny product multiplies at once."""
 
@@ -63,8 +65,9 @@ class SkinnyTiles(NamedTuple):
 def skinny_tiles(num_tokens: int, num_programs: int) -> SkinnyTiles:
     """The fewer programs share the chip, the more tiles each must have on their way."""
     if num_tokens <= MIN_DOT:
-        return SkinnyTiles(MIN_DOT, SKINNY_BLOCK_IN, num_stages=min(7, max(4, triton.cdiv(640, num_programs))))
-    stages = min(7, max(3, triton.cdiv(896, num_programs)))
+        stages = min(7, max(4, triton.cdiv(SKINNY_FEW_TILES, num_programs)))
+        return SkinnyTiles(MIN_DOT, SKINNY_BLOCK_IN, stages)
+    stages = min(7, max(3, triton.cdiv(SKINNY_MANY_TILES, num_programs)))
     return SkinnyTiles(32 if num_tokens <= 32 else SKINNY_MAX_TOKENS, SKINNY_BLOCK_IN // 2, stages)
 
 

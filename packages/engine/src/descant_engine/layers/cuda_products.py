@@ -7,6 +7,8 @@ from torch.nn import functional as F
 import descant_kernels as kernels
 
 FEW_TOKENS = 16
+"""Up to which a skinny product is faster in every layer, beside an adapter's kernels too. One of more tokens leaves
+those less room on the chip than cuBLAS does."""
 
 
 class DenseProduct:
@@ -15,8 +17,7 @@ class DenseProduct:
     splits = 1
     """Terms of a skinny product."""
     most_tokens = FEW_TOKENS
-    """Of a skinny product that has the chip to itself. Beside an adapter's kernels it leaves them less room than cuBLAS
-    does, and is kept to few tokens."""
+    """Of a skinny product that has the chip to itself."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = weight

@@ -58,15 +58,32 @@ class StepCosts:
 
     def with_drafts(self, num_tokens: int, num_requests: int, num_drafting_steps: int) -> float:
         """Of a step that checks drafts, `num_tokens` in all; a guess if there was none, which takes that the plain
-        step of so many requests is known. The guess goes on from the largest smaller step that was."""
-        size = size_class(num_tokens)
-        kind = StepKind(num_drafting_steps, True, size)
-        if (seconds := self.known(kind)) is not None:
-            return seconds if self._is_sure(kind) else min(seconds, self.at_most(num_tokens, num_drafting_steps))
+        step of so many requests is known."""
+        kind = StepKind(num_drafting_steps, True, size_class(num_tokens))
+        if (seconds := self.known(kind)) is None:
+            return self._guessed(kind, num_tokens, num_requests)
+        return seconds if self._is_sure(kind) else min(seconds, self.at_most(num_tokens, num_drafting_steps))
+
+    def at_most(self, num_tokens: int, num_drafting_steps: int) -> float:
+        """Of the same step, where nothing is free and nothing was disturbed: as long as a larger one, or longer than
+        a smaller one in proportion to its tokens or to those of the draft model."""
+        drafting_parts = 1 + num_drafting_steps
+        return min(
+            seconds * max(1.0, num_tokens / tokens_of(kind.size), drafting_parts / (1 + kind.num_drafting_steps))
+            for kind, seconds in self._medians.items()
+        )
+
+    def _guessed(self, kind: StepKind, num_tokens: int, num_requests: int) -> float:
+        """Goes on from the largest smaller step that was, with drafts if there was one."""
         plain = self.plain(num_requests)
         assert plain is not None
-        least = size_class(num_requests)
-        smaller = [k for k in self._medians if k.has_drafts and k[0] == num_drafting_steps and least < k.size < size]
+        smaller = [
+            other
+            for other in self._medians
+            if other.has_drafts
+            and other.num_drafting_steps == kind.num_drafting_steps
+            and size_class(num_requests) < other.size < kind.size
+        ]
         if not smaller:
             return plain * guessed_ratio(num_tokens, num_requests)
         nearest = max(smaller)
@@ -74,14 +91,6 @@ class StepCosts:
 
     def _is_sure(self, kind: StepKind) -> bool:
         return len(self._seconds.get(kind, ())) >= NUM_SURE
-
-    def at_most(self, num_tokens: int, num_drafting_steps: int) -> float:
-        """Of the same step, where nothing is free and nothing was disturbed: as long as a larger one, or longer than
-        a smaller one in proportion to its tokens or to those of the draft model."""
-        return min(
-            seconds * max(1.0, num_tokens / tokens_of(kind.size), (1 + num_drafting_steps) / (1 + kind[0]))
-            for kind, seconds in self._medians.items()
-        )
 
 
 def guessed_ratio(num_tokens: float, num_fewer: float) -> float:
