@@ -50,6 +50,11 @@ class LlguidanceMatcher:
 
     @classmethod
     def fill_bitmasks(cls, places: Sequence[tuple[Self, int]], words: Bitmask, num_threads: int) -> None:
+        if num_threads == 1:
+            # By this thread: another would take a core from torch's, which wait for the next product without sleeping.
+            for matcher, index in places:
+                matcher.fill_bitmask(words[index])
+            return
         for matcher, index in places:
             if matcher._matcher.is_error():
                 words[index].fill(0)
