@@ -78,7 +78,8 @@ class RequestTimes(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """The scheduler's record of an EngineRequest.
+    """The scheduler's record of an EngineRequest. What counts its way through steps moves by the methods below and no
+    other way; blocks are `KvCache`'s, the status is `UnfinishedRequests`', the adapter's slot the batch's.
 
     Invariants (known = prompt + output; scheduled = tokens whose KV is written or in a step on its way):
 
@@ -146,6 +147,46 @@ class Request:
         if self.spec.pooling is not None:
             return self.spec.pooling.needs_every_token
         return self.spec.params.prompt_logprobs is not None and not self.output_token_ids
+
+    def enter(self, num_found_tokens: int, now: float) -> None:
+        """Into the batch, with the KV of so many tokens found in the prefix cache."""
+        self.num_computed_tokens = num_found_tokens
+        if self.num_preemptions == 0:
+            self.scheduled = now
+            self.num_cached_tokens = self.num_charged_tokens = num_found_tokens
+
+    def preempt(self) -> None:
+        """Out of the batch again: what it has computed is lost."""
+        self.num_computed_tokens = 0
+        self.num_preemptions += 1
+
+    def compute(self, num_tokens: int) -> bool:
+        """Its next `num_tokens` are in a step, and count as computed from now on. True if they are all that are known,
+        so that the step samples the one after them."""
+        samples = self.num_computed_tokens + num_tokens == self.num_tokens
+        self.num_computed_tokens += num_tokens
+        self.num_inflight_samples += samples
+        return samples
+
+    def check_drafts(self, num_drafts: int) -> None:
+        """The step that samples checks so many drafts beside."""
+        self.num_inflight_drafts = num_drafts
+
+    def land(self) -> None:
+        """A step that sampled for it has ended."""
+        self.num_inflight_samples -= 1
+
+    def settle_drafts(self, num_right: int) -> None:
+        """Of the drafts that the step checked so many were right: their KV stands, unless preemption has taken it."""
+        if self.status is RequestStatus.RUNNING:
+            self.num_computed_tokens += num_right
+        self.num_inflight_drafts = 0
+
+    def charge(self, num_tokens: int) -> int:
+        """Its next `num_tokens` are paid for. Returns how many of them had not been."""
+        num_new = max(self.num_computed_tokens + num_tokens - self.num_charged_tokens, 0)
+        self.num_charged_tokens += num_new
+        return num_new
 
     def times(self, finished: float | None = None) -> RequestTimes:
         return RequestTimes(self.arrived, self.scheduled, self.first_token, finished, self.num_preemptions)

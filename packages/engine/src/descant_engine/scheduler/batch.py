@@ -42,10 +42,8 @@ class Batch:
         self._precedence.run(request.share, 1)
         if request.spec.adapter_digest is not None:
             request.adapter_slot = self._adapters.pin(request.spec.adapter_digest)
-        request.num_computed_tokens = len(request.block_ids) * self._block_size
+        request.enter(len(request.block_ids) * self._block_size, now)
         if request.num_preemptions == 0:
-            request.scheduled = now
-            request.num_cached_tokens = request.num_charged_tokens = request.num_computed_tokens
             self._kv.count_prefix_query(request)
 
     def leave(self, request: Request) -> None:

@@ -39,7 +39,6 @@ class Outcomes:
 
     def pooled(self, request: Request, vector: bytes, now: float) -> TokenDelta:
         """The vector that was asked for, with which the request ends."""
-        request.num_inflight_samples -= 1
         request.first_token = now
         self._unfinished.finish(request, FinishReason.STOP, now)
         return TokenDelta(

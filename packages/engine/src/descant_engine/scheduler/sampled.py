@@ -5,7 +5,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import NamedTuple
 
-from descant_engine.request import FinishReason, Request, RequestStatus
+from descant_engine.request import FinishReason, Request
 
 FIRST, SECOND = itemgetter(0), itemgetter(1)
 
@@ -32,9 +32,7 @@ def append(request: Request, token_ids: tuple[int, ...]) -> Appended:
         request.output_token_ids.append(token_ids[num_taken])
         num_taken += 1
         reason = _end_with(request, token_ids[num_taken - 1])
-    if request.status is RequestStatus.RUNNING:  # a preempted one has lost what was computed
-        request.num_computed_tokens += num_taken - 1
-    request.num_inflight_drafts = 0
+    request.settle_drafts(num_taken - 1)
     stop_token_id = token_ids[num_taken - 1] if reason is FinishReason.STOP else None
     return Appended(token_ids[:num_taken], reason, stop_token_id)
 

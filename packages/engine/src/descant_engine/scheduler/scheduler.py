@@ -135,12 +135,14 @@ class Scheduler:
             self._speculation.arrived(plan, now)
         for request_id, token_ids in by_request(result.sampled):
             request = sampling[request_id]
-            request.num_inflight_samples -= 1
+            request.land()
             if not request.is_finished:
                 logprobs = result.logprobs.get(request_id, NO_LOGPROBS)
                 deltas.append(outcomes.sampled(request, token_ids, logprobs, now))
         for request_id, vector in result.pooled.items():
-            if not (request := sampling[request_id]).is_finished:
+            request = sampling[request_id]
+            request.land()
+            if not request.is_finished:
                 deltas.append(outcomes.pooled(request, vector, now))
         return deltas
 

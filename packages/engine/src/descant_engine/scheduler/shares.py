@@ -25,13 +25,10 @@ class Shares:
         share.leave()
 
 
-def cost_of(request: Request, num_tokens: int) -> int:
-    """Of the request's next `num_tokens`, in so far as nobody has paid for them: what a preempted request computes
-    again, or found in the prefix cache, is free."""
+def charge(request: Request, num_tokens: int) -> None:
+    """Charges the request's share for its next `num_tokens`, in so far as nobody has paid for them: what a preempted
+    request computes again, or found in the prefix cache, is free."""
     num_charged = request.num_charged_tokens
-    num_new = request.num_computed_tokens + num_tokens - num_charged
-    if num_new <= 0:
-        return 0
-    request.num_charged_tokens = num_charged + num_new
-    num_inputs = min(max(len(request.spec.prompt_token_ids) - num_charged, 0), num_new)
-    return INPUT_TOKEN_COST * num_inputs + OUTPUT_TOKEN_COST * (num_new - num_inputs)
+    if num_new := request.charge(num_tokens):
+        num_inputs = min(max(len(request.spec.prompt_token_ids) - num_charged, 0), num_new)
+        request.share.charge(INPUT_TOKEN_COST * num_inputs + OUTPUT_TOKEN_COST * (num_new - num_inputs))

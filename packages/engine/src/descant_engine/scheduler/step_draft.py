@@ -85,15 +85,13 @@ class StepDraft:
     def schedule(self, request: Request, num_tokens: int, new_block_ids: tuple[int, ...]) -> None:
         """Puts the next `num_tokens` of the request into the step, and counts them as computed from now on."""
         first = request.num_computed_tokens
-        samples = first + num_tokens == request.num_tokens
+        samples = request.compute(num_tokens)
         gives_token = samples and request.spec.pooling is None
         self.scheduled.append(ScheduledRequest(request.request_id, first, num_tokens, new_block_ids, gives_token))
         self.requests.append(request)
         self.num_tokens_left -= num_tokens
         self.num_tokens += num_tokens
-        request.num_computed_tokens += num_tokens
         if samples:
-            request.num_inflight_samples += 1
             self.sampling[request.request_id] = request
 
     def add_drafts(self, index: int, proposal: Proposal, new_block_ids: tuple[int, ...]) -> None:
@@ -105,7 +103,7 @@ class StepDraft:
             num_draft_tokens=proposal.num_tokens,
             draft_token_ids=proposal.token_ids,
         )
-        self.requests[index].num_inflight_drafts = proposal.num_tokens
+        self.requests[index].check_drafts(proposal.num_tokens)
         self.num_tokens_left -= proposal.num_tokens
         self.num_tokens += proposal.num_tokens
 

@@ -9,7 +9,7 @@ from descant_engine.scheduler.adapter_loading import AdapterLoading
 from descant_engine.scheduler.drafts import add_drafts
 from descant_engine.scheduler.precedence import Precedence
 from descant_engine.scheduler.room import Room
-from descant_engine.scheduler.shares import cost_of
+from descant_engine.scheduler.shares import charge
 from descant_engine.scheduler.step_draft import StepDraft, num_schedulable_tokens
 from descant_engine.scheduler.unfinished import UnfinishedRequests
 from descant_engine.speculation.speculation import Speculation
@@ -117,7 +117,7 @@ class StepPlanner:
             self._compute(step, request, num_tokens, ())
 
     def _compute(self, step: StepDraft, request: Request, num_tokens: int, new_block_ids: tuple[int, ...]) -> None:
-        request.share.charge(cost_of(request, num_tokens))
+        charge(request, num_tokens)
         step.schedule(request, num_tokens, new_block_ids)
 
     def _grow(self, request: Request, num_tokens: int) -> tuple[int, ...] | None:

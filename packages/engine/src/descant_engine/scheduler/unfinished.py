@@ -58,8 +58,7 @@ class UnfinishedRequests:
     def preempt(self, request: Request) -> None:
         """Takes a running request's blocks and sends it back to its line; what it has computed is lost."""
         self.running.leave(request)
-        request.num_computed_tokens = 0
-        request.num_preemptions += 1
+        request.preempt()
         self._wait(request)
         self.num_preemptions += 1
 
