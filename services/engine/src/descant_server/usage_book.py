@@ -26,7 +26,11 @@ class UsageBook:
 
     @contextmanager
     def entry(self, charge: str, streams: Sequence[RequestStream]) -> Iterator[None]:
-        """`with` it around a call; `streams` are all that it has submitted by the end."""
+        """`with` it around a call; `streams` are all that it has submitted by the end.
+
+        A gateway that tries again under the same name asks for its last try: an earlier one that still ends is no
+        longer its answer.
+        """
         if not charge:
             yield
             return
@@ -34,7 +38,8 @@ class UsageBook:
         try:
             yield
         finally:
-            self._close(charge, total_of(streams))
+            if self._open.get(charge) is has_ended:
+                self._close(charge, total_of(streams))
             has_ended.set()
 
     async def ended(self, charge: str, *, within_s: float) -> EndedUsage | None:
@@ -43,14 +48,13 @@ class UsageBook:
         Raises:
             TimeoutError: it still runs.
         """
-        under_way = self._open.get(charge)
-        if under_way is not None:
-            async with asyncio.timeout(within_s):
+        async with asyncio.timeout(within_s):
+            while (under_way := self._open.get(charge)) is not None:
                 await under_way.wait()
         return self._ended.get(charge)
 
     def _close(self, charge: str, usage: EndedUsage) -> None:
-        self._open.pop(charge, None)
+        del self._open[charge]
         self._ended[charge] = usage
         while len(self._ended) > self._max_ended:
             self._ended.popitem(last=False)
