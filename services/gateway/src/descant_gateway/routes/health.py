@@ -26,7 +26,7 @@ class Readiness(Struct, frozen=True):
     valkey: bool
     """While away, keys with limits get 503 and keys without are served: so it does not make the gateway unready."""
     database: bool
-    """While away, requests are served from the last catalogue and usage is spooled."""
+    """Was the catalogue read from it lately? While not, requests are served from the last one; usage is spooled."""
 
 
 @get("/health", opt=_PUBLIC, sync_to_thread=False)
@@ -67,7 +67,8 @@ def _lacks(gateway: Gateway, *, valkey: bool, database: bool) -> list[str]:
     if not valkey:
         lacks.append("Valkey is away: keys with limits get 503")
     if not database:
-        lacks.append(f"PostgreSQL is away: the catalogue is {gateway.feed.age_s:.0f} s old, usage goes to the spool")
+        why = "PostgreSQL is away, or holds a row that can't be read: the log says which"
+        lacks.append(f"the catalogue was not refreshed for {gateway.feed.age_s:.0f} s: {why}")
     unwell = sorted(name for name, state in gateway.backends.states.items() if not state.is_healthy)
     if unwell:
         lacks.append(f"{len(unwell)} of {len(gateway.backends.states)} backends are not healthy")
