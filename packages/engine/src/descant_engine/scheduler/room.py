@@ -1,5 +1,8 @@
 """How much of a step and of the batch a request may take, by who else is there."""
 
+from dataclasses import dataclass
+from math import inf
+
 from descant_engine.config import ResolvedConfig
 from descant_engine.request import Request
 from descant_engine.scheduler.precedence import Precedence
@@ -25,6 +28,21 @@ USUAL_PROMPT_WEIGHT = 0.05
 """Of the latest prompt in the mean of all."""
 
 
+@dataclass(slots=True)
+class _StepRoom:
+    """Of the step that is being planned."""
+
+    num_prompt_tokens: int = 0
+    has_prompt_within_part: bool = False
+    """Whether some of them belong to a share that runs no more than its part."""
+    num_first: int | None = None
+    """Requests in it when everybody who goes first was; None before that."""
+    limit_s: float = inf
+    """How long it may take for shares beyond their part,"""
+    limit_beside_lower_s: float = inf
+    """and for lower priorities."""
+
+
 class Room:
     """Bounds what who comes rarely, or goes first, has to wait for: a place, a block, and steps that others fill."""
 
@@ -36,8 +54,17 @@ class Room:
         self._times = times
         self._usual_prompt = 0.0
         """Tokens that newcomers who go first had to compute, on average."""
+        self._step = _StepRoom()
         self._num_steps_left_out = 0
         """The latest steps that had nothing of those who give way and run."""
+
+    def begin_step(self) -> None:
+        self._step = _StepRoom()
+
+    @property
+    def is_rest(self) -> bool:
+        """Whether everybody who goes first is in the step, so that the rest of it is for those who give way."""
+        return self._step.num_first is not None
 
     def is_over_part(self, share: Share) -> bool:
         """Whether the share runs clearly more than its part of the batch."""
@@ -57,24 +84,23 @@ class Room:
 
     def open_rest(self, step: StepDraft) -> None:
         """Everybody who goes first is in the step: the rest is for those who give way."""
-        step.is_rest = True
-        step.num_first = len(step.scheduled)
+        self._step.num_first = len(step.scheduled)
         if (costs := self._times.costs) is None:
             return
         alone = costs.of(StepWork(1, 0))
         without = max(alone, costs.of(step.work))
         first = alone + costs.of(StepWork(1, max(0, round(self._usual_prompt) - 1)))
-        step.limit_s = without + DELAY_BY_SHARES * first
-        step.limit_beside_lower_s = without + DELAY_BY_LOWER * first
+        self._step.limit_s = without + DELAY_BY_SHARES * first
+        self._step.limit_beside_lower_s = without + DELAY_BY_LOWER * first
 
     def has_time_for_token(self, request: Request, step: StepDraft) -> bool:
         """For a request that gives way, whether one token of it may be in the step."""
-        if self._is_left_out(request, step):
+        if self._is_left_out(request):
             return False
-        if (costs := self._times.costs) is None or not step.has_rest:
+        if (costs := self._times.costs) is None or not self._has_rest(step):
             return True
         work = step.work
-        return costs.of(StepWork(work.num_requests + 1, work.num_more_tokens)) <= self._limit_s(request, step)
+        return costs.of(StepWork(work.num_requests + 1, work.num_more_tokens)) <= self._limit_s(request)
 
     def num_prompt_tokens(self, request: Request, step: StepDraft) -> int:
         """How many of the step's tokens the request's prompt may take. Who runs more than his part takes few, and none
@@ -83,22 +109,22 @@ class Room:
         gives_way = self._precedence.gives_way(request)
         if not gives_way and not self.is_over_part(request.share):
             return step.num_tokens_left
-        if self._is_left_out(request, step):
+        if self._is_left_out(request):
             return 0
-        num_tokens = min(self._max_prompt_tokens - step.num_prompt_tokens, step.num_tokens_left)
+        num_tokens = min(self._max_prompt_tokens - self._step.num_prompt_tokens, step.num_tokens_left)
         if gives_way:
             num_tokens = min(num_tokens, self._num_tokens_in_time(request, step))
         return max(num_tokens, 0)
 
-    def note_prompt(self, request: Request, num_tokens: int, step: StepDraft) -> None:
-        step.num_prompt_tokens += num_tokens
-        if self._precedence.gives_way(request) or self.is_over_part(request.share):
-            return
-        step.has_prompt_within_part = True
+    def note_prompt(self, request: Request, num_tokens: int) -> None:
+        """So many tokens of the request's prompt are put into the step."""
+        self._step.num_prompt_tokens += num_tokens
+        if not self._precedence.gives_way(request) and not self.is_over_part(request.share):
+            self._step.has_prompt_within_part = True
 
     def note_rest(self, step: StepDraft) -> None:
         """Everybody who gives way and runs has had what there is for him."""
-        is_left_out = bool(step.postponed) and not step.has_rest
+        is_left_out = bool(step.postponed) and not self._has_rest(step)
         self._num_steps_left_out = self._num_steps_left_out + 1 if is_left_out else 0
 
     def note_newcomer(self, request: Request) -> None:
@@ -107,9 +133,13 @@ class Room:
             num_tokens = request.num_tokens - request.num_computed_tokens
             self._usual_prompt += USUAL_PROMPT_WEIGHT * (num_tokens - self._usual_prompt)
 
-    def _is_left_out(self, request: Request, step: StepDraft) -> bool:
+    def _has_rest(self, step: StepDraft) -> bool:
+        """Whether somebody who gives way is in the step."""
+        return self._step.num_first is not None and len(step.scheduled) > self._step.num_first
+
+    def _is_left_out(self, request: Request) -> bool:
         """Whether somebody's first token would wait for the request's. Lower priorities may be left out for good."""
-        if not step.has_prompt_within_part:
+        if not self._step.has_prompt_within_part:
             return False
         return self._num_steps_left_out < MAX_STEPS_LEFT_OUT or self._precedence.is_lower(request)
 
@@ -121,9 +151,9 @@ class Room:
             return step.num_tokens_left
         work = step.work
         one_more = costs.of(StepWork(work.num_requests + 1, max(work.num_more_tokens, 1)))
-        num_tokens = 1 + (self._limit_s(request, step) - one_more) / max(costs.more_token, 1e-9)
-        least = 0 if step.has_rest else LEAST_TOKENS
+        num_tokens = 1 + (self._limit_s(request) - one_more) / max(costs.more_token, 1e-9)
+        least = 0 if self._has_rest(step) else LEAST_TOKENS
         return max(int(min(num_tokens, step.num_tokens_left)), least)
 
-    def _limit_s(self, request: Request, step: StepDraft) -> float:
-        return step.limit_beside_lower_s if self._precedence.is_lower(request) else step.limit_s
+    def _limit_s(self, request: Request) -> float:
+        return self._step.limit_beside_lower_s if self._precedence.is_lower(request) else self._step.limit_s

@@ -1,7 +1,6 @@
 """The plan while it is being made."""
 
 from dataclasses import dataclass, field
-from math import inf
 
 from descant_engine.request import Request
 from descant_engine.scheduler.plan import AdapterMove, AdmittedRequest, ScheduledRequest, StepPlan
@@ -25,32 +24,15 @@ class StepDraft:
     """Of those admitted, who came last."""
     num_tokens: int = 0
     """In it so far."""
-    num_prompt_tokens: int = 0
-    """Those of prompts."""
     postponed: list[Request] = field(default_factory=list)
     """Running requests that come after whoever is admitted: they give way, or have prompts and their shares run more
     than their part."""
-    is_rest: bool = False
-    """Whether everybody who goes first is in it."""
-    num_first: int = 0
-    """Requests in it by then."""
-    limit_s: float = inf
-    """How long the step may take for shares beyond their part,"""
-    limit_beside_lower_s: float = inf
-    """and for lower priorities."""
-    has_prompt_within_part: bool = False
-    """Whether some of them belong to a share that runs no more than its part."""
     sampling: dict[str, Request] = field(default_factory=dict)
     """Those whose next token this step samples, or whose vector it gives."""
 
     @property
     def work(self) -> StepWork:
         return StepWork(len(self.scheduled), self.num_tokens - len(self.scheduled))
-
-    @property
-    def has_rest(self) -> bool:
-        """Whether somebody who gives way is in it."""
-        return self.is_rest and len(self.scheduled) > self.num_first
 
     def num_tokens_for(self, request: Request) -> int:
         """How many of the request's tokens the step has room for."""

@@ -43,6 +43,7 @@ class StepPlanner:
 
     def fill(self, step: StepDraft) -> None:
         """Puts into an empty step all that it has room for, and starts what adapters need."""
+        self._room.begin_step()
         self._waiting.set_aside(self._precedence.shares)
         self._schedule_running(step)
         self._resume_held(step)
@@ -113,7 +114,7 @@ class StepPlanner:
         if first is not None and first.share.is_ahead_of(request.share):
             num_tokens = min(num_tokens, max(step.num_tokens_left // 2, 1))
         if num_tokens > 0:
-            self._room.note_prompt(request, num_tokens, step)
+            self._room.note_prompt(request, num_tokens)
             self._compute(step, request, num_tokens, ())
 
     def _compute(self, step: StepDraft, request: Request, num_tokens: int, new_block_ids: tuple[int, ...]) -> None:
@@ -169,7 +170,7 @@ class StepPlanner:
 
     def _displace(self, step: StepDraft, request: Request) -> bool:
         """Whether somebody of lower priority, who is not in the step yet, left the batch for the request."""
-        if step.is_rest or not len(self._running):
+        if self._room.is_rest or not len(self._running):
             return False
         last = self._running.last
         if not self._precedence.is_lower(last) or last.spec.priority <= request.spec.priority:
@@ -178,7 +179,7 @@ class StepPlanner:
         return True
 
     def _has_place(self, step: StepDraft, request: Request) -> bool:
-        if not step.is_rest and self._comes_later(step, request):
+        if not self._room.is_rest and self._comes_later(step, request):
             return False
         return self._room.has_place(request, len(self._running)) and self._room.num_prompt_tokens(request, step) > 0
 
@@ -210,7 +211,7 @@ class StepPlanner:
         self._kv.grow(request, request.num_known_tokens)
         step.admit(request)
         num_tokens = min(step.num_tokens_for(request), num_tokens)
-        self._room.note_prompt(request, num_tokens, step)
+        self._room.note_prompt(request, num_tokens)
         self._compute(step, request, num_tokens, tuple(request.block_ids))
         self._kv.cache_full_blocks(request)  # for whoever is admitted after it, in this step already
         return True
