@@ -34,6 +34,7 @@ def model(stack: Stack) -> None:
 def messages(stack: Stack) -> None:
     counts_what_is_charged(stack)
     counts_what_is_charged(stack, messages=[*HELLO, {"role": "assistant", "content": "Hi"}, *HELLO])
+    counts_what_is_charged(stack, messages=[*HELLO, {"role": "assistant", "content": "Hi"}])
 
 
 @COUNT_TOKENS.works("system")

@@ -68,7 +68,11 @@ def model(stack: Stack) -> None:
         create(stack, model="nobody")
 
 
-@MESSAGES.works("messages", "Texts, tool calls and their results, thinking. Images and documents are refused.")
+@MESSAGES.works(
+    "messages",
+    "Texts, tool calls and their results, thinking. An answer goes on from an assistant's text that comes last. Images"
+    " and documents are refused.",
+)
 def messages(stack: Stack) -> None:
     plain = ask(stack)
     assert (plain.type, plain.role, plain.usage.output_tokens) == ("message", "assistant", 8)
@@ -81,6 +85,8 @@ def messages(stack: Stack) -> None:
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "snow"}]},
     ]
     assert num_input(ask(stack, messages=used, tools=TOOLS)) > num_input(plain)
+    begun = [*HELLO, {"role": "assistant", "content": text(plain)[:3]}]
+    assert num_input(ask(stack, messages=begun)) == num_input(plain) + 3
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
     assert_refused(stack, "messages", [{"role": "user", "content": [image]}])
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import httpx
 import pytest
-from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI
+from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI, pydantic_function_tool
 from pydantic import BaseModel
 
 from .asking import HELLO
@@ -29,6 +29,22 @@ def test_answers_are_parsed_into_classes(stack: Stack) -> None:
     with stack.openai.chat.completions.stream(**options) as events:
         final = events.get_final_completion().choices[0].message.parsed
     assert final == parsed
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_what_was_parsed_can_be_sent_back(stack: Stack) -> None:
+    """The client leaves what it read out of an answer in the message, and sends it along."""
+    parse = stack.openai.chat.completions.parse
+    told = parse(**chat(response_format=Report, max_completion_tokens=100)).choices[0].message
+    tool = pydantic_function_tool(Report)
+    named = {"type": "function", "function": {"name": "Report"}}
+    called = parse(**chat(tools=[tool], tool_choice=named, max_completion_tokens=100)).choices[0].message
+    (call,) = called.tool_calls or []
+    assert isinstance(call.function.parsed_arguments, Report)
+    result = {"role": "tool", "tool_call_id": call.id, "content": "thanks"}
+    for messages in ([told], [called, result], [called.model_dump(warnings=False), result]):
+        again = chat(messages=[*HELLO, *messages], tools=[tool], max_completion_tokens=1)
+        assert stack.openai.chat.completions.create(**again).choices
 
 
 def test_a_stream_of_a_call_becomes_the_call(stack: Stack) -> None:

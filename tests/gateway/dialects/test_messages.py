@@ -11,6 +11,8 @@ from tests.gateway.gateway_under_test import Running, World, bearer, eventually,
 from tests.gateway.scripted_upstream import Script, ScriptedUpstream
 from tests.gateway.upstream import running
 
+from descant_gateway.dialects.message_request import prompt_only
+from descant_wire.anthropic import CountTokensRequest, InputMessage
 from descant_wire.sse import SseDecoder
 
 if TYPE_CHECKING:
@@ -194,6 +196,24 @@ async def test_a_whole_conversation_with_tools_is_translated(
     assert (sent["temperature"], sent["top_p"], sent["top_k"], sent["user"]) == (0.5, 0.9, 3, "u")
 
 
+CALL = {"type": "tool_use", "id": "call_1", "name": "weather", "input": {}}
+
+
+@pytest.mark.parametrize(
+    ("content", "goes_on"),
+    [("It is", True), ([{"type": "text", "text": "It is"}], True), ([CALL], False), ("", False)],
+)
+async def test_an_answer_goes_on_from_its_beginning(
+    gateway: Running, upstream: ScriptedUpstream, key: str, content: str | list[dict], goes_on: bool
+) -> None:
+    messages = [*ASK["messages"], {"role": "assistant", "content": content}]
+    reply = await gateway.client.post("/v1/messages", headers={"x-api-key": key}, json=ASK | {"messages": messages})
+    assert reply.status_code == 200
+    said = upstream.received[-1].json
+    wanted = {"continue_final_message": True, "add_generation_prompt": False} if goes_on else {}
+    assert {name: said[name] for name in ("continue_final_message", "add_generation_prompt") if name in said} == wanted
+
+
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "eA=="}}
 
 
@@ -208,6 +228,8 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ({"max_tokens": 0}, "max_tokens"),
         ({"nonsense": 1}, "nonsense"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tools": [], "tool_choice": {"type": "tool", "name": "weather"}}, "tool_choice"),
     ],
 )
 async def test_what_is_not_served_is_refused_by_name(gateway: Running, key: str, fields: dict, named: str) -> None:
@@ -283,6 +305,12 @@ async def test_a_prompts_tokens_are_counted_by_the_backends_tokenizer(world: Wor
     assert first.json["tools"][0]["function"]["name"] == "weather"
     assert "tools" not in second.json
     assert not {"max_tokens", "stream"} & first.json.keys()
+
+
+def test_the_beginning_of_an_answer_is_counted_as_it_is_sent() -> None:
+    messages = [InputMessage(role="user", content="Hi"), InputMessage(role="assistant", content="It is")]
+    said = prompt_only(CountTokensRequest(model="m", messages=messages))
+    assert (said["continue_final_message"], said["add_generation_prompt"]) == (True, False)
 
 
 async def test_what_can_not_be_counted_is_refused_by_name(gateway: Running, key: str) -> None:

@@ -189,12 +189,33 @@ async def test_what_is_not_to_be_stored_is_not(client: AsyncOpenAI, stage: Stage
         ({"extra_body": {"nonsense": 1}}, "nonsense"),
         ({"input": ""}, "input"),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
+        ({"extra_body": {"response_format": {"type": "json_object"}}}, "response_format"),
+        ({"extra_body": {"messages": []}}, "messages"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "name": "weather"}}, "tool_choice"),
     ],
 )
 async def test_what_is_not_served_is_refused_by_name(client: AsyncOpenAI, fields: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequestError) as refused:
         await client.responses.create(**{"model": "m", "input": "Hi"} | fields)
     assert refused.value.param == param
+    assert f"`{param}`" in refused.value.message
+
+
+async def test_a_refusal_of_the_backend_s_is_in_the_words_of_responses(client: AsyncOpenAI, stage: Stage) -> None:
+    stage.upstream.status = 400
+    stage.upstream.error_body = b'{"error":{"message":"`messages[0]` is odd.","type":"x","param":"messages[0]"}}'
+    with pytest.raises(BadRequestError, match="`input` is odd") as refused:
+        await client.responses.create(model="m", input="Hi")
+    assert refused.value.param == "input"
+
+
+async def test_items_are_numbered_as_they_were_sent(client: AsyncOpenAI) -> None:
+    first = await client.responses.create(model="m", input="Hi")
+    items: Any = [{"role": "user", "content": "And?"}, {"type": "item_reference", "id": "x"}]
+    with pytest.raises(BadRequestError) as refused:
+        await client.responses.create(model="m", input=items, previous_response_id=first.id)
+    assert refused.value.param == "input[1]"
 
 
 async def until_done(client: AsyncOpenAI, response_id: str) -> Response:

@@ -94,6 +94,13 @@ def test_values_that_ask_for_nothing_are_no_reason_to_refuse() -> None:
     assert "logprobs" not in said(logprobs=False, n=1, presence_penalty=0, logit_bias={}, response_format=None)
 
 
+def test_an_answer_goes_on_from_its_beginning() -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "It is"}]
+    sent = said(messages=messages, continue_final_message=True, add_generation_prompt=False)
+    assert sent["messages"][-1] == {"role": "assistant", "content": [{"type": "text", "text": "It is"}]}
+    assert "continue_final_message" not in sent
+
+
 def test_other_endpoints_are_refused() -> None:
     with pytest.raises(ApiError, match="serves /v1/chat/completions only"):
         AnthropicProvider().body(read_request("/v1/embeddings", b'{"model":"m","input":"x"}'), "x")

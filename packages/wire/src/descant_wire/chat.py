@@ -38,6 +38,8 @@ class ChatMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     annotations: list[Any] | None = None
     audio: Any = None
     function_call: Any = None
+    parsed: Any = None
+    """Harmless: what OpenAI's client read out of `content` for its user."""
 
     only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "refusal": (),

@@ -31,10 +31,12 @@ class NamedToolChoice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 ToolChoice = Literal["none", "auto", "required"] | NamedToolChoice
 
 
-class FunctionCall(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FunctionCall(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     name: str
     arguments: str
     """JSON text."""
+    parsed_arguments: Any = None
+    """Harmless: what OpenAI's client read out of them for its user."""
 
 
 class ToolCall(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -105,14 +105,19 @@ class Call:
 
     async def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """The whole reply at once."""
-        if self.dialect is not None and status >= 400:
-            body = self.dialect.error(status, body)
+        if status >= 400:
+            body = self._error(status, body)
         elif self.translation is not None:
             body = await self.translation.whole(body)
         if self._line is not None and self.method != "HEAD":
             self._line.join_head_and_body()
         await self.start(status, (*headers, (b"content-length", str(len(body)).encode())))
         await self._send_last(body)
+
+    def _error(self, status: int, body: bytes) -> bytes:
+        if self.translation is not None:
+            body = self.translation.refusal(body)
+        return body if self.dialect is None else self.dialect.error(status, body)
 
     async def start(self, status: int, headers: Headers) -> None:
         self.is_started = True

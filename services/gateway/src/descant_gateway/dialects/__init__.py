@@ -21,6 +21,9 @@ class Translation(Interface):
     background: "Background | None"
     """Who serves it while its client does something else, if that is what it asks for."""
 
+    def refusal(self, body: bytes) -> bytes:
+        """An error about what `body` said: it names the fields that the client sent."""
+
     async def whole(self, body: bytes) -> bytes:
         """The chat completion as the client's endpoint answers. ValueError for what is none."""
 

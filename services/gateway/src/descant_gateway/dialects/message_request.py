@@ -24,6 +24,7 @@ Said = dict[str, Any]
 
 _CHOICES: Final = {"auto": "auto", "any": "required", "none": "none"}
 _CUSTOM: Final = (None, "custom")
+_OF_THE_PROMPT: Final = ("model", "messages", "tools", "continue_final_message", "add_generation_prompt")
 
 
 def chat_request(request: MessagesRequest) -> Said:
@@ -38,14 +39,15 @@ def chat_request(request: MessagesRequest) -> Said:
         said |= {"stream": True, "stream_options": {"include_usage": True}}
     if request.metadata and request.metadata.get("user_id"):
         said["user"] = request.metadata["user_id"]
-    return said | _tools(request)
+    return said | _opening(request) | _tools(request)
 
 
 def prompt_only(request: CountTokensRequest) -> Said:
     """What a chat completion's prompt is made of. Raises ApiError 400."""
     said = chat_request(MessagesRequest(max_tokens=1, **msgspec.structs.asdict(request)))
-    names = ("model", "messages") if said.get("tool_choice") == "none" else ("model", "messages", "tools")
-    return {name: said[name] for name in names if name in said}
+    if said.get("tool_choice") == "none":
+        said.pop("tools")
+    return {name: said[name] for name in _OF_THE_PROMPT if name in said}
 
 
 def _refuse_fields(request: MessagesRequest) -> None:
@@ -69,6 +71,20 @@ def _messages(request: MessagesRequest) -> list[Said]:
     for index, message in enumerate(request.messages):
         said += _turn(message, f"messages.{index}")
     return said
+
+
+def _opening(request: MessagesRequest) -> Said:
+    """Where the assistant has the last word, the answer goes on from it, in vLLM's and our words."""
+    last = request.messages[-1] if request.messages else None
+    if last is None or last.role != "assistant" or not _ends_in_text(last.content):
+        return {}
+    return {"continue_final_message": True, "add_generation_prompt": False}
+
+
+def _ends_in_text(content: str | list[ContentBlock]) -> bool:
+    if isinstance(content, str):
+        return bool(content)
+    return any(isinstance(block, TextBlock) and block.text != "" for block in content[-1:])
 
 
 def _turn(message: InputMessage, place: str) -> list[Said]:
@@ -139,6 +155,8 @@ def _refused(block: ContentBlock | ResultBlock, place: str) -> Exception:
 
 def _tools(request: MessagesRequest) -> Said:
     if not request.tools:
+        if request.tool_choice is not None and request.tool_choice.type in ("any", "tool"):
+            raise invalid_request("`tool_choice` needs `tools`.", param="tool_choice")
         return {}
     said: Said = {"tools": [_tool(tool, f"tools.{index}") for index, tool in enumerate(request.tools)]}
     if request.tool_choice is not None:

@@ -9,7 +9,7 @@ from msgspec import Struct
 from descant_gateway.dialects import Background
 from descant_gateway.dialects.message_reply import MessageReply
 from descant_gateway.dialects.message_request import chat_request, prompt_only
-from descant_gateway.dialects.own_words import in_own_words
+from descant_gateway.dialects.own_words import body_in_own_words
 from descant_gateway.endpoints import CHAT, TOKENIZE
 from descant_gateway.identity.authenticate import Caller
 from descant_wire.anthropic import CountedTokens, CountTokensRequest, MessagesRequest
@@ -50,7 +50,7 @@ class MessagesDialect:
             detail = msgspec.json.decode(body, type=ErrorBody).error
         except msgspec.MsgspecError:
             detail = _unreadable.error
-        return fault(status, in_own_words(detail, _OWN_WORDS))
+        return fault(status, detail)
 
     async def translate(self, body: bytes, caller: Caller) -> "MessagesTranslation":
         return MessagesTranslation(decode_request(body, MessagesRequest))
@@ -63,6 +63,9 @@ class MessagesTranslation:
     def __init__(self, request: MessagesRequest) -> None:
         self.body = msgspec.json.encode(chat_request(request))
         self._reply = MessageReply(request.model)
+
+    def refusal(self, body: bytes) -> bytes:
+        return body_in_own_words(body, _OWN_WORDS)
 
     async def whole(self, body: bytes) -> bytes:
         return self._reply.whole(body)
@@ -87,6 +90,9 @@ class CountTokensTranslation:
 
     def __init__(self, request: CountTokensRequest) -> None:
         self.body = msgspec.json.encode(prompt_only(request))
+
+    def refusal(self, body: bytes) -> bytes:
+        return body_in_own_words(body, _OWN_WORDS)
 
     async def whole(self, body: bytes) -> bytes:
         try:

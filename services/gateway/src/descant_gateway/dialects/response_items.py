@@ -42,12 +42,16 @@ def input_items(given: str | list[dict[str, Raw]]) -> list[Raw]:
     return [_named(item) for item in given]
 
 
-def messages(items: Iterable[Raw]) -> list[Said]:
-    """Raises ApiError 400. Thoughts and calls that follow each other are one message of the assistant's."""
+def messages(items: Iterable[Raw], first: int = 0) -> list[Said]:
+    """Thoughts and calls that follow each other are one message of the assistant's.
+
+    Raises:
+        ApiError: 400. Items are counted from `first`, where those of the request itself begin.
+    """
     said: list[Said] = []
     thought = ""
     for index, raw in enumerate(items):
-        place = f"input[{index}]"
+        place = f"input[{index - first}]"
         item = _read(raw, place)
         match item.type:
             case "message":

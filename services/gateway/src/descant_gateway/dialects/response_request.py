@@ -22,10 +22,10 @@ Said = dict[str, Any]
 _PASSED: Final = ("temperature", "top_p", "parallel_tool_calls", "metadata", "user", "prompt_cache_key")
 
 
-def chat_request(request: CreateResponse, conversation: list[Raw]) -> Said:
-    """`conversation` is all that was said up to now, the request's own input last. Raises ApiError 400."""
+def chat_request(request: CreateResponse, before: list[Raw], items: list[Raw]) -> Said:
+    """`before` is all that was said up to now, `items` the request's own input. Raises ApiError 400."""
     refuse_fields(request)
-    said: Said = {"model": request.model, "messages": _instructed(request, conversation)}
+    said: Said = {"model": request.model, "messages": _instructed(request, before, items)}
     said |= {name: value for name in _PASSED if (value := getattr(request, name)) is not None}
     if request.max_output_tokens is not None:
         said["max_completion_tokens"] = request.max_output_tokens
@@ -41,8 +41,8 @@ def refuse_fields(request: CreateResponse) -> None:
             raise unsupported_field(f"`{field}` is not supported here; leave it out.", param=field)
 
 
-def _instructed(request: CreateResponse, conversation: list[Raw]) -> list[Said]:
-    said = messages(conversation)
+def _instructed(request: CreateResponse, before: list[Raw], items: list[Raw]) -> list[Said]:
+    said = messages([*before, *items], first=len(before))
     if not said:
         raise invalid_request("`input` is required.", param="input", code="missing_required_parameter")
     return said if request.instructions is None else [{"role": "system", "content": request.instructions}, *said]
@@ -77,10 +77,12 @@ def _form(text: TextOptions | None) -> Said:
 
 
 def _tools(request: CreateResponse) -> Said:
+    choice = request.tool_choice
     if not request.tools:
+        if choice not in (None, "auto", "none"):
+            raise invalid_request("`tool_choice` needs `tools`.", param="tool_choice")
         return {}
     said: Said = {"tools": [_tool(tool, f"tools[{index}]") for index, tool in enumerate(request.tools)]}
-    choice = request.tool_choice
     if isinstance(choice, NamedFunction):
         if choice.type != "function" or not choice.name:
             raise unsupported_field("`tool_choice` must name a function.", param="tool_choice")

@@ -57,13 +57,13 @@ class ResponsesDialect:
         return headers.get(b"authorization")
 
     def error(self, status: int, body: bytes) -> bytes:
-        return body_in_own_words(body, _OWN_WORDS)
+        return body
 
     async def translate(self, body: bytes, caller: Caller) -> "ResponseTranslation":
         request = decode_request(body, CreateResponse)
         items = input_items(request.input) if request.input else []
         before = await self._before(request.previous_response_id, caller.team.id)
-        said = chat_request(request, [*before, *items])
+        said = chat_request(request, before, items)
         made = MadeResponse(_begun(request), caller.team.id, items)
         shelf = None if request.store is False else self
         background = self._background_of(request) if request.background else None
@@ -149,6 +149,9 @@ class ResponseTranslation:
         self.background = background
         self._reply = ResponseReply(made.response)
         self._shelf = shelf
+
+    def refusal(self, body: bytes) -> bytes:
+        return body_in_own_words(body, _OWN_WORDS)
 
     async def whole(self, body: bytes) -> bytes:
         return msgspec.json.encode(await self._kept(self._reply.whole(body)))

@@ -32,7 +32,12 @@ _TRANSLATED: Final = frozenset(
         *_PASSED,
     }
 )
-_WITHOUT_EFFECT: Final = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "store", "service_tier"})
+_WITHOUT_EFFECT: Final = frozenset(
+    {
+        *("metadata", "prompt_cache_key", "safety_identifier", "store", "service_tier"),
+        "continue_final_message",  # it always does
+    }
+)
 _ONE: Final = frozenset({b"1", b"null"})
 _NOTHING: Final = frozenset({b"null", b"false", b"0", b"0.0", b"{}", b"[]"})
 """Values that ask for what happens anyway."""
