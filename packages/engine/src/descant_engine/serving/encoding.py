@@ -1,11 +1,11 @@
 """Prompts to tokens beside an event loop: a short one at once, a long one in a thread, without the interpreter lock."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from descant_engine.frontend import Chat, Frontend, Prompt, Text
 from descant_engine.pooling_inputs import EncodedInput, Pair, PoolingInput, PoolingInputs
-from descant_engine.text.chat_template import num_characters
 
 INLINE_CHARACTERS = 2048
 """A prompt up to this long is encoded on the event loop: that takes a millisecond or two, hardly more than a thread
@@ -49,7 +49,23 @@ def _is_quickly_encoded(prompt: Prompt) -> bool:
             return len(prompt) <= INLINE_CHARACTERS
         case Text(text):
             return len(text) <= INLINE_CHARACTERS
-        case Chat(messages):
-            return len(messages) <= INLINE_MESSAGES and num_characters(messages) <= INLINE_CHARACTERS
+        case Chat(messages, tools=tools, template_kwargs=template_kwargs):
+            return len(messages) <= INLINE_MESSAGES and _is_short((messages, tools, template_kwargs))
         case _:
             return len(prompt) <= INLINE_TOKENS
+
+
+def _is_short(given: object) -> bool:
+    """Whether all the strings in it, keys too, come to INLINE_CHARACTERS at most. What is no string counts one, and so
+    does each place in a list or an object: looking takes no longer for megabytes than for what is just too long."""
+    room, pending = INLINE_CHARACTERS, [given]
+    while pending:
+        part = pending.pop()
+        room -= len(part) if isinstance(part, (str, Mapping, Sequence)) else 1
+        if room < 0:
+            return False
+        if isinstance(part, Mapping):
+            pending += (*part.keys(), *part.values())
+        elif isinstance(part, Sequence) and not isinstance(part, str):
+            pending += part
+    return True

@@ -148,7 +148,8 @@ def _own_variables(template: str) -> frozenset[str]:
 
 
 def num_characters(messages: Sequence[ChatMessage]) -> int:
-    """The length of the messages' content; what is malformed counts nothing."""
+    """The length of the messages' content; what is malformed counts nothing, nor does what a template may leave out,
+    as tools and earlier reasoning: the prompt is at least so long."""
     total = 0
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
