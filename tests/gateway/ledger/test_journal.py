@@ -167,6 +167,29 @@ def test_a_full_disk_leaves_whole_lines_and_is_told(tmp_path: Path) -> None:
     assert 2 < len(numbers) < 19
 
 
+def test_a_file_that_cannot_be_removed_is_removed_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_journal, "MAX_BYTES", 100)
+    journal = opened(tmp_path)
+    begin(journal, 1)
+    end(journal, 1)
+    journal.seal_if_large(1)
+    sealed = min(tmp_path.glob("*.journal"))
+    sealed.unlink()
+    sealed.mkdir()  # which is not removed like a file
+    journal.stored(1, is_all=True)
+    assert not journal.is_written, "it was told"
+    sealed.rmdir()
+    sealed.touch()
+    begin(journal, 2)
+    assert journal.is_written
+    journal.stored(1, is_all=False)
+    assert not sealed.exists()
+    (file,) = tmp_path.glob("*.journal")
+    file.unlink()
+    file.mkdir()
+    journal.close(is_all_stored=True)
+
+
 def test_without_a_folder_it_serves_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     journal = LedgerJournal(tmp_path / "file")

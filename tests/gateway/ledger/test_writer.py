@@ -1,6 +1,7 @@
 """Records reach PostgreSQL exactly once, whatever happens to it meanwhile."""
 
 import asyncio
+import errno
 import os
 import resource
 import signal
@@ -239,6 +240,25 @@ async def test_a_full_disk_keeps_records_in_memory_until_there_is_space(tmp_path
     assert (writer.num_pending, writer.num_lost) == (0, 0)
     assert len(records_in(tmp_path)) == 30
     await writer.close()
+
+
+async def test_a_disk_that_turns_read_only_does_not_end_the_writing(
+    writer: LedgerWriter, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in PostgreSQL stays in the journal too, and does no harm there."""
+
+    def refuse(descriptor: int, length: int) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    first, second = usage_record(), usage_record()
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "ftruncate", refuse)
+        writer.append(first)
+        await until(lambda: writer.num_pending == 0 and not writer.is_journalling)
+    async with asyncio.timeout(10):
+        writer.append(second)
+        await writer.flush()
+    assert set(await charges(engine)) == charge_ids([first, second])
 
 
 async def test_without_postgres_and_disk_records_wait_in_memory(engine: AsyncEngine, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ can lose it, never that of the process. A charge has a line when it begins and a
 first is found, the process died while it served, and that line is what gets booked.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -83,20 +84,31 @@ class LedgerJournal:
         self._file = following
 
     def stored(self, num_stored: int, *, is_all: bool) -> None:
-        """So many of the records that ended are safe elsewhere."""
-        while self._sealed and self._sealed[0][1] <= num_stored:
-            self._sealed.popleft()[0].unlink(missing_ok=True)
-        if is_all and not self._begun and self._file is not None and self._file.size:
-            self._file.clear()
+        """So many of the records that ended are safe elsewhere.
+
+        Does not raise: what the disk won't let go of now is tried again with the next ones. Read by another process it
+        does no harm, for the ledger has its charges.
+        """
+        try:
+            while self._sealed and self._sealed[0][1] <= num_stored:
+                self._sealed[0][0].unlink(missing_ok=True)
+                self._sealed.popleft()
+            if is_all and not self._begun and self._file is not None and self._file.size:
+                self._file.clear()
+        except OSError as error:
+            self._report(error)
 
     def close(self, *, is_all_stored: bool) -> None:
-        """Leaves what is not stored for the next process to find."""
+        """Leaves what is not stored for the next process to find. Does not raise."""
         if self._file is None:
             return
         self._file.close()
-        if is_all_stored:
-            for path in (*(path for path, _ in self._sealed), self._file.path, self._lock_path):
-                path.unlink(missing_ok=True)
+        try:
+            if is_all_stored:
+                for path in (*(path for path, _ in self._sealed), self._file.path, self._lock_path):
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            self._report(error)
         os.close(self._lock)
         self._file = None
 
@@ -140,11 +152,13 @@ class _JournalFile:
         self.size += written
 
     def clear(self) -> None:
+        """Raises OSError."""
         os.ftruncate(self._descriptor, 0)
         self.size = 0
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        with contextlib.suppress(OSError):  # of an earlier write; the descriptor is gone all the same
+            os.close(self._descriptor)
 
 
 class DeadJournals:
