@@ -334,6 +334,19 @@ async def test_one_call_finds_out_that_valkey_still_hangs_and_the_others_do_not_
         server.close()
 
 
+async def test_a_call_that_cannot_be_sent_leaves_the_next_ones_an_answer(valkey_url: str) -> None:
+    queue = ScriptQueue(connect(valkey_url), "return {ARGV[1]}", 1.0)
+    queue.start()
+    try:
+        async with asyncio.timeout(5):
+            with pytest.raises(ValkeyAway, match="TypeError"):
+                await queue.submit(["k"], [object()])  # type: ignore[list-item]
+            assert await queue.submit(["k"], ["after it"]) == [b"after it"]
+            assert queue.is_available
+    finally:
+        await queue.close()
+
+
 async def test_a_refusal_names_the_limit_and_when_to_come_back(limiter: Limiter) -> None:
     caller = caller_with(key=RateLimits(requests_per_minute=100), team=RateLimits(requests_per_minute=2))
     for _ in range(2):

@@ -112,9 +112,13 @@ class ScriptQueue:
             self._mark(False, repr(error))
             self._fail(batch, ValkeyAway(repr(error)))
             self._fail(self._take_waiting(), CallNotSent(repr(error)))
-        except BaseException:
+        except asyncio.CancelledError:
             self._fail(batch, ValkeyAway("the gateway is shutting down"))
             raise
+        except Exception as error:  # One call that nobody foresaw must not leave those after it without an answer.
+            self._log.exception("calls to valkey failed", num_calls=len(batch))
+            self._fail(batch, ValkeyAway(repr(error)))
+            await self._connection.disconnect(nowait=True)  # some of their replies may still come on it
         else:
             self._mark(True, "")
             for call, reply in zip(batch, replies, strict=True):
