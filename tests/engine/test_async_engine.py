@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from descant_engine.adapters.manifest import AdapterManifest
 from descant_engine.async_engine import AsyncEngine, EngineDraining
 from descant_engine.config import EngineConfig
 from descant_engine.frontend import Chat, PromptTooLong, UnknownModel
@@ -309,6 +311,88 @@ async def test_a_bad_adapter_is_refused_and_the_name_kept(
     with pytest.raises(ValueError, match=r"adapter_model\.safetensors"):
         await engine.load_adapter("tone", broken)
     assert (await collect(await engine.submit("Hi", SHORT, adapter="tone"))).finish_reason is FinishReason.LENGTH
+    await engine.unload_adapter("tone")
+
+
+@pytest.fixture
+def slow_look(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], threading.Event]]:
+    """Holds up whoever looks at a folder, until the event is set."""
+    read, may_go_on = engine._frontend.read_adapter, threading.Event()
+
+    def hold_up(folder: Path) -> threading.Event:
+        def read_adapter(asked: str | Path) -> AdapterManifest:
+            assert asked != folder or may_go_on.wait(SECONDS)
+            return read(asked)
+
+        monkeypatch.setattr(engine._frontend, "read_adapter", read_adapter)
+        return may_go_on
+
+    yield hold_up
+    may_go_on.set()
+
+
+async def test_a_load_wins_over_the_look_at_what_was_offered(
+    engine: AsyncEngine,
+    model: Path,
+    random_adapter: Callable[..., Path],
+    slow_look: Callable[[Path], threading.Event],
+    tmp_path: Path,
+) -> None:
+    old = random_adapter(tmp_path / "old", model, seed=1, rank=4)
+    new = random_adapter(tmp_path / "new", model, seed=2, rank=4)
+    may_go_on = slow_look(old)
+    engine.offer_adapters({"tone": old})
+    asked = asyncio.create_task(engine.submit("Hi", SHORT, adapter="tone"))
+    await asyncio.sleep(0)
+    loaded = await engine.load_adapter("tone", new)
+    may_go_on.set()
+    of_new = await collect(await engine.submit("Hi", SHORT, adapter="tone"))
+    assert (await collect(await asked)).token_ids == of_new.token_ids
+    assert engine.adapters == {"tone": loaded}
+    await engine.unload_adapter("tone")
+    await eventually(lambda: engine.stats().adapters == ())
+
+
+async def test_an_unload_wins_over_the_look_at_what_was_offered(
+    engine: AsyncEngine,
+    model: Path,
+    random_adapter: Callable[..., Path],
+    slow_look: Callable[[Path], threading.Event],
+    tmp_path: Path,
+) -> None:
+    folder = random_adapter(tmp_path / "old", model, seed=1, rank=4)
+    may_go_on = slow_look(folder)
+    engine.offer_adapters({"tone": folder})
+    asked = asyncio.create_task(engine.submit("Hi", SHORT, adapter="tone"))
+    await asyncio.sleep(0)
+    await engine.unload_adapter("tone")
+    may_go_on.set()
+    with pytest.raises(UnknownModel):
+        await asked
+    assert engine.adapters == {}
+
+
+async def test_what_is_wrong_with_an_adapter_is_forgotten_with_its_offer(
+    engine: AsyncEngine, slow_look: Callable[[Path], threading.Event], tmp_path: Path
+) -> None:
+    may_go_on = slow_look(tmp_path)
+    engine.offer_adapters({"tone": tmp_path})
+    asked = asyncio.create_task(engine.submit("Hi", SHORT, adapter="tone"))
+    await asyncio.sleep(0)
+    await engine.unload_adapter("tone")
+    may_go_on.set()
+    with pytest.raises(UnknownModel):
+        await asked
+    assert engine.refused_adapters == {}
+
+
+async def test_an_offer_is_kept_where_another_load_fails(
+    engine: AsyncEngine, model: Path, random_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    engine.offer_adapters({"tone": random_adapter(tmp_path / "offered", model, seed=1, rank=4)})
+    with pytest.raises(ValueError, match="adapter_config"):
+        await engine.load_adapter("tone", tmp_path)
+    await collect(await engine.submit("Hi", SHORT, adapter="tone"))
     await engine.unload_adapter("tone")
 
 

@@ -18,7 +18,8 @@ class OfferedAdapters:
     """Loads an adapter when a request first names it. What is wrong with one concerns the requests that name it."""
 
     def __init__(self, load: Callable[[str, Path], Awaitable[object]]) -> None:
-        """`load(name, folder)` lets the name mean the folder's adapter; a ValueError or an OSError says why not."""
+        """`load(name, folder)` lets the name mean the folder's adapter, unless it is no longer on offer when that is
+        known; a ValueError or an OSError says why not."""
         self._load = load
         self._folders: dict[str, Path] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
@@ -34,9 +35,12 @@ class OfferedAdapters:
         self._folders.update(folders)
 
     def withdraw(self, name: str) -> bool:
-        """Whether the name was offered."""
+        """Whether the name was offered. A look at its files that is under way comes to nothing."""
         self._refused.pop(name, None)
         return self._folders.pop(name, None) is not None
+
+    def offers(self, name: str, folder: Path) -> bool:
+        return self._folders.get(name) == folder
 
     async def ensure_loaded(self, name: str) -> None:
         """Returns at once for a name that is not on offer, or not any more.
@@ -45,19 +49,18 @@ class OfferedAdapters:
             AdapterRefused: its files cannot be served; the message says why.
             EngineDead: nothing can be served any more.
         """
-        if name not in self._folders:
-            return
-        if name not in self._loading:
-            self._loading[name] = asyncio.create_task(self._load_once(name, self._folders[name]))
-            self._loading[name].add_done_callback(_retrieve)
-        # A client that leaves must not take the adapter from the others.
-        await asyncio.shield(self._loading[name])
+        while name in self._folders:
+            if name not in self._loading:
+                self._loading[name] = asyncio.create_task(self._load_once(name, self._folders[name]))
+                self._loading[name].add_done_callback(_retrieve)
+            # A client that leaves must not take the adapter from the others.
+            await asyncio.shield(self._loading[name])
 
     async def _load_once(self, name: str, folder: Path) -> None:
         try:
             await self._load_unless_refused(name, folder)
-            self._folders.pop(name, None)
-            self._refused.pop(name, None)
+            if self.offers(name, folder):
+                self.withdraw(name)
         finally:
             del self._loading[name]
 
@@ -69,6 +72,8 @@ class OfferedAdapters:
         try:
             await self._load(name, folder)
         except (ValueError, OSError) as error:
+            if not self.offers(name, folder):
+                return
             text = f"the adapter {name!r} cannot be served: {error}"
             self._refused[name] = _Refusal(text, stamp)
             raise AdapterRefused(text) from None

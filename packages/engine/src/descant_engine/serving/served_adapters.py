@@ -18,7 +18,7 @@ class ServedAdapters:
     def __init__(self, client: EngineClient, frontend: Frontend) -> None:
         self._client = client
         self._frontend = frontend
-        self._offered = OfferedAdapters(self._load)
+        self._offered = OfferedAdapters(self._load_offered)
         self._lock = asyncio.Lock()
         self._answers: dict[str, asyncio.Future[AdapterAnswer]] = {}
         """Digest -> what the engine says of an adapter that it was asked to register."""
@@ -34,15 +34,18 @@ class ServedAdapters:
 
     async def load(self, name: str, folder: str | Path) -> AdapterManifest:
         """Lets the name mean the folder's adapter. Raises ValueError or EngineDead; the name is as before then."""
-        manifest = await self._load(name, folder)
-        self._offered.withdraw(name)
+        manifest = await asyncio.to_thread(self._frontend.read_adapter, folder)
+        async with self._lock:
+            await self._let_mean(name, manifest)
+            self._offered.withdraw(name)
         return manifest
 
     async def unload(self, name: str) -> None:
         """Lets the name mean nothing. Raises UnknownModel."""
         async with self._lock:
-            if not self._offered.withdraw(name) or self._frontend.has_adapter(name):
-                self._remove(self._frontend.forget_adapter(name))
+            if self._offered.withdraw(name) and not self._frontend.has_adapter(name):
+                return
+            self._remove(self._frontend.forget_adapter(name))
 
     async def require(self, name: str) -> None:
         """Waits for an offered adapter's files to be looked at. Raises AdapterRefused, UnknownModel or EngineDead."""
@@ -60,12 +63,16 @@ class ServedAdapters:
             if not waiting.done():
                 waiting.set_exception(reason)
 
-    async def _load(self, name: str, folder: str | Path) -> AdapterManifest:
+    async def _load_offered(self, name: str, folder: Path) -> None:
         manifest = await asyncio.to_thread(self._frontend.read_adapter, folder)
         async with self._lock:
-            await self._register(manifest)
-            self._remove(self._frontend.name_adapter(name, manifest))
-        return manifest
+            # Meanwhile the name may have been given to another adapter, or taken away.
+            if self._offered.offers(name, folder):
+                await self._let_mean(name, manifest)
+
+    async def _let_mean(self, name: str, manifest: AdapterManifest) -> None:
+        await self._register(manifest)
+        self._remove(self._frontend.name_adapter(name, manifest))
 
     async def _register(self, manifest: AdapterManifest) -> None:
         self._client.check_alive()
