@@ -8,10 +8,10 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from descant_gateway.store import advisory_locks
 from descant_gateway.usage.record import UsageRecord, encode_line
 
 DAYS_AHEAD: Final = 7
-PARTITION_LOCK: Final = 0x6465_7363_616E_7402
 NOBODY: Final = UUID(int=0)
 _COLUMNS: Final = {
     "charge_id": "uuid",
@@ -71,7 +71,7 @@ async def insert_lines(connection: AsyncConnection, lines: Sequence[bytes], writ
 
 async def ensure_partitions(connection: AsyncConnection, first: date, days: int = DAYS_AHEAD) -> None:
     """A partition for each day from `first` on. Rows that came before their partition move into it."""
-    await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": PARTITION_LOCK})
+    await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": advisory_locks.PARTITIONS})
     for offset in range(days):
         day = first + timedelta(days=offset)
         exists = await connection.execute(text("SELECT to_regclass(:name)"), {"name": partition_name(day)})

@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
 from uuid import UUID
 
 from msgspec import Struct, structs
 from sqlalchemy import insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from descant_gateway.store import advisory_locks
 from descant_gateway.store.prompt_tables import prompt_log
-
-RETENTION_LOCK: Final = 0x6465_7363_616E_7402
-"""Any number that nobody else locks in this database."""
 
 
 class SealedPrompt(Struct, frozen=True, kw_only=True):
@@ -62,7 +59,8 @@ async def drop_old(connection: AsyncConnection) -> int | None:
 
     How many; None if another gateway does so at this moment.
     """
-    locked = await connection.execute(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": RETENTION_LOCK})
+    lock = text("SELECT pg_try_advisory_xact_lock(:lock)")
+    locked = await connection.execute(lock, {"lock": advisory_locks.PROMPT_RETENTION})
     if not locked.scalar_one():
         return None
     deleted = await connection.execute(

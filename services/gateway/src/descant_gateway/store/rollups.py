@@ -11,10 +11,10 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from descant_gateway.store import advisory_locks
 from descant_gateway.store.ledger import partition_name
 from descant_gateway.store.usage_tables import COUNTS, DIMENSIONS
 
-UPKEEP_LOCK: Final = 0x6465_7363_616E_7403
 MAX_TAG_SETS: Final = 1000
 """Of one team in one hour, those with the most requests; the rest is summed as one, see FOLDED_TAG."""
 FOLDED_TAG: Final = ""
@@ -50,7 +50,7 @@ _ADD_LATE: Final = text(
 async def become_the_one(connection: AsyncConnection) -> bool:
     """False if another gateway is at it: one is enough. Until the transaction ends."""
     lock = text("SELECT pg_try_advisory_xact_lock(:lock)")
-    return bool((await connection.execute(lock, {"lock": UPKEEP_LOCK})).scalar_one())
+    return bool((await connection.execute(lock, {"lock": advisory_locks.UPKEEP})).scalar_one())
 
 
 async def unrolled_hours(connection: AsyncConnection, before: datetime) -> list[datetime]:
