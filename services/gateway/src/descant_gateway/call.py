@@ -29,6 +29,7 @@ class Call:
 
     __slots__ = (
         "_line",
+        "_raw_headers",
         "_receive",
         "_send",
         "client_address",
@@ -53,7 +54,8 @@ class Call:
         self.started_at = time.perf_counter()
         self.endpoint: str = scope["path"]
         self.method: str = scope["method"]
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._raw_headers = scope["headers"]
+        self.headers: dict[bytes, bytes] = dict(self._raw_headers)
         client = scope["client"]
         self.client_address: str | None = client[0] if client else None
         self.request_id = request_id_of(self.headers)
@@ -73,8 +75,8 @@ class Call:
         return given if self.dialect is None else self.dialect.authorization(self.headers)
 
     def require_small_headers(self) -> None:
-        """431 for headers that are together larger than any honest request's."""
-        if sum(len(name) + len(value) for name, value in self.headers.items()) > MAX_HEADER_BYTES:
+        """431 for headers that are together larger than any honest request's, those of one name counted each."""
+        if sum(len(name) + len(value) for name, value in self._raw_headers) > MAX_HEADER_BYTES:
             raise headers_too_large(MAX_HEADER_BYTES)
 
     async def read_body(self, max_bytes: int) -> bytes:
