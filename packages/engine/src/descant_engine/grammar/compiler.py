@@ -52,6 +52,11 @@ class GrammarCompiler:
             self._cache.put(spec, future)
         return future
 
+    def drop(self, spec: GrammarSpec) -> None:
+        """Nobody waits for it any more: it is not built, unless that has begun."""
+        if self._cache.drop(spec) and (better := self._provisional.pop(spec, None)) is not None:
+            better.cancel()
+
     def start(self) -> None:
         """Has the sandbox load its libraries, before anybody needs them."""
         if self._backends.names:
@@ -115,6 +120,13 @@ class _FutureCache:
             return None
         self._futures.move_to_end(spec)
         return future
+
+    def drop(self, spec: GrammarSpec) -> bool:
+        """Cancels and forgets what has not begun to compile; False for anything else."""
+        if (future := self._futures.get(spec)) is None or not future.cancel():
+            return False
+        del self._futures[spec]
+        return True
 
     def put(self, spec: GrammarSpec, future: CompiledFuture) -> None:
         self._futures[spec] = future

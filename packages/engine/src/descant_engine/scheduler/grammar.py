@@ -67,8 +67,7 @@ class RequestGrammars:
 
     def add(self, request: EngineRequest, spec: GrammarSpec) -> None:
         """The request waits until `take_compiled` gives it back."""
-        compiled = self._compiler.compile(replace(spec, after="", opening=""))
-        self._waiting[request.request_id] = _Waiting(request, spec, compiled)
+        self._waiting[request.request_id] = _Waiting(request, spec, self._compiler.compile(_to_compile(spec)))
 
     def take_compiled(self) -> list[Compiled]:
         """In the order of their arrival."""
@@ -101,8 +100,14 @@ class RequestGrammars:
 
     def forget(self, request_id: str) -> None:
         """The request is over. Unknown ids are ignored."""
-        self._waiting.pop(request_id, None)
+        if (waiting := self._waiting.pop(request_id, None)) is not None:
+            self._drop(waiting)
         self._following.pop(request_id, None)
+
+    def _drop(self, gone: _Waiting) -> None:
+        """Clients that come and go must not have the compiler work for nobody, ahead of those who stay."""
+        if not any(waiting.grammar is gone.grammar for waiting in self._waiting.values()):
+            self._compiler.drop(_to_compile(gone.spec))
 
     def concern(self, scheduled: tuple[ScheduledRequest, ...]) -> bool:
         """Whether a step needs a mask, and so the tokens of every step before it."""
@@ -164,6 +169,11 @@ class RequestGrammars:
                 if request.request_id in self._following:
                     yield index, request.request_id
                 index += 1 + request.num_draft_tokens
+
+
+def _to_compile(spec: GrammarSpec) -> GrammarSpec:
+    """Free text before the form needs no compiling: `_matcher` sees to it."""
+    return replace(spec, after="", opening="")
 
 
 def _all_but(token_ids: tuple[int, ...], vocab_size: int) -> BitmaskRow:
