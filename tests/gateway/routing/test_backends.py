@@ -1,4 +1,4 @@
-"""Health probes, against a real server."""
+"""Health probes, against a real server; and requests in flight, which are the breaker's trial or not."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,6 +9,7 @@ from aiohttp import web
 
 from descant_gateway.catalogue.snapshot import Backend, Catalogue
 from descant_gateway.routing.backends import Backends
+from descant_gateway.routing.breaker import FAILURES_IN_A_ROW
 
 NAME = "engine"
 PROBE_TIMEOUT_S = 0.1
@@ -78,3 +79,27 @@ async def test_who_says_that_he_is_not_ready_is_out_at_once(probed: Probed) -> N
 async def test_whose_port_nobody_listens_on_is_out_at_once(probed: Probed) -> None:
     await probed.runner.cleanup()
     assert not await probed.probe()
+
+
+def test_a_stream_from_before_decides_nothing_for_the_trial() -> None:
+    backend = Backend(name=NAME, base_url="http://127.0.0.1:1")
+    backends = Backends(lambda: Catalogue(version=1), connect_timeout_s=1.0, health_interval_s=3600.0)
+    breaker, long_after = backends.state(NAME).breaker, 1e12
+    with backends.in_flight(backend) as told, backends.in_flight(backend):
+        for _ in range(FAILURES_IN_A_ROW):
+            with backends.in_flight(backend) as failing:
+                failing.failed("status 500")
+        with backends.in_flight(backend) as trial:
+            told.succeeded()
+            assert not breaker.is_closed
+            with backends.in_flight(backend):
+                pass  # another one, whose client leaves
+            assert not breaker.allows(long_after), "the trial still runs"
+            trial.failed("status 500")
+        with backends.in_flight(backend):
+            assert not breaker.allows(long_after)
+        assert breaker.allows(long_after), "its client left"
+        with backends.in_flight(backend) as trial:
+            trial.succeeded()
+            assert breaker.is_closed
+    assert backends.state(NAME).num_in_flight == 0

@@ -36,9 +36,9 @@ def test_after_the_pause_there_is_one_trial() -> None:
     breaker = opened()
     assert not breaker.allows(FIRST_PAUSE_S - 0.01)
     assert breaker.allows(FIRST_PAUSE_S)
-    breaker.begin()
+    assert breaker.begin()
     assert not breaker.allows(FIRST_PAUSE_S)
-    breaker.succeeded(FIRST_PAUSE_S)
+    breaker.succeeded(FIRST_PAUSE_S, is_trial=True)
     assert breaker.is_closed
     assert breaker.allows(FIRST_PAUSE_S)
 
@@ -48,15 +48,15 @@ def test_a_trial_that_fails_doubles_the_pause_up_to_a_limit() -> None:
     for _ in range(8):
         assert not breaker.allows(now + pause - 0.01)
         now += pause
-        breaker.begin()
-        breaker.failed(now)
+        assert breaker.begin()
+        breaker.failed(now, is_trial=True)
         pause = min(pause * 2, LONGEST_PAUSE_S)
     assert pause == LONGEST_PAUSE_S
 
 
 def test_a_trial_whose_client_left_makes_room_for_the_next() -> None:
     breaker = opened()
-    breaker.begin()
+    assert breaker.begin()
     breaker.abandoned()
     assert breaker.allows(FIRST_PAUSE_S)
     assert not breaker.is_closed
@@ -67,6 +67,19 @@ def test_requests_that_were_under_way_when_it_opened_do_not_lengthen_the_pause()
     for _ in range(50):
         breaker.failed(0.5)
     assert breaker.allows(FIRST_PAUSE_S)
+
+
+def test_only_the_trial_itself_ends_the_trial() -> None:
+    """Not a long stream from before it opened, nor a request that was sent because no other backend was left."""
+    breaker = opened()
+    assert breaker.begin()
+    assert not breaker.begin(), "there is one already"
+    breaker.succeeded(FIRST_PAUSE_S)
+    breaker.failed(FIRST_PAUSE_S)
+    assert not breaker.is_closed
+    assert not breaker.allows(FIRST_PAUSE_S)
+    breaker.succeeded(FIRST_PAUSE_S, is_trial=True)
+    assert breaker.is_closed
 
 
 @given(st.lists(st.booleans(), max_size=500))

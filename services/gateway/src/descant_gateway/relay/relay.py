@@ -23,6 +23,7 @@ from descant_gateway.relay.shadow import Shadows
 from descant_gateway.routing.affinity import affinity_of
 from descant_gateway.routing.backends import Backends
 from descant_gateway.routing.canary import variant_of
+from descant_gateway.routing.in_flight import InFlight
 from descant_gateway.routing.route import Candidates, Wanted, route
 from descant_gateway.usage.meter import PromptTokensDetails, Usage
 
@@ -163,22 +164,23 @@ class _Passage:
         admitted.meter.price = None if model is admitted.model else self._catalogue.price_of(model, at)
         self._backend = backend
         exchange = Exchange(admitted, Attempt(backend, provider, body, self._timeouts), self._backends.session)
-        with self._backends.in_flight(backend):
+        with self._backends.in_flight(backend) as flight:
             try:
                 await exchange.run()
             except BackendFailed as failure:
                 admitted.meter.is_generating = False
-                self._judge(backend, "" if not failure.blames_backend else str(failure))
+                self._judge(flight, "" if not failure.blames_backend else str(failure))
                 _log.warning("backend did not answer", backend=backend.name, why=str(failure))
                 return failure
-            self._judge(backend, exchange.break_reason)
+            self._judge(flight, exchange.break_reason)
         return None
 
-    def _judge(self, backend: Backend, fault: str) -> None:
+    @staticmethod
+    def _judge(flight: InFlight, fault: str) -> None:
         if fault:
-            self._backends.failed(backend, fault)
+            flight.failed(fault)
         else:
-            self._backends.succeeded(backend)
+            flight.succeeded()
 
     # The end
 

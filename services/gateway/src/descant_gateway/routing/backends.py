@@ -2,8 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Final
 
@@ -13,6 +12,7 @@ import structlog
 from descant_gateway.catalogue.snapshot import Backend, Catalogue
 from descant_gateway.egress.connections import for_backends, guarded_connector
 from descant_gateway.routing.backend_state import BackendState
+from descant_gateway.routing.in_flight import InFlight
 from descant_gateway.routing.load_feed import LoadFeed
 from descant_gateway.routing.retry_budget import RetryBudget
 from descant_gateway.routing.route import Look
@@ -88,36 +88,8 @@ class Backends:
         """`callback` is called after each round of probes: backends may have come, gone, or been given more room."""
         self._on_probed.append(callback)
 
-    # What requests do and find out
-
-    @contextmanager
-    def in_flight(self, backend: Backend) -> Iterator[None]:
-        """`with` it around a request to the backend, in which `succeeded` or `failed` may be called."""
-        state = self.state(backend.name)
-        state.num_in_flight += 1
-        state.num_sent += 1
-        state.breaker.begin()
-        try:
-            yield
-        finally:
-            state.num_in_flight -= 1
-            state.breaker.abandoned()
-
-    def succeeded(self, backend: Backend) -> None:
-        """It answered, if only with a refusal."""
-        breaker = self.state(backend.name).breaker
-        if not breaker.is_closed:
-            self._log.info("backend answers again", backend=backend.name)
-        breaker.succeeded(monotonic())
-
-    def failed(self, backend: Backend, reason: str) -> None:
-        breaker = self.state(backend.name).breaker
-        was_closed = breaker.is_closed
-        breaker.failed(monotonic())
-        if was_closed and not breaker.is_closed:
-            self._log.warning(
-                "backend keeps failing and gets no requests for a while", backend=backend.name, why=reason
-            )
+    def in_flight(self, backend: Backend) -> InFlight:
+        return InFlight(backend.name, self.state(backend.name))
 
     # Health
 

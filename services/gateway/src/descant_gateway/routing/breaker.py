@@ -18,7 +18,10 @@ LONGEST_PAUSE_S: Final = 30.0
 
 
 class Breaker:
-    """`allows` only looks; `begin` and one of `succeeded`, `failed`, `abandoned` frame every request."""
+    """`allows` only looks; `begin` and `succeeded` or `failed` frame a request. The trial has an end in any case: if it
+    tells nothing, that is `abandoned`. What others come to while it runs, which may have begun long before, is counted
+    and changes nothing else.
+    """
 
     __slots__ = ("_counted_at", "_failed", "_in_a_row", "_open_until", "_pause_s", "_recent", "_trial")
 
@@ -38,29 +41,30 @@ class Breaker:
     def allows(self, now: float) -> bool:
         return self._open_until is None or (now >= self._open_until and not self._trial)
 
-    def begin(self) -> None:
-        """A request is sent; while not closed, it is the trial."""
-        if self._open_until is not None:
-            self._trial = True
+    def begin(self) -> bool:
+        """A request is sent. True: it is the trial, and its end must say so."""
+        if self._open_until is None or self._trial:
+            return False
+        self._trial = True
+        return True
 
-    def succeeded(self, now: float) -> None:
+    def succeeded(self, now: float, *, is_trial: bool = False) -> None:
         self._in_a_row = 0
         self._count(now, 0.0)
-        if self._trial:  # and not a request from before it opened
+        if is_trial:
             self._close()
 
-    def failed(self, now: float) -> None:
+    def failed(self, now: float, *, is_trial: bool = False) -> None:
         self._in_a_row += 1
         self._count(now, 1.0)
-        if self._open_until is not None:
-            if self._trial:
-                self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
-                self._open(now)
-        elif self._in_a_row >= FAILURES_IN_A_ROW or self._fails_often():
+        if is_trial:
+            self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
+            self._open(now)
+        elif self.is_closed and (self._in_a_row >= FAILURES_IN_A_ROW or self._fails_often()):
             self._open(now)
 
     def abandoned(self) -> None:
-        """It ended without telling anything of the backend: the client left."""
+        """The trial ended without telling anything of the backend: its client left. The next request is the trial."""
         self._trial = False
 
     def _open(self, now: float) -> None:
