@@ -64,6 +64,7 @@ def encoding_format(stack: Stack) -> None:
 def dimensions(stack: Stack) -> None:
     whole, short = vector(stack), vector(stack, dimensions=16)
     assert len(whole) == SIZE
+    assert vector(stack, dimensions=SIZE) == whole
     assert short == pytest.approx(np.array(whole[:16]) / np.linalg.norm(whole[:16]), abs=1e-5)
     assert_refused(embed_with(stack), "dimensions", 12)
 

@@ -152,8 +152,16 @@ def test_matryoshka_vectors_are_cut_and_then_normalized(tiny_bert: Path) -> None
     )
     with pytest.raises(InvalidDimensions, match="12 is none that this model was trained for: 8, 16"):
         llm.embed([TOKENS[0]], dimensions=12, use_tqdm=False)
+
+
+def test_a_vector_s_own_dimensions_need_no_training(tiny_bert: Path) -> None:
+    llm = LLM(tiny_bert, device="cpu", dtype="float32")
+    whole = llm.embed([TOKENS[0]], use_tqdm=False)
+    np.testing.assert_array_equal(llm.embed([TOKENS[0]], dimensions=whole.shape[1], use_tqdm=False), whole)
     with pytest.raises(InvalidDimensions, match="was not trained for shorter ones"):
-        LLM(tiny_bert, device="cpu").embed([TOKENS[0]], dimensions=16)
+        llm.embed([TOKENS[0]], dimensions=16, use_tqdm=False)
+    fixed = LLM(tiny_bert, device="cpu", dtype="float32", matryoshka_dimensions=(8, 16))
+    np.testing.assert_array_equal(fixed.embed([TOKENS[0]], dimensions=whole.shape[1], use_tqdm=False), whole)
 
 
 @pytest.mark.parametrize("has_sigmoid", [True, False])

@@ -137,6 +137,13 @@ async def test_models_are_those_that_the_key_may_use(world: World, gateway: Runn
     assert (unknown.status_code, assert_openai_error(unknown)["code"]) == (404, "model_not_found")
 
 
+async def test_base_models_are_listed_before_adapters(world: World, gateway: Running, upstream: Upstream) -> None:
+    """Many a program takes the first one."""
+    world.add_model("a-tune", upstream.backend, parent="m")
+    listed = (await gateway.client.get("/v1/models", headers=bearer(world.add_key()))).json()
+    assert [model["id"] for model in listed["data"]] == ["m", "a-tune", "tickets"]
+
+
 async def test_a_model_id_may_hold_a_slash(world: World, gateway: Running, upstream: Upstream) -> None:
     world.add_model("org/name", upstream.backend)
     reply = await gateway.client.get("/v1/models/org/name", headers=bearer(world.add_key()))

@@ -169,6 +169,24 @@ async def test_what_is_no_upload_is_refused(stage: Stage) -> None:
         await client.files.create(file=b"x", purpose="batch", expires_after={"anchor": "created_at", "seconds": 5})
 
 
+@pytest.mark.parametrize(
+    ("path", "options", "param"),
+    [
+        ("/files", {"order": "sideways"}, "order"),
+        ("/files", {"limit": "many"}, "limit"),
+        ("/files", {"limit": 0}, "limit"),
+        ("/batches", {"limit": "many"}, "limit"),
+        ("/batches", {"limit": 101}, "limit"),
+    ],
+)
+async def test_an_odd_option_of_a_list_is_named(stage: Stage, path: str, options: dict[str, Any], param: str) -> None:
+    client = await stage.client()
+    with pytest.raises(BadRequestError) as refused:
+        await client.get(path, options={"params": options}, cast_to=object)
+    assert refused.value.param == param
+    assert f"`{param}`" in refused.value.message
+
+
 async def test_every_line_is_answered_once_and_booked_once(stage: Stage) -> None:
     client = await stage.client()
     batch = await begin(client, lines(40), metadata={"job": "nightly"})

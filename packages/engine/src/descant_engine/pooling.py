@@ -52,7 +52,7 @@ class PoolingConfig:
 
     def check_dimensions(self, wanted: int | None, hidden_size: int) -> None:
         """Raises InvalidDimensions for vectors that the model was not trained for."""
-        if wanted is None:
+        if wanted in (None, hidden_size):
             return
         if self.dimensions is None:
             raise InvalidDimensions(

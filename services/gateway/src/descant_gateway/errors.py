@@ -1,9 +1,11 @@
 """What ends a request early. Refusals are `descant_wire.errors.ApiError`; here is what only the gateway raises."""
 
-from litestar.exceptions import HTTPException
+from collections.abc import Mapping
+
+from litestar.exceptions import HTTPException, ValidationException
 
 from descant_gateway.endpoints import ENDPOINTS, refused_family
-from descant_wire.errors import ApiError, ErrorDetail, method_not_allowed, not_found, server_error
+from descant_wire.errors import ApiError, ErrorDetail, invalid_request, method_not_allowed, not_found, server_error
 
 
 class ClientLeft(Exception):
@@ -37,6 +39,12 @@ def _no_such_path(method: str, path: str) -> ApiError:
     )
 
 
+def _odd_parameter(problem: Mapping[str, str]) -> ApiError:
+    """400 for an option in a request's address."""
+    name = problem.get("key", "")
+    return invalid_request(f"`{name}`: {problem['message']}.", param=name or None, code="invalid_value")
+
+
 def data_must_stay(model: str, team: str) -> ApiError:
     """403 for a model whose only backends are outside the house."""
     message = (
@@ -54,4 +62,6 @@ def from_framework(error: HTTPException, method: str, path: str) -> ApiError:
         return method_not_allowed(f"{path} does not take {method}.")
     if error.status_code >= 500:
         return server_error()
+    if isinstance(error, ValidationException) and error.extra:
+        return _odd_parameter(error.extra[0])
     return ApiError(error.status_code, ErrorDetail(message=error.detail, type="invalid_request_error"))

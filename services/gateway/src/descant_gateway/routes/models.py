@@ -20,9 +20,10 @@ _CREATED: Final = int(time.time())
 
 @get("/v1/models", opt=_KEY_ONLY, sync_to_thread=False)
 def list_models(request: Request[object, object, State]) -> ModelList:
+    """Base models first: many a program takes the first of the list."""
     gateway: Gateway = request.app.state.gateway
     caller: Caller = request.state.caller
-    models = sorted(gateway.feed.current.models.values(), key=lambda model: model.name)
+    models = sorted(gateway.feed.current.models.values(), key=lambda model: (model.parent is not None, model.name))
     return ModelList(data=[_card(model) for model in models if caller.may_use(model)])
 
 
