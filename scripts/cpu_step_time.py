@@ -19,7 +19,7 @@ from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig, ModelShape, ResolvedConfig
 from descant_engine.forward_context import (
     AttentionInputs,
-    KvCache,
+    LayerKv,
     LoraInputs,
     LoraTables,
     StepContext,
@@ -73,18 +73,18 @@ def report(name: str, step: Callable[[], object], repeats: int) -> None:
 
 
 def decode_step(
-    model: LlamaForCausalLM, caches: tuple[KvCache, ...], num_requests: int, tables: LoraTables | None
+    model: LlamaForCausalLM, caches: tuple[LayerKv, ...], num_requests: int, tables: LoraTables | None
 ) -> Callable[[], object]:
     return lambda: forward(model, caches, [1] * num_requests, [CONTEXT] * num_requests, tables)
 
 
-def prefill_step(model: LlamaForCausalLM, caches: tuple[KvCache, ...], num_tokens: int) -> Callable[[], object]:
+def prefill_step(model: LlamaForCausalLM, caches: tuple[LayerKv, ...], num_tokens: int) -> Callable[[], object]:
     return lambda: forward(model, caches, [num_tokens], [num_tokens], None)
 
 
 def forward(
     model: LlamaForCausalLM,
-    caches: tuple[KvCache, ...],
+    caches: tuple[LayerKv, ...],
     query_lens: list[int],
     seq_lens: list[int],
     tables: LoraTables | None,
@@ -130,9 +130,9 @@ def pool_with_adapters(config: ResolvedConfig) -> tuple[Tensor, LoraTables]:
     return pool, LoraTables(pool.view(-1), offsets[0], offsets[1], ranks, torch.full(dimensions, 2.0), rank_tile=16)
 
 
-def kv_views(pool: Tensor, shape: ModelShape) -> tuple[KvCache, ...]:
+def kv_views(pool: Tensor, shape: ModelShape) -> tuple[LayerKv, ...]:
     view = pool.view(-1, shape.num_layers, 2, BLOCK_SIZE, shape.num_kv_heads, shape.head_dim)
-    return tuple(KvCache(view[:, layer, 0], view[:, layer, 1]) for layer in range(shape.num_layers))
+    return tuple(LayerKv(view[:, layer, 0], view[:, layer, 1]) for layer in range(shape.num_layers))
 
 
 def peer_model(model: str, dtype: str) -> PreTrainedModel:

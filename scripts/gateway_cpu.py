@@ -26,6 +26,8 @@ from typing import NamedTuple
 
 from gateway_parts import REQUEST, Target, backend, cpu_seconds, gateway, rss_mb
 
+from descant_bench.commit import git_commit
+
 WRK = """
 wrk.method = "POST"
 wrk.body = '{body}'
@@ -133,11 +135,6 @@ async def own_load(target: Target, connections: int, seconds: int) -> Answered:
     times_s.sort()
     p50_s, p99_s = times_s[len(times_s) // 2], times_s[len(times_s) * 99 // 100]
     return Answered(len(times_s), errors, time.monotonic() - started, p50_s * 1000, p99_s * 1000)
-
-
-def git_commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
 
 
 def machine() -> str:

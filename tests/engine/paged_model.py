@@ -9,7 +9,7 @@ from descant_engine.adapters.manifest import TargetModule
 from descant_engine.config import ModelShape
 from descant_engine.forward_context import (
     AttentionInputs,
-    KvCache,
+    LayerKv,
     LoraInputs,
     LoraTables,
     StepContext,
@@ -47,7 +47,7 @@ class BlockPool:
         size = (num_blocks, shape.num_layers, 2, block_size, shape.num_kv_heads, shape.head_dim)
         self.tensor = torch.full(size, torch.nan, dtype=dtype)
         self.caches = tuple(
-            KvCache(self.tensor[:, layer, 0], self.tensor[:, layer, 1]) for layer in range(shape.num_layers)
+            LayerKv(self.tensor[:, layer, 0], self.tensor[:, layer, 1]) for layer in range(shape.num_layers)
         )
         order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(1)).tolist()
         self._free: list[int] = order

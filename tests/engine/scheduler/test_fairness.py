@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from descant_bench.scheduler_simulation import burst, percentile, poisson
+from descant_bench.percentiles import percentile
+from descant_bench.scheduler_simulation import burst, poisson
 from descant_bench.simulated_engine import Arrival, Served, SimulatedEngine
 
 SECONDS = 20

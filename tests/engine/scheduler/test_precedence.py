@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from descant_bench.scheduler_simulation import neighbours_figures, percentile
+from descant_bench.percentiles import percentile
+from descant_bench.scheduler_simulation import neighbours_figures
 from descant_bench.simulated_engine import H200_LORA, Arrival, CostModel, SimulatedEngine
 from descant_engine.scheduler import room
 from descant_engine.scheduler.plan import StepPlan

@@ -2,15 +2,15 @@
 
 import pytest
 
+from descant_engine.speculation.draft_costs import DraftCosts, StepKind, size_class
 from descant_engine.speculation.draft_lengths import levelled
 from descant_engine.speculation.stake import FIRST_STAKE, LARGEST_STAKE, Stake
-from descant_engine.speculation.step_costs import StepCosts, StepKind, size_class
 
 PLAIN = 0.04
 
 
-def costs_of(*measured: tuple[bool, int, float]) -> StepCosts:
-    costs = StepCosts()
+def costs_of(*measured: tuple[bool, int, float]) -> DraftCosts:
+    costs = DraftCosts()
     for has_drafts, num_tokens, seconds in measured:
         for _ in range(3):
             costs.note(StepKind(0, has_drafts, size_class(num_tokens)), seconds)
@@ -71,7 +71,7 @@ def test_one_disturbed_measurement_is_not_believed():
 
 
 def test_plain_steps_are_judged_by_after_a_few():
-    costs = StepCosts()
+    costs = DraftCosts()
     for seconds in (0.2, 0.04):
         costs.note(StepKind(0, False, 8), seconds)
         assert costs.plain(8) is None

@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -21,6 +20,8 @@ from tests.system.faults.fault_run import Report, run_fault
 from tests.system.faults.faults import FAULTS, Fault
 from tests.system.faults.load import make_tenants
 from tests.system.faults.plant import Plant, running_plant
+
+from descant_bench.commit import git_commit
 
 
 async def run_all(
@@ -45,11 +46,6 @@ async def run(outage_s: float, num_clients: int, names: list[str]) -> list[Repor
     return reports
 
 
-def commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--outage", type=float, default=60.0, help="seconds that each fault lasts")
@@ -60,7 +56,7 @@ def main() -> int:
     reports = asyncio.run(run(options.outage, options.clients, options.fault))
     result = {
         "command": f"python -m tests.system.faults --outage {options.outage:g} --clients {options.clients}",
-        "commit": commit(),
+        "commit": git_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cores": os.cpu_count(),
         "faults": [asdict(report) for report in reports],

@@ -7,7 +7,6 @@ import argparse
 import importlib.util
 import json
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from datetime import date
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from descant_bench.commit import git_commit
 from descant_bench.report_file import write_report
 from descant_engine import LLM, SamplingParams
 from descant_engine.text.chat_template import ChatMessage
@@ -106,9 +106,7 @@ def main() -> None:
         "adapters_over_base": round(speeds["eight_over_adapters"] / speeds["eight"], 2),
         "dtype": args.dtype,
         "threads": torch.get_num_threads(),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
+        "commit": git_commit(),
         "date": date.today().isoformat(),
         "command": f"python -m descant_bench.cpu_speed --dtype {args.dtype} --runs {args.runs}",
     }

@@ -3,7 +3,6 @@
 import platform
 import resource
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+
+from descant_bench.commit import git_commit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,7 @@ class Environment:
 def describe_environment(device: str, commit: str | None = None) -> Environment:
     """`device` is "cpu" or "cuda"; `commit` is for machines that have a copy of the tree and no git."""
     return Environment(
-        commit=commit or _git_commit(),
+        commit=commit or git_commit(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command_line(sys.argv),
         device=device_name(device),
@@ -59,17 +60,3 @@ def peak_memory_bytes(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _git_commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -6,9 +6,9 @@ python -m descant_bench.scheduler_simulation        prints the figures of docs/r
 import json
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
+from descant_bench.percentiles import percentile
 from descant_bench.simulated_engine import H200_LORA, Arrival, CostModel, Served, SimulatedEngine
 
 NUM_QUIET = 20
@@ -27,11 +27,6 @@ def poisson(rate_per_s: float, seconds: float, seed: int) -> list[float]:
         times.append(1000 * now)
         now += generator.expovariate(rate_per_s)
     return times
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
 
 def neighbours(rate: float, *, with_flood: bool, seconds: float = 30, cost: CostModel = H200_LORA) -> list[Served]:

@@ -128,7 +128,8 @@ class Engine:
         plan = self._scheduler.schedule()
         if plan.is_empty and not self._launched:
             self._wait()
-        if not plan.is_empty or not self._launched:
+            return loaded + deltas
+        if not plan.is_empty:
             forward = self._runner.forward(plan)
             self._launch_s = max(time.monotonic() - begun, LAUNCH_DECAY * self._launch_s)
             bitmask, known = self._bitmask(plan)

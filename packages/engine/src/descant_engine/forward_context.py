@@ -14,7 +14,7 @@ from torch import Tensor
 from descant_engine.adapters.manifest import TargetModule
 
 
-class KvCache(NamedTuple):
+class LayerKv(NamedTuple):
     """One layer's part of the block pool, as strided views: [num_blocks, block_size, num_kv_heads, head_dim]."""
 
     keys: Tensor
@@ -68,7 +68,7 @@ class LoraInputs:
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    kv_caches: tuple[KvCache, ...]
+    kv_caches: tuple[LayerKv, ...]
     """By layer."""
     attention: AttentionInputs
     lora: LoraInputs | None

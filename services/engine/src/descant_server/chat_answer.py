@@ -13,7 +13,7 @@ from descant_engine.outputs import RequestOutput
 from descant_engine.sampling_params import SamplingParams
 from descant_engine.text.tool_calls.events import Content
 from descant_server.answer_format import finish_reason_of
-from descant_server.chat_reading import MoreArguments, NewCall, OutputReader, Piece, Reading, Reasoning
+from descant_server.chat_reading import ChatReader, MoreArguments, NewCall, Piece, Reading, Reasoning
 from descant_server.token_scores import TokenNames, chat_logprobs, prompt_logprobs
 from descant_wire.chat import (
     ChatChoice,
@@ -41,7 +41,7 @@ class ChatFormat:
     model: str
     params: SamplingParams
     names: TokenNames
-    readers: Sequence[OutputReader]
+    readers: Sequence[ChatReader]
     """One for each choice."""
 
     def whole(self, outputs: Sequence[RequestOutput], usage: Usage) -> bytes:
@@ -163,5 +163,5 @@ def _delta(piece: Piece) -> ChatDelta:
 
 
 def chat_format(model: str, params: SamplingParams, names: TokenNames, reading: Reading) -> ChatFormat:
-    readers = [OutputReader(reading, names.tokenizer) for _ in range(params.n)]
+    readers = [ChatReader(reading, names.tokenizer) for _ in range(params.n)]
     return ChatFormat(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model, params, names, readers)

@@ -51,7 +51,7 @@ class Reading:
         return self.reasoning is None and self.tools is None and self.named_tool is None
 
 
-class OutputReader:
+class ChatReader:
     """For one choice of an answer. Fed with its outputs in order; the last one has a finish reason."""
 
     def __init__(self, reading: Reading, tokenizer: Tokenizer) -> None:

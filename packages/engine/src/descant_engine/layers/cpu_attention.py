@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from descant_engine.forward_context import AttentionInputs, KvCache
+from descant_engine.forward_context import AttentionInputs, LayerKv
 
 FEW_TOKENS = 16
 """Query tokens of a request; up to here each attends by itself, as in decode. Drafts are to get the bits that they
@@ -31,7 +31,7 @@ class LayerRows:
     """[rows, kvh * d]: K of token t of block b is row b * rows_per_block * block_size + t, its V block_size further."""
 
     @classmethod
-    def of(cls, cache: KvCache) -> Self:
+    def of(cls, cache: LayerKv) -> Self:
         keys, values = cache
         num_blocks, block_size, num_kv_heads, head_dim = keys.shape
         width = num_kv_heads * head_dim
@@ -52,7 +52,7 @@ class PoolGeometry(NamedTuple):
     """From a block's row to the next block's: K and V of every layer lie between."""
 
     @classmethod
-    def of(cls, cache: KvCache) -> Self:
+    def of(cls, cache: LayerKv) -> Self:
         _, block_size, num_kv_heads, head_dim = cache.keys.shape
         return cls(block_size, cache.keys.stride(0) // (block_size * num_kv_heads * head_dim))
 
@@ -107,7 +107,7 @@ class AttentionPlan:
     prefills: tuple[PrefillPart, ...]
 
     @classmethod
-    def of(cls, inputs: AttentionInputs, cache: KvCache, dtype: torch.dtype) -> Self:
+    def of(cls, inputs: AttentionInputs, cache: LayerKv, dtype: torch.dtype) -> Self:
         geometry = PoolGeometry.of(cache)
         starts, seq_lens = inputs.query_start_loc.tolist(), inputs.seq_lens.tolist()
         decodes: dict[int, list[int]] = {}
@@ -129,7 +129,7 @@ class AttentionPlan:
             tuple(prefills),
         )
 
-    def clear_fresh_blocks(self, caches: tuple[KvCache, ...]) -> None:
+    def clear_fresh_blocks(self, caches: tuple[LayerKv, ...]) -> None:
         """Zeros the blocks that start now. Gathers read whole blocks, and a masked token counts for 0 times its value:
         what a former owner left behind might be NaN.
         """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import descant_kernels as kernels
-from descant_engine.forward_context import AttentionInputs, KvCache, LoraInputs, current_step
+from descant_engine.forward_context import AttentionInputs, LayerKv, LoraInputs, current_step
 from descant_engine.layers.cuda_products import DenseProduct, ResidualProduct
 from descant_engine.layers.ops import LoraGroup, Product
 
@@ -50,7 +50,7 @@ class CudaOps:
         kernels.rotary_kv_write(q, k, v, positions, cos_sin, cache.keys, cache.values, inputs.slot_mapping)
         return self._attend(q[0] if q.dim() == 4 else q, cache, inputs, scale).flatten(1)
 
-    def _attend(self, q: Tensor, cache: KvCache, inputs: AttentionInputs, scale: float) -> Tensor:
+    def _attend(self, q: Tensor, cache: LayerKv, inputs: AttentionInputs, scale: float) -> Tensor:
         tables = inputs.block_tables, inputs.query_start_loc, inputs.seq_lens
         longest = inputs.max_query_len, inputs.max_seq_len
         return kernels.paged_attention(q, cache.keys, cache.values, *tables, scale, *longest)

@@ -5,7 +5,7 @@ in any batch, in any chunk, before and after preemption, with its prefix cached 
 from torch import Tensor
 
 import descant_kernels as kernels
-from descant_engine.forward_context import AttentionInputs, KvCache
+from descant_engine.forward_context import AttentionInputs, LayerKv
 from descant_engine.layers.cuda_ops import DECODE_SEGMENT_SIZE, CudaOps
 from descant_engine.layers.cuda_products import DenseProduct
 from descant_engine.layers.ops import LoraGroup, Product
@@ -29,7 +29,7 @@ class DeterministicCudaOps(CudaOps):
     def lora_gated_product(self, group: LoraGroup, product: Product, x: Tensor) -> Tensor:
         return self.silu_mul(self.lora_product(group, product, x))
 
-    def _attend(self, q: Tensor, cache: KvCache, inputs: AttentionInputs, scale: float) -> Tensor:
+    def _attend(self, q: Tensor, cache: LayerKv, inputs: AttentionInputs, scale: float) -> Tensor:
         tables = inputs.block_tables, inputs.query_start_loc, inputs.seq_lens
         return kernels.invariant_attention(q, cache.keys, cache.values, *tables, scale)
 

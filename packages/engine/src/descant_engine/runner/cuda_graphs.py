@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from descant_engine.adapters.manifest import TargetModule
-from descant_engine.forward_context import AttentionInputs, KvCache, LoraInputs, LoraTables, StepContext, step_context
+from descant_engine.forward_context import AttentionInputs, LayerKv, LoraInputs, LoraTables, StepContext, step_context
 from descant_engine.models.llama import LlamaForCausalLM
 from descant_engine.runner.input_batch import IntArray
 from descant_engine.runner.request_states import RequestStates
@@ -87,7 +87,7 @@ class DecodeGraphs:
         self,
         model: LlamaForCausalLM,
         states: RequestStates,
-        kv_caches: tuple[KvCache, ...],
+        kv_caches: tuple[LayerKv, ...],
         lora_tables: LoraTables | None,
         block_size: int,
         memory: GraphMemory,

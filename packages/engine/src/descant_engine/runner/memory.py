@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from descant_engine.config import ModelShape, ResolvedConfig
-from descant_engine.forward_context import AttentionInputs, KvCache, StepContext, step_context
+from descant_engine.forward_context import AttentionInputs, LayerKv, StepContext, step_context
 from descant_engine.models.llama import LlamaForCausalLM
 
 
@@ -51,10 +51,10 @@ def _zero_pages(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
-def kv_caches(pool: Tensor, shape: ModelShape, block_size: int) -> tuple[KvCache, ...]:
+def kv_caches(pool: Tensor, shape: ModelShape, block_size: int) -> tuple[LayerKv, ...]:
     """The pool seen as every layer's K and V: strided views, no copy."""
     view = pool.view(-1, shape.num_layers, 2, block_size, shape.num_kv_heads, shape.head_dim)
-    return tuple(KvCache(view[:, layer, 0], view[:, layer, 1]) for layer in range(shape.num_layers))
+    return tuple(LayerKv(view[:, layer, 0], view[:, layer, 1]) for layer in range(shape.num_layers))
 
 
 def _bytes_for_pool(model: LlamaForCausalLM, config: ResolvedConfig, device: torch.device) -> int:

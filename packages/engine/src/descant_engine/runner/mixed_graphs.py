@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from descant_engine.adapters.manifest import TargetModule
-from descant_engine.forward_context import AttentionInputs, KvCache, LoraInputs, LoraTables, StepContext, step_context
+from descant_engine.forward_context import AttentionInputs, LayerKv, LoraInputs, LoraTables, StepContext, step_context
 from descant_engine.models.llama import LlamaForCausalLM
 from descant_engine.runner.cuda_graphs import NO_SLOT, GraphMemory, covering_modules
 from descant_engine.runner.input_batch import InputBatch
@@ -102,7 +102,7 @@ class MixedGraphs:
         self,
         model: LlamaForCausalLM,
         states: RequestStates,
-        kv_caches: tuple[KvCache, ...],
+        kv_caches: tuple[LayerKv, ...],
         lora_tables: LoraTables | None,
         memory: GraphMemory,
     ) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from descant_engine.adapters.manifest import TargetModule
 from descant_engine.config import ResolvedConfig
-from descant_engine.forward_context import KvCache, LoraTables
+from descant_engine.forward_context import LayerKv, LoraTables
 from descant_engine.models.llama import LlamaForCausalLM
 from descant_engine.runner.cuda_graphs import (
     ALL_MODULES,
@@ -29,7 +29,7 @@ class StepGraphs:
         self,
         model: LlamaForCausalLM,
         states: RequestStates,
-        kv_caches: tuple[KvCache, ...],
+        kv_caches: tuple[LayerKv, ...],
         lora_tables: LoraTables | None,
         config: ResolvedConfig,
     ) -> None:

@@ -7,10 +7,10 @@ from descant_engine.request import Request
 
 
 class OrderedRequests:
-    """A list kept in the order (priority, arrival). Waiting and running requests are each one of these.
+    """A list kept in the order (priority, arrival): the running requests.
 
-    One order for both means that whoever came first is admitted first and preempted last, also after it was
-    preempted: the first in line always makes progress, so by induction everybody of its priority does.
+    Whoever came first is preempted last, also after it was preempted: the first always makes progress, so by induction
+    everybody of its priority does.
     """
 
     def __init__(self) -> None:

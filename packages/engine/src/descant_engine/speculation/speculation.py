@@ -12,11 +12,11 @@ from descant_engine.request import Request
 from descant_engine.scheduler.plan import StepPlan
 from descant_engine.scheduler.stats import DraftStats
 from descant_engine.speculation.acceptance import SHARED_MEMORY_TOKENS, AcceptanceRate
+from descant_engine.speculation.draft_costs import DraftCosts, StepKind, guessed_ratio, size_class
 from descant_engine.speculation.draft_lengths import Candidate, Choice, StepSeconds, choose_lengths, within
 from descant_engine.speculation.proposal import NO_PROPOSAL, Proposal, Proposer
 from descant_engine.speculation.stake import Stake
 from descant_engine.speculation.step_clock import StepClock
-from descant_engine.speculation.step_costs import StepCosts, StepKind, guessed_ratio, size_class
 
 FIRST_RATE = 0.5
 """Of the first request; those after it begin with what the ones before had."""
@@ -77,7 +77,7 @@ class Speculation:
         self._is_adaptive = adaptive
         self._followed: dict[str, _Followed] = {}
         self._shared = AcceptanceRate(FIRST_RATE, SHARED_MEMORY_TOKENS)
-        self._costs = StepCosts()
+        self._costs = DraftCosts()
         self._clock = StepClock(self._costs)
         self._stake = Stake()
         self._num_staking = 0

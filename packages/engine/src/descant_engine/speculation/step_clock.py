@@ -1,13 +1,13 @@
 """Takes the time of steps, whether or not they are planned ahead."""
 
-from descant_engine.speculation.step_costs import StepCosts, StepKind
+from descant_engine.speculation.draft_costs import DraftCosts, StepKind
 
 
 class StepClock:
     """A step's time is from the result before it to its own: then nothing is counted twice where steps overlap, and
     what the host does between them is counted where they do not."""
 
-    def __init__(self, costs: StepCosts) -> None:
+    def __init__(self, costs: DraftCosts) -> None:
         self._costs = costs
         self._launched: dict[int, tuple[StepKind, float]] = {}
         """Step id -> what is measured, and when it was planned."""

@@ -35,7 +35,7 @@ def tokens_of(size: int) -> float:
     return MAX_EXACT_TOKENS * exp2((size - MAX_EXACT_TOKENS) / BUCKETS_AN_OCTAVE)
 
 
-class StepCosts:
+class DraftCosts:
     """Medians of the last few measurements of each kind: what disturbs one step counts for nothing."""
 
     def __init__(self) -> None:
