@@ -5,6 +5,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from tests.gateway.gateway_under_test import PEPPER, World, eventually
 
 from descant_gateway.catalogue.snapshot import Catalogue, ModelRoute, RateLimits
+from descant_gateway.config import Outage
 from descant_gateway.identity.authenticate import Caller
 from descant_gateway.limits import admit as admitting
 from descant_gateway.limits.admit import Admission, Ticket
@@ -456,6 +459,56 @@ async def test_a_caller_that_is_cancelled_while_reserving_leaves_nothing_behind(
             task.result().refund()
         await settled(limiter)
     await admit(caller, request_of(max_tokens=60), MODEL, limiter)
+
+
+class Line:
+    """A way to Valkey on which replies get lost while it `is_mute`."""
+
+    def __init__(self) -> None:
+        self.is_mute = False
+        self.num_lost = 0
+
+    @asynccontextmanager
+    async def to(self, valkey_url: str) -> AsyncIterator[str]:
+        async with await asyncio.start_server(partial(self._join, urlsplit(valkey_url).port), "127.0.0.1", 0) as server:
+            yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+
+    async def _join(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        replies, calls = await asyncio.open_connection("127.0.0.1", port)
+        there = asyncio.create_task(self._carry(reader, calls))
+        await self._carry(replies, writer, loses=True)
+        await there
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, loses: bool = False) -> None:
+        while piece := await reader.read(1 << 16):
+            if loses and self.is_mute:
+                self.num_lost += 1
+            else:
+                writer.write(piece)
+        writer.close()
+
+
+async def test_what_ran_locally_is_counted_though_its_first_reservation_is_still_given_back(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Valkey had reserved, only its reply was lost; and the request has ended before that is put right."""
+    monkeypatch.setattr("descant_gateway.limits.limiter._SETTLE_RETRY_S", 0.5)
+    monkeypatch.setattr("descant_gateway.limits.script_queue._RETRY_AFTER_S", 0.05)
+    line, shares = Line(), LocalShares(OutagePolicy(rates=Outage.LOCAL))
+    caller = caller_with(RateLimits(tokens_per_minute=1000))
+    async with line.to(valkey_url) as url, open_limiter(url, timeout_s=0.2) as limiter:
+        (await admit(caller, request_of(), MODEL, limiter)).settle(NOTHING)
+        await settled(limiter)
+        line.is_mute = True
+        ticket = await admit(caller, request_of(max_tokens=100), MODEL, limiter, local_shares=shares)
+        assert (ticket.is_local, line.num_lost) == (True, 1)
+        line.is_mute = False
+        await asyncio.sleep(0.1)
+        ticket.settle(Amounts(1, 500))
+        assert limiter.num_unsettled == 2
+        await settled(limiter)
+        after = await admit(caller, request_of(), MODEL, limiter)
+        assert int(after.headers["x-ratelimit-remaining-tokens"]) == pytest.approx(500, abs=50)
 
 
 async def test_a_settlement_waits_for_valkey_to_come_back(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,6 +146,8 @@ async def admit(
     try:
         decision = await admission.limiter.reserve(reservation)
     except ValkeyAway:
+        # Under an id of its own: the first one may be reserved all the same, and is on its way to be given back.
+        reservation = Reservation(uuid.uuid4(), path, amounts)
         if admission.local_shares.reserve(reservation.charge_id, path.limits, amounts):
             return Ticket(reservation, {LOCAL_HEADER: "local"}, admission, price=price, is_local=True)
         raise _limits_unavailable() from None

@@ -120,7 +120,10 @@ class Limiter:
         self._begin("settle", reservation, used)
 
     def book(self, reservation: Reservation, used: Amounts) -> None:
-        """Counts a request that ran without a reservation in Valkey; otherwise like `settle`."""
+        """Counts a request that ran without a reservation in Valkey; otherwise like `settle`.
+
+        The reservation is one that was never asked for there: its charge id is known to nobody else.
+        """
         self._begin("book", reservation, used)
 
     async def drain(self, timeout_s: float) -> None:
