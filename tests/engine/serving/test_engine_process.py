@@ -50,6 +50,7 @@ class CountingEngine:
     is_closed: bool = False
     num_to_prepare: int = 0
     spare_s: float = 0.0
+    num_looks_at_spare: int = 0
     late_refusals: list[LateRefusal] = field(default_factory=list)
     running: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -58,6 +59,7 @@ class CountingEngine:
         return bool(self.running)
 
     def seconds_to_spare(self) -> float:
+        self.num_looks_at_spare += 1
         return self.spare_s
 
     def submit(self, request: EngineRequest) -> None:
@@ -224,6 +226,17 @@ def test_work_comes_before_preparing() -> None:
     front = Front(engine)
     assert isinstance(front.receive(), Deltas)
     assert engine.num_to_prepare == 2**30
+    front.send(Shutdown())
+    front.join()
+
+
+def test_spare_time_is_slept_through_though_something_is_left_to_prepare() -> None:
+    engine = CountingEngine(num_to_prepare=2**30, spare_s=SECONDS)
+    engine.running["endless"] = (0, 2**30)
+    front = Front(engine)
+    assert eventually(lambda: engine.num_looks_at_spare > 0)
+    time.sleep(0.05)
+    assert engine.num_looks_at_spare <= 2
     front.send(Shutdown())
     front.join()
 

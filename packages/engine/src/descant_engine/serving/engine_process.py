@@ -140,7 +140,7 @@ def serve(engine: "Engine", channel: Channel) -> None:
     stats_due: float | None = None
     prepares = True
     while True:
-        for message in channel.receive(0 if prepares else _patience(engine, stats_due)):
+        for message in channel.receive(0 if prepares and not engine.has_work else _patience(engine, stats_due)):
             if isinstance(message, Shutdown):
                 return
             apply(engine, channel, message)
