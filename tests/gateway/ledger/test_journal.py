@@ -1,5 +1,6 @@
 """A gateway process that is killed loses no charge: those that ended and those that it served."""
 
+import fcntl
 import resource
 import signal
 import subprocess
@@ -188,6 +189,33 @@ def test_a_file_that_cannot_be_removed_is_removed_later(tmp_path: Path, monkeypa
     file.unlink()
     file.mkdir()
     journal.close(is_all_stored=True)
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_another_process_that_locks_the_new_file_first_takes_no_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_removed: bool
+) -> None:
+    """As one that looks for journals of dead ones between the making of the file and the locking of it."""
+    others: list[DeadJournals] = []
+
+    def race(descriptor: int, operation: int) -> None:
+        monkeypatch.undo()
+        others.extend(DeadJournals.find(tmp_path))
+        if is_removed:
+            others[0].remove()
+            others[0].close()
+        fcntl.flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", race)
+    journal = opened(tmp_path)
+    assert len(others) == 1
+    if not is_removed:
+        others[0].remove()
+        others[0].close()
+    begin(journal, 1)
+    assert found(tmp_path) == {}, "it lives"
+    journal.close(is_all_stored=False)
+    assert found(tmp_path) == {1: Outcome.INTERRUPTED}
 
 
 def test_without_a_folder_it_serves_all_the_same(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class LedgerJournal:
         """Does not raise: without a journal the gateway serves all the same."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _try_lock(self._lock_path, create=True)
+            self._lock = self._take_lock()
             self._file = self._next_file()
         except OSError as error:
             _log.error("no journal: usage records are in memory only until they are stored", error=str(error))
@@ -111,6 +111,12 @@ class LedgerJournal:
             self._report(error)
         os.close(self._lock)
         self._file = None
+
+    def _take_lock(self) -> int:
+        """Under another name if a process that looks for dead ones was quicker to lock the new file. Raises OSError."""
+        while (lock := _try_lock(self._lock_path, create=True)) < 0:
+            self._owner = uuid4().hex
+        return lock
 
     @property
     def _lock_path(self) -> Path:
