@@ -26,6 +26,15 @@ def test_latency(tiny_config: Path, tmp_path: Path, run_main, capsys: pytest.Cap
     assert f"99% percentile latency: {report['percentiles']['99']} seconds" in printed
 
 
+@pytest.mark.parametrize("option", ["--batch-size", "--input-len", "--output-len", "--num-iters"])
+def test_nothing_can_not_be_measured(
+    option: str, tiny_config: Path, run_main, capsys: pytest.CaptureFixture[str]
+) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SystemExit):
+        run_main(latency.main, "--model", tiny_config, option, 0)
+    assert f"argument {option}: must be at least 1; got 0" in capsys.readouterr().err
+
+
 def test_throughput_of_random_prompts(tiny_config: Path, run_main, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
     sizes = ("--num-prompts", 3, "--input-len", 6, "--output-len", 3, "--repeats", 1, "--warmups", 0)
     run_main(throughput.main, "--model", tiny_config, *sizes, *FAST)

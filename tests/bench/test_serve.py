@@ -42,7 +42,7 @@ RANDOM = ("--random-input-len", 20, "--random-output-len", 5)
 FIGURES = ("Mean TTFT (ms):", "Median TPOT (ms):", "P99 ITL (ms):", "P50 E2EL (ms):", "Request goodput (req/s):")
 
 
-@pytest.mark.parametrize("backend", ["openai", "openai-chat"])
+@pytest.mark.parametrize("backend", ["openai", "openai-chat", "vllm"])
 def test_random_prompts_on_either_endpoint(
     backend: str,
     url: str,
@@ -121,6 +121,35 @@ def test_a_server_that_is_not_there(run_main, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit, match="no request succeeded"):
         run_main(serve.main, "--base-url", "http://127.0.0.1:9", *COMMON, *RANDOM)
     assert "ClientConnectorError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--num-prompts", "0"),
+        ("--request-rate", "0"),
+        ("--request-rate", "fast"),
+        ("--burstiness", "-1"),
+        ("--max-concurrency", "0"),
+        ("--num-warmups", "-1"),
+        ("--extra-body", "{bad"),
+        ("--extra-body", "[]"),
+        ("--metric-percentiles", "50,150"),
+        ("--prefix-repetition-num-prefixes", "0"),
+        ("--goodput", "ttft:soon"),
+    ],
+)
+def test_a_value_that_can_not_be_is_refused_by_its_option(
+    options: tuple[str, str],
+    url: str,
+    run_main,
+    capsys: pytest.CaptureFixture[str],  # type: ignore[no-untyped-def]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_main(serve.main, "--base-url", url, *COMMON, *RANDOM, *options)
+    told = capsys.readouterr().err + str(ended.value.code)
+    assert options[0] in told
+    assert "Traceback" not in told
 
 
 def test_sharegpt_file(url: str, tmp_path: Path, run_main) -> None:  # type: ignore[no-untyped-def]

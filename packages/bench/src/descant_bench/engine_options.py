@@ -13,7 +13,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", required=True, help="a folder, a .gguf file or a hub id")
     group.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float16", "float32"])
     group.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    group.add_argument("--load-format", default="dummy", choices=["auto", "dummy"], help="dummy: random weights")
+    group.add_argument(
+        "--load-format", default="dummy", choices=["auto", "dummy"], help="dummy, the default: random weights"
+    )
     group.add_argument("--max-model-len", type=int, help="default: 16384, or what the model allows")
     group.add_argument("--max-num-seqs", type=int, default=256)
     group.add_argument("--max-num-batched-tokens", type=int)

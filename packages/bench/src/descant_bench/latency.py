@@ -8,6 +8,7 @@ from pathlib import Path
 
 from descant_bench.engine_options import add_engine_options, engine_config
 from descant_bench.environment import describe_environment
+from descant_bench.option_types import at_least
 from descant_bench.percentiles import percentile
 from descant_bench.recorded import random_requests
 from descant_bench.replay import Replay
@@ -59,11 +60,11 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--input-len", type=int, default=32)
-    parser.add_argument("--output-len", type=int, default=128)
-    parser.add_argument("--num-iters-warmup", type=int, default=3)
-    parser.add_argument("--num-iters", type=int, default=10)
+    parser.add_argument("--batch-size", type=at_least(1), default=8)
+    parser.add_argument("--input-len", type=at_least(1), default=32)
+    parser.add_argument("--output-len", type=at_least(1), default=128)
+    parser.add_argument("--num-iters-warmup", type=at_least(0), default=3)
+    parser.add_argument("--num-iters", type=at_least(1), default=10)
     parser.add_argument("--output-json", type=Path, metavar="OUT.json")
     add_engine_options(parser)
     return parser

@@ -8,7 +8,6 @@ as text. Token counts come from the server's usage.
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import sys
@@ -26,6 +25,7 @@ from descant_bench.online.load import Arrival, LoadResult, run_load
 from descant_bench.online.metrics import METRIC_TITLES, measure, parse_promises, samples
 from descant_bench.online.prompts import DEFAULT_VOCAB_SIZE, SampleRequest, Tokenizer, TokenSource
 from descant_bench.online.report import print_metrics, result_fields
+from descant_bench.option_types import above_zero, at_least, json_object, percentiles
 from descant_bench.report_file import write_report
 
 
@@ -33,12 +33,11 @@ def main() -> None:
     args = _parser().parse_args()
     try:
         shown, promises = _shown_metrics(args.percentile_metrics), parse_promises(args.goodput)
-        percentiles = [float(share) for share in args.metric_percentiles.split(",")]
         arrivals = plan_arrivals(args)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     result = asyncio.run(_measure(args, arrivals))
-    metrics = measure(result, percentiles, promises)
+    metrics = measure(result, args.metric_percentiles, promises)
     print_metrics(metrics, shown, vars(args), sys.stdout)
     for reason in sorted({record.error for record in result.records if record.error is not None})[:5]:
         print(f"failed: {reason}", file=sys.stderr)
@@ -93,9 +92,8 @@ def _load_tokenizer(name: str | None) -> Tokenizer | None:
 def _target(args: argparse.Namespace) -> Target:
     base = args.base_url or f"http://{args.host}:{args.port}"
     key = args.api_key or os.environ.get("OPENAI_API_KEY")
-    extra: dict[str, Any] = json.loads(args.extra_body)
     sampling = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k")}
-    extra = {name: value for name, value in sampling.items() if value is not None} | extra
+    extra: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None} | args.extra_body
     if args.ignore_eos:
         extra["ignore_eos"] = True
     headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -172,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_target_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", required=True, help="the model id that requests say")
-    group.add_argument("--backend", default="openai", choices=list(ENDPOINTS))
+    group.add_argument("--backend", default="openai", choices=list(ENDPOINTS), help="vllm is another name of openai")
     group.add_argument("--base-url", help="default: http://HOST:PORT")
     group.add_argument("--host", default="127.0.0.1")
     group.add_argument("--port", type=int, default=8000)
@@ -186,21 +184,23 @@ def _add_target_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_load_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--request-rate", type=float, default=float("inf"), help="a second; inf sends all at once")
-    group.add_argument("--burstiness", type=float, default=1.0, help="1: Poisson; below: bursts; above: steadier")
-    group.add_argument("--max-concurrency", type=int)
-    group.add_argument("--num-warmups", type=int, default=0, help="requests before the clock starts")
+    group.add_argument("--request-rate", type=above_zero, default=float("inf"), help="a second; inf sends all at once")
+    group.add_argument("--burstiness", type=above_zero, default=1.0, help="1: Poisson; below: bursts; above: steadier")
+    group.add_argument("--max-concurrency", type=at_least(1))
+    group.add_argument("--num-warmups", type=at_least(0), default=0, help="requests before the clock starts")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--ignore-eos", action="store_true")
     group.add_argument("--temperature", type=float, default=0.0)
     group.add_argument("--top-p", type=float)
     group.add_argument("--top-k", type=int)
-    group.add_argument("--extra-body", default="{}", metavar="JSON", help="further fields of every request")
+    group.add_argument(
+        "--extra-body", type=json_object, default={}, metavar="JSON", help="further fields of every request"
+    )
 
 
 def _add_result_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--percentile-metrics", default="ttft,tpot,itl", help="of ttft,tpot,itl,e2el")
-    group.add_argument("--metric-percentiles", default="99", help="for example 25,50,99")
+    group.add_argument("--metric-percentiles", type=percentiles, default=[99.0], help="for example 25,50,99")
     group.add_argument("--goodput", nargs="+", default=[], metavar="METRIC:MS", help="what a good request keeps")
     group.add_argument("--save-result", action="store_true")
     group.add_argument("--save-detailed", action="store_true", help="every request's times and text as well")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from descant_bench.engine_options import add_engine_options, engine_config
 from descant_bench.environment import describe_environment
+from descant_bench.option_types import at_least
 from descant_bench.report_file import write_report
 
 ONE_START_SECONDS = 1800
@@ -83,7 +84,7 @@ def _engine_words(words: list[str]) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-iters", type=int, default=3)
+    parser.add_argument("--num-iters", type=at_least(1), default=3)
     parser.add_argument("--output-json", type=Path, metavar="OUT.json")
     parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
     add_engine_options(parser)

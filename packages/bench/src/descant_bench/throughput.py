@@ -23,6 +23,7 @@ from descant_bench.engine_options import add_engine_options, engine_config
 from descant_bench.environment import Environment, describe_environment, peak_memory_bytes
 from descant_bench.online.dataset_options import add_dataset_options, dataset_requests
 from descant_bench.online.prompts import TokenSource
+from descant_bench.option_types import at_least
 from descant_bench.recorded import RecordedRequest, read_requests
 from descant_bench.replay import Replay, RunResult, median_run
 from descant_bench.report_file import add_report_options, write_report
@@ -151,8 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=Path, nargs="+", default=[], metavar="CASE.jsonl")
     parser.add_argument("--adapters", type=Path, metavar="FOLDER", help="with a folder 0000, 0001, ... an adapter")
-    parser.add_argument("--repeats", type=_at_least_one, default=3, help="runs of each case after the warm-ups")
-    parser.add_argument("--warmups", type=int, default=1)
+    parser.add_argument("--repeats", type=at_least(1), default=3, help="runs of each case after the warm-ups")
+    parser.add_argument("--warmups", type=at_least(0), default=1)
     parser.add_argument("--prepare", action="store_true", help="capture CUDA graphs first, for latencies' sake")
     parser.add_argument("--roofline", action="store_true", help="compare each run with what its bytes allow")
     add_report_options(parser, "--output-json")
@@ -160,13 +161,6 @@ def _parser() -> argparse.ArgumentParser:
     add_engine_options(parser)
     add_ceiling_options(parser)
     return parser
-
-
-def _at_least_one(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
-    return value
 
 
 if __name__ == "__main__":

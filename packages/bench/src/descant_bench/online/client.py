@@ -11,8 +11,12 @@ import aiohttp
 from descant_bench.online.prompts import SampleRequest
 from descant_wire.sse import SseDecoder, SseEvent
 
-Backend = Literal["openai", "openai-chat"]
-ENDPOINTS: Mapping[Backend, str] = {"openai": "/v1/completions", "openai-chat": "/v1/chat/completions"}
+Backend = Literal["openai", "openai-chat", "vllm"]
+ENDPOINTS: Mapping[Backend, str] = {
+    "openai": "/v1/completions",
+    "openai-chat": "/v1/chat/completions",
+    "vllm": "/v1/completions",
+}
 MAX_ERROR_CHARS = 500
 
 

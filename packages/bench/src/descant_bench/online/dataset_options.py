@@ -13,12 +13,13 @@ from descant_bench.online.prompts import (
     Tokenizer,
     TokenSource,
 )
+from descant_bench.option_types import at_least
 
 
 def add_dataset_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--dataset-name", default="random", choices=["random", "sharegpt", "prefix_repetition"])
     group.add_argument("--dataset-path", type=Path, metavar="FILE.json")
-    group.add_argument("--num-prompts", type=int, default=1000)
+    group.add_argument("--num-prompts", type=at_least(1), default=1000)
     group.add_argument("--random-input-len", "--input-len", type=int, default=1024)
     group.add_argument("--random-output-len", "--output-len", type=int, default=128)
     group.add_argument("--random-range-ratio", type=float, default=0.0)
@@ -26,7 +27,7 @@ def add_dataset_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--sharegpt-output-len", type=int)
     group.add_argument("--prefix-repetition-prefix-len", type=int, default=256)
     group.add_argument("--prefix-repetition-suffix-len", type=int, default=256)
-    group.add_argument("--prefix-repetition-num-prefixes", type=int, default=10)
+    group.add_argument("--prefix-repetition-num-prefixes", type=at_least(1), default=10)
     group.add_argument("--prefix-repetition-output-len", type=int, default=128)
 
 

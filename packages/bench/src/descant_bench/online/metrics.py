@@ -99,7 +99,10 @@ def parse_promises(words: Sequence[str]) -> dict[str, float]:
         name, _, limit = word.partition(":")
         if name not in ("ttft", "tpot", "e2el") or not limit:
             raise ValueError(f"--goodput {word}: must be ttft:MS, tpot:MS or e2el:MS")
-        promises[name] = float(limit)
+        try:
+            promises[name] = float(limit)
+        except ValueError:
+            raise ValueError(f"--goodput {word}: {limit!r} is no number of milliseconds") from None
     return promises
 
 
