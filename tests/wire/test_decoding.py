@@ -73,6 +73,21 @@ def test_the_field_at_fault_is_named(fields: dict[str, object], param: str) -> N
     assert param in error.detail.message
 
 
+@pytest.mark.parametrize(
+    ("fields", "possible"),
+    [
+        ({"messages": [{"role": "robot", "content": "x"}]}, "assistant, developer, system, tool, user"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "text"),
+        ({"response_format": {"type": "xml"}}, "json_object, json_schema, structural_tag, text"),
+        ({"tool_choice": "perhaps"}, "auto, none, required"),
+        ({"tool_choice": {"type": "allowed_tools", "function": {"name": "x"}}}, "function"),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "function"),
+    ],
+)
+def test_what_is_possible_instead_is_listed(fields: dict[str, object], possible: str) -> None:
+    assert refusal(chat(**fields)).detail.message.endswith(f"; possible: {possible}.")
+
+
 def test_a_missing_field_is_named() -> None:
     assert refusal(b'{"model": "m"}').detail.param == "messages"
     assert refusal(b'{"model": "m"}', CompletionRequest).detail.param == "prompt"

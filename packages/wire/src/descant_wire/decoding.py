@@ -8,6 +8,7 @@ import msgspec
 from descant_wire.chat import ChatCompletionRequest, ChatMessage
 from descant_wire.completions import CompletionRequest
 from descant_wire.errors import ApiError, invalid_request, unsupported_field
+from descant_wire.possible_values import possible_values
 from descant_wire.tokenize import TokenizeRequest
 
 RequestT = TypeVar("RequestT")
@@ -15,6 +16,7 @@ RequestT = TypeVar("RequestT")
 _AT_PATH = re.compile(r"^(?P<problem>.*) - at `\$\.?(?P<path>[^`]*)`$", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"^Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
 _MISSING_FIELD = re.compile(r"^Object missing required field `(?P<field>.*)`$", re.DOTALL)
+_NONE_OF_THEM = re.compile(r"^Invalid (enum )?value ")
 
 
 def decode_request(body: bytes, request_type: type[RequestT]) -> RequestT:
@@ -26,7 +28,7 @@ def decode_request(body: bytes, request_type: type[RequestT]) -> RequestT:
     try:
         request = msgspec.json.decode(body, type=request_type)
     except msgspec.ValidationError as error:
-        raise _explain_mismatch(str(error)) from None
+        raise _explain_mismatch(str(error), request_type) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise invalid_request(f"The request body is not valid JSON: {error}", code="invalid_json") from None
     except RecursionError:
@@ -35,7 +37,7 @@ def decode_request(body: bytes, request_type: type[RequestT]) -> RequestT:
     return request
 
 
-def _explain_mismatch(message: str) -> ApiError:
+def _explain_mismatch(message: str, request_type: type) -> ApiError:
     located = _AT_PATH.match(message)
     problem, path = (located["problem"], located["path"]) if located else (message, "")
     if unknown := _UNKNOWN_FIELD.match(problem):
@@ -46,6 +48,8 @@ def _explain_mismatch(message: str) -> ApiError:
         return invalid_request(f"`{param}` is required.", param=param, code="missing_required_parameter")
     if not path:
         return invalid_request(f"The request body has the wrong type: {problem}.", code="invalid_type")
+    if _NONE_OF_THEM.match(problem) and (values := possible_values(request_type, path)):
+        problem += f"; possible: {', '.join(values)}"
     return invalid_request(f"`{path}`: {problem}.", param=path, code="invalid_value")
 
 
