@@ -57,7 +57,7 @@ def test_a_token_id_outside_the_vocabulary_is_named(frontend: Frontend, token_id
 
 
 def test_an_empty_chat_is_refused(frontend: Frontend) -> None:
-    with pytest.raises(ChatTemplateError, match="messages is empty"):
+    with pytest.raises(ChatTemplateError, match="there are no messages"):
         frontend.encode(Chat([]))
 
 

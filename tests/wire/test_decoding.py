@@ -118,7 +118,6 @@ UNSUPPORTED: dict[str, object] = {
     "use_beam_search": True,
     "length_penalty": 2.0,
     "early_stopping": True,
-    "stream_options": {"continuous_usage_stats": True},
 }
 
 
@@ -126,6 +125,13 @@ UNSUPPORTED: dict[str, object] = {
 def test_what_is_not_honoured_is_refused_by_name(field: str) -> None:
     error = refusal(chat(**{field: UNSUPPORTED[field]}))
     assert (error.detail.param, error.detail.code) == (field, "unsupported_parameter")
+
+
+@pytest.mark.parametrize("option", ["include_obfuscation", "continuous_usage_stats"])
+def test_an_option_of_streams_is_refused_by_its_own_name(option: str) -> None:
+    error = refusal(chat(stream=True, stream_options={"include_usage": True, option: True}))
+    assert (error.detail.param, error.detail.code) == (f"stream_options.{option}", "unsupported_parameter")
+    assert "only null or false is accepted" in error.detail.message
 
 
 @pytest.mark.parametrize("request_type", [ChatCompletionRequest, CompletionRequest])

@@ -34,7 +34,7 @@ def test_a_model_without_a_template_says_what_to_do(sentencepiece_tokenizer: Tok
 @pytest.mark.parametrize(
     ("messages", "complaint"),
     [
-        ([], "messages is empty"),
+        ([], "there are no messages"),
         ([QUESTION[0], "hello"], r"messages\[1\] must be an object"),
         ([{"content": "x"}], r"messages\[0\].role must be a string"),
         ([{"role": 3, "content": "x"}], r"messages\[0\].role must be a string"),

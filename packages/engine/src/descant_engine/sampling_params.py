@@ -144,7 +144,11 @@ def _require(name: str, value: float, low: float, high: float, *, above_low: boo
     inside = low < value <= high if above_low else low <= value <= high
     if not inside:
         bracket = "(" if above_low else "["
-        raise ValueError(f"{name} must be in {bracket}{low:g}, {high:g}]; got {value!r}")
+        raise ValueError(f"{name} must be in {bracket}{_plain(low)}, {_plain(high)}]; got {value!r}")
+
+
+def _plain(bound: float) -> str:
+    return f"{bound:g}" if isinstance(bound, float) else str(bound)
 
 
 def _shortened(strings: tuple[str, ...]) -> str:

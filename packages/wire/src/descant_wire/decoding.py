@@ -9,9 +9,11 @@ from descant_wire.chat import ChatCompletionRequest, ChatMessage
 from descant_wire.completions import CompletionRequest
 from descant_wire.errors import ApiError, invalid_request, unsupported_field
 from descant_wire.possible_values import possible_values
+from descant_wire.sampling import StreamOptions
 from descant_wire.tokenize import TokenizeRequest
 
 RequestT = TypeVar("RequestT")
+_Restricted = ChatCompletionRequest | CompletionRequest | ChatMessage | StreamOptions
 
 _AT_PATH = re.compile(r"^(?P<problem>.*) - at `\$\.?(?P<path>[^`]*)`$", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"^Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
@@ -60,12 +62,14 @@ def _join(path: str, field: str) -> str:
 def _refuse_unsupported(request: object) -> None:
     if isinstance(request, (ChatCompletionRequest, CompletionRequest)):
         _refuse_fields(request, "")
+        if request.stream_options is not None:
+            _refuse_fields(request.stream_options, "stream_options")
     if isinstance(request, (ChatCompletionRequest, TokenizeRequest)):
         for index, message in enumerate(request.messages or ()):
             _refuse_fields(message, f"messages[{index}]")
 
 
-def _refuse_fields(struct: ChatCompletionRequest | CompletionRequest | ChatMessage, path: str) -> None:
+def _refuse_fields(struct: _Restricted, path: str) -> None:
     for field, accepted in struct.only.items():
         value = getattr(struct, field)
         if value is None or value in accepted:

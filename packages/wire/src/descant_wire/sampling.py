@@ -15,9 +15,14 @@ Priority = Annotated[int, Meta(ge=-MAX_INT32 - 1, le=MAX_INT32)]
 class StreamOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     include_usage: bool = False
     include_obfuscation: bool = False
-    """Harmless: padding against traffic analysis; false is what we do, true is refused by the requests below."""
+    """Padding against traffic analysis. Refused when true."""
     continuous_usage_stats: bool = False
     """vLLM's: usage in every chunk. Refused when true."""
+
+    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "include_obfuscation": (False,),
+        "continuous_usage_stats": (False,),
+    }
 
 
 class SamplingFields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,10 +94,6 @@ class SamplingFields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         "use_beam_search": (False,),
         "length_penalty": (1,),
         "early_stopping": (False,),
-        "stream_options": (
-            StreamOptions(),
-            StreamOptions(include_usage=True),
-        ),
     }
 
     @property

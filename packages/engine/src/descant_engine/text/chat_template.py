@@ -93,7 +93,7 @@ def render_chat(
             "this model has no chat template; send its prompt as text (completions), or serve a chat model"
         )
     if not messages:
-        raise ChatTemplateError("messages is empty; at least one message is needed")
+        raise ChatTemplateError("there are no messages; at least one is needed")
     _check_variables(tokenizer, template_kwargs)
     plain = [_with_plain_content(index, message) for index, message in enumerate(messages)]
     reads_tools = _reads_tools(tokenizer.pretrained.get_chat_template(tools=list(tools) or None))
