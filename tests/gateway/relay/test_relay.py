@@ -4,7 +4,9 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import httpx
 import pytest
@@ -330,6 +332,43 @@ async def test_a_stale_kept_connection_is_not_an_error(valkey_url: str) -> None:
         for pause_s in (0.0, 0.02, 0.021, 0.019, 0.05):
             await asyncio.sleep(pause_s)
             assert (await ask(world, gateway)).status_code == 200
+
+
+class Breaking:
+    """A backend that every request takes down, some time after it came."""
+
+    def __init__(self, seen: list[str], *, after_s: float = 0.0, keeps: bool = False) -> None:
+        self._seen = seen
+        self._after_s = after_s
+        self._ending = "keep-alive" if keeps else "close"
+
+    @asynccontextmanager
+    async def running(self, name: str) -> AsyncIterator[Backend]:
+        async with await asyncio.start_server(partial(self._serve, name), "127.0.0.1", 0) as self._server:
+            yield Backend(name=name, base_url=f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}")
+
+    async def _serve(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (head := await reader.readuntil(b"\r\n\r\n")).startswith(b"GET"):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: %s\r\n\r\n" % self._ending.encode())
+            if self._ending == "close":
+                writer.close()
+                return
+        assert head.startswith(b"POST")
+        self._seen.append(name)
+        await asyncio.sleep(self._after_s)
+        self._server.close()
+        writer.transport.abort()
+
+
+async def test_what_breaks_a_backend_is_sent_to_no_other(valkey_url: str) -> None:
+    seen: list[str] = []
+    world = World()
+    async with Breaking(seen).running("first") as first, Breaking(seen).running("second") as second:
+        world.add_model("m", first, second)
+        async with running_gateway(world, valkey_url, upstreams=upstream_times(health_interval_s=60.0)) as gateway:
+            reply = await ask(world, gateway)
+    assert (reply.status_code, len(seen)) == (502, 1)
+    assert "was not repeated" in reply.json()["error"]["message"]
 
 
 # Clients that leave

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Final
 
 import aiohttp
@@ -31,6 +32,28 @@ def for_webhooks(allowed: Networks) -> Refusal:
     return refuse
 
 
+class ConnectionUse:
+    """What a request was sent on: a fresh connection, or one that was kept from requests before it."""
+
+    __slots__ = ("is_fresh",)
+
+    def __init__(self) -> None:
+        self.is_fresh = False
+
+
+_use: Final[ContextVar[ConnectionUse | None]] = ContextVar("connection_use", default=None)
+
+
+def watch_connection() -> ConnectionUse:
+    """Of the next request that this task sends through a `guarded_connector`.
+
+    aiohttp itself tells it to traces only, and those cost every request more than this.
+    """
+    use = ConnectionUse()
+    _use.set(use)
+    return use
+
+
 class GuardedResolver(ThreadedResolver):
     """Refuses names that mean an address that is refused, however the name server spells it."""
 
@@ -57,6 +80,8 @@ def guarded_connector(refusal: Refusal, *, keepalive_s: float) -> aiohttp.TCPCon
         family, kind, protocol, _, place = info
         if reason := refusal(str(place[0])):
             raise OSError(f"{place[0]} is {reason}")
+        if (use := _use.get()) is not None:
+            use.is_fresh = True
         return socket.socket(family=family, type=kind, proto=protocol)
 
     return aiohttp.TCPConnector(

@@ -13,6 +13,7 @@ from descant_gateway.admitted_call import AdmittedCall
 from descant_gateway.call import Headers
 from descant_gateway.catalogue.routing_policy import FailureKind
 from descant_gateway.catalogue.snapshot import Backend
+from descant_gateway.egress.connections import watch_connection
 from descant_gateway.providers import Provider
 from descant_gateway.providers.openai import is_too_long
 from descant_gateway.providers.upstream_request import identity_headers
@@ -112,19 +113,23 @@ class Exchange:
     async def _post(self) -> aiohttp.ClientResponse:
         self._meter.is_generating = True
         try:
-            try:
-                return await self._send()
-            except aiohttp.ClientConnectionError as error:
-                if not _was_closed_while_idle(error):
-                    raise
-                # A fresh connection tells whether the backend is really away.
-                return await self._send()
+            return await self._send_twice_if_stale()
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise nobody_serves(self._request.model, FailureKind.CONNECT, repr(error)) from error
         except (aiohttp.ClientConnectionError, aiohttp.ServerTimeoutError) as error:
             # It had the request. If that is why it broke off, the next backend must not get it too.
             answer = bad_gateway("The backend broke off before it answered; the request was not repeated.")
             raise BackendFailed(FailureKind.SERVER_ERROR, answer, may_repeat=False, why=repr(error)) from error
+
+    async def _send_twice_if_stale(self) -> aiohttp.ClientResponse:
+        """On a fresh connection nothing that was sent is sent again: the backend had it."""
+        use = watch_connection()
+        try:
+            return await self._send()
+        except aiohttp.ClientConnectionError as error:
+            if use.is_fresh or not _was_closed_while_idle(error):
+                raise
+            return await self._send()
 
     async def _send(self) -> aiohttp.ClientResponse:
         url = self._attempt.provider.url(self._attempt.backend, self._request)
@@ -229,7 +234,10 @@ def reply_headers(response: aiohttp.ClientResponse) -> Headers:
 
 
 def _was_closed_while_idle(error: aiohttp.ClientConnectionError) -> bool:
-    """Of a kept connection that the backend closed just now: the request was not all sent, or nobody read it."""
+    """Of a kept connection that the backend closed just now: the request was not all sent, or nobody read it.
+
+    A backend that read it on such a connection and then broke off looks the same.
+    """
     return isinstance(error, aiohttp.ServerDisconnectedError) or isinstance(
         error.__cause__, aiohttp.ClientConnectionResetError
     )
