@@ -10,7 +10,8 @@ from descant_engine.config import EngineConfig
 from descant_engine.frontend import InvalidParams, InvalidPrompt, PromptTooLong, UnknownModel
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
 from descant_engine.serving.engine_client import EngineDead
-from descant_engine.serving.request_stream import GrammarUnmet, RequestFailed
+from descant_engine.serving.request_stream import RequestFailed
+from descant_engine.text.chat_template import UnreadVariable
 from descant_server.app import ROUTES, build_app
 from descant_server.config import ServerConfig
 from descant_server.errors import ENGINE_ERRORS, from_engine
@@ -26,7 +27,7 @@ from descant_server.service import Service
         (InvalidParams("stop_token_ids: 9 is too large"), 400, "invalid_value", "stop_token_ids"),
         (UnknownModel("x"), 404, "model_not_found", "model"),
         (QueueFull("full"), 429, "rate_limit_exceeded", None),
-        (GrammarUnmet("the output left its grammar"), 400, "invalid_grammar", None),
+        (UnreadVariable("chat_template_kwargs.x is not read"), 400, "invalid_value", "chat_template_kwargs"),
         (RequestFailed("its adapter's file is damaged"), 500, "request_failed", None),
         (EngineDead("killed"), 503, "service_unavailable", None),
         (EngineDraining("closing"), 503, "service_unavailable", None),

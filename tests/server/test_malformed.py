@@ -92,7 +92,7 @@ def http(server):
         (CHAT, ASK | {"truncate_prompt_tokens": 0}, 400, "truncate_prompt_tokens"),
         (CHAT, ASK | {"truncate_prompt_tokens": -2}, 400, "truncate_prompt_tokens"),
         (CHAT, ASK | {"continue_final_message": True}, 400, "continue_final_message"),
-        (CHAT, ASK | {"chat_template_kwargs": {"enable_thinking": True}}, 400, "messages"),
+        (CHAT, ASK | {"chat_template_kwargs": {"enable_thinking": True}}, 400, "chat_template_kwargs"),
         (CHAT, ASK | {"use_beam_search": True}, 400, "use_beam_search"),
         (CHAT, ASK | {"modalities": ["text", "audio"]}, 400, "modalities"),
         (CHAT, ASK | {"tools": [{}]}, 400, "tools[0].function"),

@@ -189,7 +189,7 @@ REFUSED = [
     ({"guided_regex": "(("}, "guided_regex", "regex"),
     ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "give one"),
     ({"guided_choice": []}, "guided_choice", "at least one"),
-    ({"guided_choice": ["ja"], "bad_words": ["j"]}, None, "left its grammar"),
+    ({"guided_choice": ["ja"], "bad_words": ["j"]}, "guided_choice", "left its grammar"),
     ({"structured_outputs": {"grammar": "root ::= x"}}, "structured_outputs.grammar", "not defined"),
     ({"tools": [TOOLS[1], TOOLS[1]]}, "tools", "a name of its own"),
     ({"tool_choice": "required"}, "tool_choice", "needs `tools`"),

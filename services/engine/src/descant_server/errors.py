@@ -13,8 +13,8 @@ from descant_engine.pooling import InvalidDimensions, UnsupportedTask
 from descant_engine.pooling_inputs import InputTooLong
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
 from descant_engine.serving.engine_client import EngineDead
-from descant_engine.serving.request_stream import GrammarUnmet, RequestFailed
-from descant_engine.text.chat_template import ChatTemplateError
+from descant_engine.serving.request_stream import RequestFailed
+from descant_engine.text.chat_template import ChatTemplateError, UnreadVariable
 from descant_engine.text.tokenizer import TextNotUnicode
 from descant_wire.errors import (
     ApiError,
@@ -64,8 +64,8 @@ def from_engine(error: Exception, prompt_field: str) -> ApiError:
             return rate_limit_exceeded(_sentence(error), retry_after_s=RETRY_FULL_QUEUE_S)
         case InvalidParams():
             return invalid_request(f"{error}.", param=field_of(str(error)), code="invalid_value")
-        case GrammarUnmet():
-            return invalid_request(_sentence(error), param=None, code="invalid_grammar")
+        case UnreadVariable():
+            return invalid_request(_sentence(error), param="chat_template_kwargs", code="invalid_value")
         case ValueError():
             return invalid_request(_sentence(error), param=prompt_field, code="invalid_value")
         case EngineDraining() | EngineDead():

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from descant_engine.grammar.spec import GrammarRefused
 from descant_engine.outputs import RequestOutput, chosen_samples
-from descant_engine.serving.request_stream import RequestStream
+from descant_engine.serving.request_stream import GrammarUnmet, RequestStream
 from descant_server.errors import ENGINE_ERRORS, from_engine
 from descant_server.service import Service
 from descant_server.structured_output import invalid_grammar
@@ -50,7 +50,7 @@ async def generate(service: Service, call: EngineCall, call_id: str, charge: str
             async for index, output in outputs:
                 meters[index].saw(output)
                 yield index, output
-    except GrammarRefused as error:
+    except (GrammarRefused, GrammarUnmet) as error:
         raise invalid_grammar(str(error), call.grammar_field) from None
     except ENGINE_ERRORS as error:
         raise from_engine(error, call.prompt_field) from error

@@ -68,6 +68,10 @@ class ChatTemplateError(ValueError):
     """The messages cannot be made into a prompt: wrong in form, or refused by the model's template."""
 
 
+class UnreadVariable(ChatTemplateError):
+    """One of the request's variables for the template is none that it reads."""
+
+
 def render_chat(
     tokenizer: Tokenizer,
     messages: Sequence[ChatMessage],
@@ -121,7 +125,7 @@ def _check_variables(tokenizer: Tokenizer, template_kwargs: Mapping[str, object]
     for name in template_kwargs:
         if name not in readable:
             known = f"; it reads {', '.join(sorted(readable))}" if readable else ""
-            raise ChatTemplateError(f"the model's chat template does not read chat_template_kwargs.{name}{known}")
+            raise UnreadVariable(f"the model's chat template does not read chat_template_kwargs.{name}{known}")
 
 
 class _GenerationTag(Extension):
