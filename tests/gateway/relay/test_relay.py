@@ -360,10 +360,15 @@ class Breaking:
         writer.transport.abort()
 
 
-async def test_what_breaks_a_backend_is_sent_to_no_other(valkey_url: str) -> None:
+@pytest.mark.parametrize("keeps", [False, True])
+async def test_what_breaks_a_backend_is_sent_to_no_other(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch, keeps: bool
+) -> None:
+    """Neither on a fresh connection nor, where it takes its time to break, on one that was kept from the probes."""
+    monkeypatch.setattr("descant_gateway.relay.exchange._STALE_WITHIN_S", 0.05)
     seen: list[str] = []
-    world = World()
-    async with Breaking(seen).running("first") as first, Breaking(seen).running("second") as second:
+    world, breaking = World(), partial(Breaking, seen, after_s=0.2 if keeps else 0.0, keeps=keeps)
+    async with breaking().running("first") as first, breaking().running("second") as second:
         world.add_model("m", first, second)
         async with running_gateway(world, valkey_url, upstreams=upstream_times(health_interval_s=60.0)) as gateway:
             reply = await ask(world, gateway)

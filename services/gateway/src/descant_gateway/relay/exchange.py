@@ -43,6 +43,8 @@ DROPPED_REPLY_PREFIX: Final = b"x-descant-"
 
 _STREAM_HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 _LAST_WORDS_S: Final = 2.0
+_STALE_WITHIN_S: Final = 1.0
+"""A connection that its backend closed while it was idle says so within a round trip. Who takes longer had read it."""
 _log = structlog.get_logger("descant_gateway.relay")
 
 
@@ -122,12 +124,13 @@ class Exchange:
             raise BackendFailed(FailureKind.SERVER_ERROR, answer, may_repeat=False, why=repr(error)) from error
 
     async def _send_twice_if_stale(self) -> aiohttp.ClientResponse:
-        """On a fresh connection nothing that was sent is sent again: the backend had it."""
-        use = watch_connection()
+        """Again where the backend can't have had it: a fresh connection is never stale, nor one that took its time."""
+        loop, use = asyncio.get_running_loop(), watch_connection()
+        latest = loop.time() + _STALE_WITHIN_S
         try:
             return await self._send()
         except aiohttp.ClientConnectionError as error:
-            if use.is_fresh or not _was_closed_while_idle(error):
+            if use.is_fresh or loop.time() > latest or not _was_closed_while_idle(error):
                 raise
             return await self._send()
 
@@ -236,7 +239,7 @@ def reply_headers(response: aiohttp.ClientResponse) -> Headers:
 def _was_closed_while_idle(error: aiohttp.ClientConnectionError) -> bool:
     """Of a kept connection that the backend closed just now: the request was not all sent, or nobody read it.
 
-    A backend that read it on such a connection and then broke off looks the same.
+    A backend that read it and broke off at once looks the same.
     """
     return isinstance(error, aiohttp.ServerDisconnectedError) or isinstance(
         error.__cause__, aiohttp.ClientConnectionResetError
