@@ -9,7 +9,7 @@ from descant_engine.async_engine import EngineDraining
 from descant_engine.config import EngineConfig
 from descant_engine.frontend import InvalidParams, InvalidPrompt, PromptTooLong, UnknownModel
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
-from descant_engine.serving.engine_client import EngineDead
+from descant_engine.serving.engine_client import EngineClosed, EngineDead
 from descant_engine.serving.request_stream import RequestFailed
 from descant_engine.text.chat_template import UnreadVariable
 from descant_server.app import ROUTES, build_app
@@ -38,6 +38,20 @@ def test_what_the_engine_raises(error: Exception, status: int, code: str, param:
     answer = from_engine(error, "prompt")
     assert (answer.status, answer.detail.code, answer.detail.param) == (status, code, param)
     assert ("retry-after" in answer.headers) == (status in (429, 503))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (EngineDead("killed"), 500, "engine_died"),
+        (EngineClosed("closed"), 503, "service_unavailable"),
+        (EngineDraining("closing"), 503, "service_unavailable"),
+        (QueueFull("full"), 429, "rate_limit_exceeded"),
+    ],
+)
+def test_what_the_engine_raises_when_it_had_some_of_the_call(error: Exception, status: int, code: str) -> None:
+    answer = from_engine(error, "prompt", has_begun=True)
+    assert (answer.status, answer.detail.code) == (status, code)
 
 
 def test_a_bug_is_a_500_without_internals_and_is_logged_once(

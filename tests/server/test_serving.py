@@ -3,6 +3,7 @@
 import signal
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import psutil
@@ -105,11 +106,16 @@ def test_what_outlives_the_drain_timeout_is_ended_and_told_so(start_server):
 
 def test_a_dead_engine_is_told_from_a_busy_one(start_server):
     server = start_server().wait_until_ready()
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG | {"stream": True}, timeout=60) as running:
-        (engine,) = children(server.process.pid)
-        engine.kill()
-        text = running.read().decode()
-    assert '"error"' in text
+    with ThreadPoolExecutor(1) as threads:
+        whole = threads.submit(httpx.post, f"{server.url}/v1/completions", json=LONG, timeout=60)
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG | {"stream": True}, timeout=60) as running:
+            server.wait_until(lambda: server.metric("vllm:num_requests_running") == 2)
+            (engine,) = children(server.process.pid)
+            engine.kill()
+            text = running.read().decode()
+        answer = whole.result()
+    assert '"engine_died"' in text
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "engine_died")
     server.wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 503)
     answer = httpx.post(f"{server.url}/v1/completions", json=LONG)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_dead")

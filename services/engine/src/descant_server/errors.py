@@ -12,7 +12,7 @@ from descant_engine.frontend import InvalidParams, InvalidPrompt, PromptTooLong,
 from descant_engine.pooling import InvalidDimensions, UnsupportedTask
 from descant_engine.pooling_inputs import InputTooLong
 from descant_engine.scheduler.admission import QueueFull, RequestRefused
-from descant_engine.serving.engine_client import EngineDead
+from descant_engine.serving.engine_client import EngineClosed, EngineDead
 from descant_engine.serving.request_stream import RequestFailed
 from descant_engine.text.chat_template import ChatTemplateError, UnreadVariable
 from descant_engine.text.tokenizer import TextNotUnicode
@@ -47,8 +47,11 @@ class ClientLeft(Exception):
     """The client closed its connection before its answer was complete: nobody is left to be told anything."""
 
 
-def from_engine(error: Exception, prompt_field: str) -> ApiError:
-    """One of ENGINE_ERRORS as an answer; `prompt_field` is the wire's name for what is too long or malformed."""
+def from_engine(error: Exception, prompt_field: str, *, has_begun: bool = False) -> ApiError:
+    """One of ENGINE_ERRORS as an answer; `prompt_field` is the wire's name for what is too long or malformed.
+
+    `has_begun`: the engine had some of the call. If it died of that, whoever sees a 503 would kill the next engine.
+    """
     match error:
         case UnknownModel():
             return model_not_found(error.name)
@@ -68,6 +71,13 @@ def from_engine(error: Exception, prompt_field: str) -> ApiError:
             return invalid_request(_sentence(error), param="chat_template_kwargs", code="invalid_value")
         case ValueError():
             return invalid_request(_sentence(error), param=prompt_field, code="invalid_value")
+        case EngineDead() if has_begun and not isinstance(error, EngineClosed):
+            return ApiError(
+                500,
+                ErrorDetail(
+                    message="The engine died while it had this request.", type="server_error", code="engine_died"
+                ),
+            )
         case EngineDraining() | EngineDead():
             return service_unavailable(
                 "The server is shutting down or its engine has died.", retry_after_s=RETRY_RESTART_S

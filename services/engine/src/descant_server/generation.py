@@ -30,14 +30,15 @@ async def generate(service: Service, call: EngineCall, call_id: str, charge: str
         ApiError: what the engine refused, or why it failed.
     """
     started = time.monotonic()
+    engine = service.engine
+    streams: list[RequestStream] = []
     try:
         async with AsyncExitStack() as stack:
-            streams: list[RequestStream] = []
             stack.enter_context(service.usage_book.entry(charge, streams))
             if service.tracer is not None:
                 stack.enter_context(traced(service.tracer, call, service.config.base_names[0], streams))
             for index, prompt in enumerate(call.prompts):
-                samples = await service.engine.submit_samples(
+                samples = await engine.submit_samples(
                     prompt,
                     call.params,
                     adapter=call.adapter,
@@ -53,7 +54,7 @@ async def generate(service: Service, call: EngineCall, call_id: str, charge: str
     except (GrammarRefused, GrammarUnmet) as error:
         raise invalid_grammar(str(error), call.grammar_field) from None
     except ENGINE_ERRORS as error:
-        raise from_engine(error, call.prompt_field) from error
+        raise from_engine(error, call.prompt_field, has_begun=bool(streams)) from error
 
 
 async def _interleave(streams: Sequence[AsyncIterator[RequestOutput]]) -> Outputs:

@@ -10,6 +10,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from descant_engine.async_engine import AsyncEngine
 from descant_engine.outputs import RequestOutput
 from descant_engine.pooling import Task
 from descant_engine.pooling_inputs import Pair, PoolingInput
@@ -75,6 +76,7 @@ async def pool(service: Service, call: PoolingCall, call_id: str, charge: str) -
         ApiError: what the engine refused, or why it failed.
     """
     started = time.monotonic()
+    engine = service.engine
     streams: list[RequestStream] = []
     vectors: list[FloatArray] = []
     under_way: deque[tuple[RequestStream, RequestMeter]] = deque()
@@ -86,18 +88,18 @@ async def pool(service: Service, call: PoolingCall, call_id: str, charge: str) -
             for index, given in enumerate(call.inputs):
                 if len(under_way) == MAX_UNDER_WAY:
                     vectors.append(await _vector(*under_way.popleft()))
-                stream = await _submit(service, call, given, f"{call_id}-{index}")
+                stream = await _submit(engine, call, given, f"{call_id}-{index}")
                 streams.append(await stack.enter_async_context(stream))
                 meter = stack.enter_context(service.metrics.request(call.adapter, started))
                 under_way.append((stream, meter))
             vectors += [await _vector(*each) for each in under_way]
     except ENGINE_ERRORS as error:
-        raise from_engine(error, call.input_field) from error
+        raise from_engine(error, call.input_field, has_begun=bool(streams)) from error
     return Pooled(vectors, sum(stream.usage.prompt_tokens for stream in streams))
 
 
-async def _submit(service: Service, call: PoolingCall, given: PoolingInput, request_id: str) -> RequestStream:
-    return await service.engine.submit_pooling(
+async def _submit(engine: AsyncEngine, call: PoolingCall, given: PoolingInput, request_id: str) -> RequestStream:
+    return await engine.submit_pooling(
         given,
         dimensions=call.dimensions,
         keep_first=call.keep_first,

@@ -20,6 +20,10 @@ class EngineDead(RuntimeError):
     """The engine process has ended; the message says why, as far as is known."""
 
 
+class EngineClosed(EngineDead):
+    """It was ended on purpose."""
+
+
 class EngineStartError(RuntimeError):
     """The engine could not start; the message is the engine's own reason."""
 
@@ -35,7 +39,7 @@ class EngineClient(asyncio.Protocol):
         self._on_message: Callable[[ToFront], None] = _ignore
         self._on_death: Callable[[EngineDead], None] = _ignore
         self._death: EngineDead | None = None
-        self._last_words: str | None = None
+        self._last_words: EngineDead | None = None
         self._obituary: asyncio.Task[None] | None = None
 
     @classmethod
@@ -90,7 +94,7 @@ class EngineClient(asyncio.Protocol):
 
     async def close(self) -> None:
         """Ends the process, by force if it does not end by itself within seconds."""
-        self._last_words = self._last_words or "the engine was closed"
+        self._last_words = self._last_words or EngineClosed("the engine was closed")
         self.send(Shutdown())
         await self._wait_for_exit()
         if self._transport is not None:
@@ -123,7 +127,7 @@ class EngineClient(asyncio.Protocol):
                 case Ready():
                     self._ready.set_result(message)
                 case Fatal(text):
-                    self._last_words = text
+                    self._last_words = EngineDead(text)
                 case _:
                     self._on_message(message)
 
@@ -133,7 +137,7 @@ class EngineClient(asyncio.Protocol):
     async def _report_death(self) -> None:
         # Without its socket it is of no use, even if it lives on.
         returncode = await self._wait_for_exit()
-        self._death = EngineDead(self._last_words or _cause_of_death(returncode))
+        self._death = self._last_words or EngineDead(_cause_of_death(returncode))
         if not self._ready.done():
             self._ready.set_exception(self._death)
         else:
