@@ -1,6 +1,6 @@
 """The real scheduler with a device that only takes time: what it decides, in simulated milliseconds, deterministically.
 
-The loop is `Engine.step`'s: one step is planned and launched while the one before runs, and results come one late. Unlike
+The loop is `Engine.step`'s: a step is planned and launched while the one before runs, and results come one late. Unlike
 there, moves of adapters are over when a step is, and nobody drafts.
 """
 
