@@ -90,8 +90,7 @@ class BackgroundResponses:
     async def _serve(self, translation: ResponseTranslation, caller: Caller) -> ErrorDetail | None:
         """Why nothing came of it; None once it is stored."""
         response_id, exchange = translation.made.response["id"], Exchange(translation.body)
-        call = detached_call(RESPONSES, response_id, exchange)
-        call.dialect = _Translated(self._dialect, translation)
+        call = detached_call(RESPONSES, response_id, exchange, _Translated(self._dialect, translation))
         try:
             await serve_caller(call, caller, self._gateway.feed.current, self._gateway)
         except ApiError as error:

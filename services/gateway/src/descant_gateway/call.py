@@ -46,7 +46,15 @@ class Call:
         "translation",
     )
 
-    def __init__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self,
+        scope: HTTPScope,
+        receive: Receive,
+        send: Send,
+        *,
+        dialect: Dialect | None = None,
+        client_address: str | None = None,
+    ) -> None:
         self._receive = receive
         self._send = send
         line: object = (scope.get("extensions") or {}).get(CLIENT_LINE)
@@ -56,15 +64,15 @@ class Call:
         self.method: str = scope["method"]
         self._raw_headers = scope["headers"]
         self.headers: dict[bytes, bytes] = dict(self._raw_headers)
-        client = scope["client"]
-        self.client_address: str | None = client[0] if client else None
+        self.client_address = client_address
+        """Who asks, as far as proxies are believed; None where there is no socket."""
         self.request_id = request_id_of(self.headers)
         self.reply_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", self.request_id.encode())]
         self.route_headers: Headers = ()
         """Who answers and why: of the latest attempt, for whatever answers this call after it."""
         self.is_started = False
         self.is_answered = False
-        self.dialect: Dialect | None = None
+        self.dialect = dialect
         """Of the endpoint, where it is not chat completions' own."""
         self.translation: Translation | None = None
         """Once the request was read: from then on replies come in as chat completions and go out as the client's."""

@@ -5,6 +5,7 @@ import asyncio
 from litestar.types import HTTPReceiveMessage, HTTPScope, Message
 
 from descant_gateway.call import Call
+from descant_gateway.dialects import Dialect
 
 
 class Exchange:
@@ -29,8 +30,8 @@ class Exchange:
             self.reply += message["body"]
 
 
-def detached_call(path: str, request_id: str, exchange: Exchange) -> Call:
-    return Call(_scope(path, request_id), exchange.receive, exchange.send)
+def detached_call(path: str, request_id: str, exchange: Exchange, dialect: Dialect | None) -> Call:
+    return Call(_scope(path, request_id), exchange.receive, exchange.send, dialect=dialect)
 
 
 def _scope(path: str, request_id: str) -> HTTPScope:

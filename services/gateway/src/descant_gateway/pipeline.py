@@ -113,14 +113,7 @@ async def serve_caller(call: Call, caller: Caller, catalogue: Catalogue, gateway
                 if caller.team.prompt_log_days is not None:
                     gateway.prompt_log.record(caller, request, call.request_id)
                 with gateway.span(admitted):
-                    await _answer(admitted, catalogue, gateway)
-
-
-async def _answer(admitted: AdmittedCall, catalogue: Catalogue, gateway: Gateway) -> None:
-    if admitted.caller.team.response_cache_s is None:
-        await relay(admitted, catalogue, gateway.upstreams)
-    else:
-        await gateway.response_cache.answer(admitted, lambda: relay(admitted, catalogue, gateway.upstreams))
+                    await gateway.response_cache.answer(admitted, lambda: relay(admitted, catalogue, gateway.upstreams))
 
 
 async def _read(call: Call, caller: Caller, max_body_bytes: int) -> InferenceRequest:

@@ -63,7 +63,7 @@ class ResponseCache:
         await self._valkey.aclose()
 
     async def answer(self, admitted: AdmittedCall, relay: Callable[[], Awaitable[None]]) -> None:
-        """From the cache, or by `relay`. A Valkey that is away is a miss."""
+        """From the cache, if the team has one, or by `relay`. A Valkey that is away is a miss."""
         ttl_s = admitted.caller.team.response_cache_s
         if ttl_s is None or not _is_repeatable(admitted):
             await relay()

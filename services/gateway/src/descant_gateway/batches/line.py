@@ -77,8 +77,8 @@ class _Kept:
 async def serve_line(line: Line, endpoint: str, caller: Caller, gateway: Gateway) -> LineReply:
     """Never raises but for cancellation: whatever it is, it is the line's answer."""
     exchange, kept = Exchange(line.body), _Kept()
-    call = detached_call(endpoint, request_id(line.batch_id, line.position), exchange)
-    call.dialect = gateway.dialects.get(endpoint)
+    dialect = gateway.dialects.get(endpoint)
+    call = detached_call(endpoint, request_id(line.batch_id, line.position), exchange, dialect)
     try:
         await serve_caller(call, caller, gateway.feed.current, replace(gateway, ledger=kept))
     except ApiError as error:

@@ -32,11 +32,10 @@ async def inference(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] != ScopeType.HTTP:
         await send({"type": "websocket.close", "code": 1008, "reason": "no websockets here"})
         return
-    call = Call(scope, receive, send)
     state = scope["litestar_app"].state
     gateway: Gateway = state.gateway
-    call.dialect = gateway.dialects.get(call.endpoint)
-    call.client_address = state.proxies.client_address(scope)
+    dialect, client_address = gateway.dialects.get(scope["path"]), state.proxies.client_address(scope)
+    call = Call(scope, receive, send, dialect=dialect, client_address=client_address)
     try:
         if call.method != "POST":
             raise method_not_allowed(f"{call.endpoint} takes POST, not {call.method}.")

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from descant_gateway.store import tables
 
 KINDS: Final = frozenset({"organizations", "teams", "projects", "keys", "models", "limits", "prices", "webhooks"})
-"""Those that `store.catalogue.reload` can read by themselves. Any other kind asks for a whole load."""
+"""Those that `store.catalogue.refresh` can read by themselves. Any other kind asks for a whole load."""
 MAX_IDS: Final = 2000
 """With more than these, a whole load is no dearer."""
 
