@@ -186,9 +186,9 @@ class AsyncEngine:
         return await self._encoding.prompt(prompt, keep_last)
 
     def _send(self, request: EngineRequest, prompt: Prompt) -> tuple[RequestStream, ...]:
-        # A client's id may come again while deltas of its first use are still on their way.
         if request.params.grammar is not None:
             self._send_vocabulary()
+        # A client's id may come again while deltas of its first use are still on their way.
         first_id = f"{request.request_id}/{next(self._serial_numbers)}"
         streams = []
         for sample in samples_of(request):

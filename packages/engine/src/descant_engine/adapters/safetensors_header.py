@@ -62,16 +62,6 @@ class RawHeader(NamedTuple):
         return len(self.text).to_bytes(_LENGTH_BYTES, "little")
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Name -> tensor of every tensor in the file.
-
-    Raises:
-        CorruptFile: truncated, or a header that is too long, is not valid or does not fit the file's size.
-        OSError: the file cannot be read.
-    """
-    return parse_header(read_raw_header(path))
-
-
 def read_raw_header(path: Path) -> RawHeader:
     """Raises CorruptFile for a file that is too short for its header, OSError if it cannot be read."""
     with path.open("rb") as file:

@@ -119,9 +119,6 @@ class AdapterCache:
     def is_usable(self, digest: str) -> bool:
         return self._adapters[digest].device is Copy.READY
 
-    def is_on_host(self, digest: str) -> bool:
-        return self._adapters[digest].host is Copy.READY
-
     def is_loading(self, digest: str) -> bool:
         """Whether a move of it is under way."""
         return self._adapters[digest].is_loading

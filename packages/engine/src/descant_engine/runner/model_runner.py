@@ -111,13 +111,10 @@ class ModelRunner:
         if self._draft_model is not None:
             self._draft_model.allocate(self.num_blocks, self._states)
 
-    def execute(self, plan: StepPlan) -> PendingStep:
-        """Launches the step; on CUDA returns before it has run."""
-        return self.sample(self.forward(plan))
-
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> LaunchedForward:
-        """Launches all of the step but its samples. `sample` has to follow before the next forward pass."""
+        """Launches all of the step but its samples; on CUDA returns before it has run. `sample` has to follow before
+        the next forward pass."""
         if self._adapters is not None:
             self._adapters.start(plan.adapter_moves)
         self._states.apply(plan)
