@@ -1,5 +1,6 @@
 """An engine that dies between a call's parts: what it had begun must not look as if nobody had it."""
 
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import pytest
@@ -56,7 +57,9 @@ async def embed(service: Service) -> None:
 
 @pytest.mark.parametrize("ask", [complete, embed])
 @pytest.mark.parametrize(("takes", "status", "code"), [(0, 503, "engine_dead"), (1, 500, "engine_died")])
-async def test_what_an_engine_had_begun_is_told_from_what_it_had_not(ask, takes: int, status: int, code: str) -> None:
+async def test_what_an_engine_had_begun_is_told_from_what_it_had_not(
+    ask: Callable[[Service], Awaitable[None]], takes: int, status: int, code: str
+) -> None:
     with pytest.raises(ApiError) as raised:
         await ask(service_with(takes))
     assert (raised.value.status, raised.value.detail.code) == (status, code)
