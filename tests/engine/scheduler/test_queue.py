@@ -19,7 +19,7 @@ def test_requests_stand_by_priority_then_arrival_however_they_come() -> None:
         line.add(request)
     line.check_integrity()
     assert [request.arrival_number for request in line] == [4, 0, 1, 3, 2]
-    assert line.first(2) == [requests[2], requests[4]]
+    assert list(line)[:2] == [requests[2], requests[4]]
     assert line[-1] is requests[3]
 
 

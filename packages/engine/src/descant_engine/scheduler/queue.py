@@ -25,10 +25,6 @@ class OrderedRequests:
     def __getitem__(self, index: int) -> Request:
         return self._requests[index]
 
-    def first(self, count: int) -> list[Request]:
-        """The first `count`, or all if there are fewer."""
-        return self._requests[:count]
-
     def add(self, request: Request) -> None:
         self._requests.insert(self._position(request), request)
 

@@ -16,7 +16,7 @@
 -- settle:  puts what was used in the place of what was reserved, fitting or not: what is too much is a debt. Without its
 --          reservation it does nothing, so settling twice is settling once.
 -- book:    takes what was used by a request that was never reserved here, once for each KEYS[1].
--- peek:    changes nothing.
+-- peek:    takes nothing.
 -- renew:   lengthens the leases of reservations.
 -- correct: adds to what was settled, as ARGV[7] says, msgpack: for each counter {its period's first day, the difference}.
 --

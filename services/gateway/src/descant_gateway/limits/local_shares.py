@@ -42,10 +42,6 @@ class LocalShares:
         self._granted: dict[UUID, tuple[tuple[Limit, ...], Amounts]] = {}
 
     @property
-    def policy(self) -> OutagePolicy:
-        return self._policy
-
-    @property
     def listens(self) -> bool:
         """Is what Valkey says of any use here? Saves a look at every limit of every request."""
         return bool(self._shares) or self._policy.budgets is Outage.LOCAL
