@@ -62,6 +62,6 @@ def from_framework(error: HTTPException, method: str, path: str) -> ApiError:
         return method_not_allowed(f"{path} does not take {method}.")
     if error.status_code >= 500:
         return server_error()
-    if isinstance(error, ValidationException) and error.extra:
+    if isinstance(error, ValidationException) and isinstance(error.extra, list) and error.extra:
         return _odd_parameter(error.extra[0])
     return ApiError(error.status_code, ErrorDetail(message=error.detail, type="invalid_request_error"))
