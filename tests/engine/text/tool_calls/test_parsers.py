@@ -23,6 +23,14 @@ CASES: list[tuple[str, str, str, Calls]] = [
     ),
     ("hermes", "No call, but <tool and <b>tags</b>.", "No call, but <tool and <b>tags</b>.", []),
     ("qwen", '<tool_call>{"name": "now"}</tool_call>', "", [NOW]),
+    ("hermes", "<tool_call>\nno JSON\n</tool_call>", "<tool_call>no JSON\n</tool_call>", []),
+    ("hermes", "<tool_call>{'name': 'now'}</tool_call>.", "<tool_call>{'name': 'now'}</tool_call>.", []),
+    ("hermes", '<tool_call>{"name": 5}</tool_call>', '<tool_call>{"name": 5}</tool_call>', []),
+    ("hermes", '<tool_call>{"name": "f", \'x\'}</tool_call>', '<tool_call>{"name": "f", \'x\'}</tool_call>', []),
+    ("hermes", '<tool_call>{"name": "now", "arguments": {}</tool_call> Done.', " Done.", [NOW]),
+    ("hermes", '<tool_call>{"name": "now", "arguments": null}</tool_call>', "", [NOW]),
+    ("llama3_json", '{"name": "Bo", "age": 3}', '{"name": "Bo", "age": 3}', []),
+    ("json", '[{"name": "Bo"}, {"name": "Al"}]', '[{"name": "Bo"}, {"name": "Al"}]', []),
     ("llama3_json", f'{{"name": "get_weather", "parameters": {WEATHER_JSON}}}', "", [WEATHER]),
     (
         "llama3_json",
@@ -41,6 +49,8 @@ CASES: list[tuple[str, str, str, Calls]] = [
     ),
     ("mistral", f"Yes.[TOOL_CALLS]get_weather[ARGS]{WEATHER_JSON}[TOOL_CALLS]now{{}}", "Yes.", [WEATHER, NOW]),
     ("mistral", "Plain [text].", "Plain [text].", []),
+    ("mistral", '[TOOL_CALLS]now{}[TOOL_CALLS]f[ARGS]{"a', "", [NOW]),
+    ("mistral", "[TOOL_CALLS]no JSON", "[TOOL_CALLS]no JSON", []),
     ("json", f'[{{"name": "get_weather", "parameters": {WEATHER_JSON}}}]', "", [WEATHER]),
     ("json", f'```json\n{{"name": "get_weather", "arguments": {WEATHER_JSON}}}\n```', "", [WEATHER]),
     ("json", f'{{"arguments": {WEATHER_JSON}, "name": "get_weather"}}', "", [WEATHER]),
@@ -57,6 +67,8 @@ CASES: list[tuple[str, str, str, Calls]] = [
     ("pythonic", "[1] says so", "[1] says so", []),
     ("pythonic", "[open('/etc/passwd')]", "[open('/etc/passwd')]", []),
     ("pythonic", "[f(a=__import__('os'))]", "[f(a=__import__('os'))]", []),
+    ("pythonic", "[f(a=1e999)]", "[f(a=1e999)]", []),
+    ("pythonic", "[f(**{'a': 1})]", "[f(**{'a': 1})]", []),
 ]
 
 

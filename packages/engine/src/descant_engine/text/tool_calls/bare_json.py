@@ -16,10 +16,12 @@ _NAMED_CALL = re.compile(r"([\w.\-]+)\s*(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*(?=\{
 class BareJsonCalls:
     """An output that begins otherwise is content to its end."""
 
-    def __init__(self, openings: Sequence[str] = (), names: CallNames = None) -> None:
-        """`openings`: what may stand before the JSON, longest first. `names`: see `JsonCall`."""
+    def __init__(self, openings: Sequence[str] = (), names: CallNames = None, *, needs_arguments: bool = True) -> None:
+        """`openings`: what may stand before the JSON, longest first. For the others see `JsonCall`: many a JSON that is
+        no call has a name."""
         self._openings = openings
         self._names = names
+        self._needs_arguments = needs_arguments
         self._held = ""
         self._before = ""
         """What stood before the first object: content too, if that is."""
@@ -72,7 +74,7 @@ class BareJsonCalls:
                 if start < 0:
                     return events + self._unless_call_follows()
                 self._before, self._held = self._held[:start], self._held[start:]
-                self._call = JsonCall(self._names)
+                self._call = JsonCall(self._names, needs_arguments=self._needs_arguments)
             events += self._feed_call(self._call)
         return events
 
@@ -109,6 +111,8 @@ class MistralCalls:
     def __init__(self) -> None:
         self._held = ""
         self._is_calling = False
+        self._has_called = False
+        """In the newer form."""
         self._list: BareJsonCalls | None = None
         self._arguments: JsonCall | None = None
 
@@ -122,7 +126,9 @@ class MistralCalls:
         if self._list is not None:
             return self._list.finish()
         held, self._held = self._held, ""
-        return [Content(held)] if held.strip() and not self._is_calling else []
+        if self._has_called or not held.strip():
+            return []
+        return [Content(self.marker + held if self._is_calling else held)]
 
     def _read_content(self) -> list[ToolEvent]:
         place = self._held.find(self.marker)
@@ -137,8 +143,8 @@ class MistralCalls:
 
     def _read_calls(self) -> list[ToolEvent]:
         text = self._held.lstrip(WHITESPACE)
-        if text[:1] in ("[", "{") and not text.startswith(self.marker[: len(text)]):
-            self._list, self._held = BareJsonCalls(), ""
+        if not self._has_called and text[:1] in ("[", "{") and not text.startswith(self.marker[: len(text)]):
+            self._list, self._held = BareJsonCalls(needs_arguments=False), ""
             return self._list.feed(text)
         events: list[ToolEvent] = []
         while (found := self._read_named()) is not None:
@@ -155,6 +161,7 @@ class MistralCalls:
             return None
         text = self._held[named.end() : named.end() + arguments.end]
         self._held = self._held[named.end() + arguments.end :]
+        self._has_called = True
         return [CallStarted(named[1]), Arguments(text)]
 
 

@@ -30,11 +30,13 @@ class JsonCall:
     """Fed with the text from the object's opening brace on; `rest` is what followed the closing one.
 
     An object that is no call is given back as content when it ends, or breaks off. With `names`, calls begin with one
-    of them: what does not is given back at once.
+    of them: what does not is given back at once. `needs_arguments`: a name alone is no call. A call whose arguments are
+    known ends where something follows that is no part of it, as if its last brace were there.
     """
 
-    def __init__(self, names: CallNames = None) -> None:
+    def __init__(self, names: CallNames = None, *, needs_arguments: bool = False) -> None:
         self._names = names
+        self._needs_arguments = needs_arguments
         self.rest = ""
         self._place = _In.BEFORE_KEY
         self._seen = ""
@@ -55,6 +57,8 @@ class JsonCall:
 
     def feed(self, text: str) -> list[ToolEvent]:
         for index, symbol in enumerate(text):
+            if self._is_cut_short_by(symbol):
+                self._place = _In.AFTER
             if self.is_complete:
                 self.rest = text[index:]
                 break
@@ -68,6 +72,10 @@ class JsonCall:
             return []
         self._place = _In.BROKEN
         return self._new_events()
+
+    def _is_cut_short_by(self, symbol: str) -> bool:
+        is_part = self._place is not _In.BEFORE_KEY or symbol in '",}' + WHITESPACE
+        return not is_part and self._is_call and self._has_arguments
 
     def _take(self, symbol: str) -> None:
         match self._place:
@@ -92,7 +100,8 @@ class JsonCall:
             self._value.take(symbol)
             self._place = _In.KEY
         elif symbol == "}":
-            self._place = _In.AFTER if self._is_call else _In.BROKEN
+            is_call = self._is_call and (self._has_arguments or not self._needs_arguments)
+            self._place = _In.AFTER if is_call else _In.BROKEN
         elif symbol not in WHITESPACE + "," and self._seen != "{":
             self._place = _In.BROKEN
 
@@ -120,13 +129,17 @@ class JsonCall:
     def _is_call(self) -> bool:
         return any(self._values.get(key, "").startswith('"') for key in NAME_KEYS)
 
+    @property
+    def _has_arguments(self) -> bool:
+        return any(key in self._values for key in ARGUMENT_KEYS)
+
     # What can be passed on by now
 
     def _new_events(self) -> list[ToolEvent]:
         events: list[ToolEvent] = []
         if self._place is _In.BROKEN and not self._is_started:
             return [Content(self._seen)]
-        if not self._is_started and (name := self._name) is not None:
+        if not self._is_started and self._may_start and (name := self._name) is not None:
             events.append(CallStarted(name))
             self._is_started = True
         if self._is_started:
@@ -135,6 +148,11 @@ class JsonCall:
                 events.append(Arguments(arguments[self._num_sent :]))
                 self._num_sent = len(arguments)
         return events
+
+    @property
+    def _may_start(self) -> bool:
+        """Until its arguments begin, it may still turn out to be no call."""
+        return self._place is _In.AFTER or self._has_arguments or self._key in ARGUMENT_KEYS
 
     @property
     def _name(self) -> str | None:
@@ -148,8 +166,8 @@ class JsonCall:
         """As far as they are known; {} for a call without any."""
         for key in ARGUMENT_KEYS:
             if (value := self._values.get(key)) is not None:
-                # Some models write their arguments as a string of JSON.
-                return _string(value) if value.startswith('"') else value
+                # Some models write their arguments as a string of JSON, and none as null.
+                return _string(value) if value.startswith('"') else value if value != "null" else "{}"
         if self._place is _In.VALUE and self._key in ARGUMENT_KEYS and self._value.text[:1] == "{":
             return self._value.text
         return "{}" if self._place is _In.AFTER else ""

@@ -97,10 +97,11 @@ def _end_of_call(text: str) -> int | None:
 def _read_call(text: str) -> list[ToolEvent] | None:
     try:
         call = ast.parse(text, mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
+        if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
             return None
-        arguments = {keyword.arg: _value(keyword.value) for keyword in call.keywords if keyword.arg is not None}
-        return [CallStarted(ast.unparse(call.func)), Arguments(json.dumps(arguments, ensure_ascii=False))]
+        arguments = {keyword.arg: _value(keyword.value) for keyword in call.keywords}
+        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        return [CallStarted(ast.unparse(call.func)), Arguments(text)]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
 

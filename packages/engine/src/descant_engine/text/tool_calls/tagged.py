@@ -12,6 +12,10 @@ class TaggedCalls:
         """Text that is not understood yet."""
         self._call: JsonCall | None = None
         self._is_inside = False
+        self._is_empty = False
+        """There was no call between these tags yet."""
+        self._is_refused = False
+        """Nor is there one: they are content, with what is between them."""
         self._has_called = False
 
     def feed(self, text: str) -> list[ToolEvent]:
@@ -23,11 +27,12 @@ class TaggedCalls:
 
     def finish(self) -> list[ToolEvent]:
         if self._call is not None:
-            return self._call.finish()
+            events = self._call.finish()
+            return events if self._call.is_started or not self._is_empty else self._given_back(events)
         held, self._held = self._held, ""
         if self._is_inside and not held.strip():
             return []
-        return self._content(self._begin + held if self._is_inside and not self._has_called else held)
+        return self._content(self._begin + held if self._is_inside and self._is_empty else held)
 
     def _advance(self) -> list[ToolEvent] | None:
         """What the held text gives next; None if more of it is needed."""
@@ -39,7 +44,7 @@ class TaggedCalls:
         place = self._held.find(self._begin)
         if place >= 0:
             content, self._held = self._held[:place], self._held[place + len(self._begin) :]
-            self._is_inside = True
+            self._is_inside, self._is_empty, self._is_refused = True, True, False
             return self._content(content.rstrip())
         safe = len(self._held) - prefix_at_end(self._held, self._begin)
         safe = min(safe, len(self._held[:safe].rstrip()))  # the line breaks before a call are no content
@@ -50,24 +55,33 @@ class TaggedCalls:
 
     def _advance_inside(self) -> list[ToolEvent] | None:
         self._held = self._held.lstrip(WHITESPACE)
-        if self._held.startswith("{"):
+        if self._held.startswith("{") and not self._is_refused:
             self._call = JsonCall()
             return []
-        if (place := self._held.find(self._end)) >= 0:
-            self._held = self._held[place + len(self._end) :]
-            self._is_inside = False
-            return []
-        return None
+        if (place := self._held.find(self._end)) < 0:
+            return None
+        between, self._held = self._held[:place], self._held[place + len(self._end) :]
+        self._is_inside = False
+        return [Content(self._begin + between + self._end)] if self._is_empty and between else []
 
     def _advance_call(self, call: JsonCall) -> list[ToolEvent] | None:
         if not self._held:
             return None
         text, self._held = self._held, ""
         events = call.feed(text)
-        if call.is_complete:
-            self._has_called = self._has_called or call.is_started
-            self._held, self._call = call.rest, None
+        if not call.is_complete:
+            return events
+        self._call = None
+        if not call.is_started:
+            self._is_refused = True
+            self._held = "".join(event.text for event in events if isinstance(event, Content)) + call.rest
+            return []
+        self._has_called, self._is_empty = True, False
+        self._held = call.rest
         return events
+
+    def _given_back(self, events: list[ToolEvent]) -> list[ToolEvent]:
+        return [Content(self._begin), *events]
 
     def _content(self, text: str) -> list[ToolEvent]:
         """Between calls and after them there is nothing but whitespace, as a rule."""
