@@ -22,6 +22,12 @@ def detail(message: str, param: str | None) -> ErrorDetail:
             "max_output_tokens must be in [1, 9]; got 0.",
             "max_output_tokens",
         ),
+        (
+            "Expected `int` >= 0 in the field 'max_completion_tokens'.",
+            "max_completion_tokens",
+            "Expected `int` >= 0 in the field 'max_output_tokens'.",
+            "max_output_tokens",
+        ),
         ("`messages[2].content`: Expected `str`.", "messages[2].content", "`input`: Expected `str`.", "input"),
         ("The messages have too many tokens.", "messages", "The messages have too many tokens.", "input"),
         (

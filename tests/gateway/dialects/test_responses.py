@@ -25,6 +25,7 @@ TOOL: Any = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     "strict": True,
 }
+CALL = {"type": "function_call", "call_id": "c", "name": "weather", "arguments": "{}"}
 SCRIPTS = {
     "text": Script(),
     "thinking": Script(reasoning="Let me think about it.", content="42", reasoning_tokens=3),
@@ -189,6 +190,14 @@ async def test_what_is_not_to_be_stored_is_not(client: AsyncOpenAI, stage: Stage
         ({"extra_body": {"nonsense": 1}}, "nonsense"),
         ({"input": ""}, "input"),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
+        ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
+        ({"input": [{"type": "function_call_output", "call_id": "c"}]}, "input[0].output"),
+        ({"input": [{"type": "function_call", "call_id": "c", "arguments": "{}"}]}, "input[0].name"),
+        ({"input": [CALL | {"arguments": None}]}, "input[0].arguments"),
+        ({"input": [CALL | {"arguments": "{bad"}]}, "input[0].arguments"),
+        ({"input": [CALL | {"arguments": "[]"}]}, "input[0].arguments"),
+        ({"input": [{"role": "user"}]}, "input[0].content"),
+        ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text"),
         ({"extra_body": {"response_format": {"type": "json_object"}}}, "response_format"),
         ({"extra_body": {"messages": []}}, "messages"),
         ({"tool_choice": "required"}, "tool_choice"),

@@ -16,7 +16,7 @@ def in_own_words(detail: ErrorDetail, names: Mapping[str, str]) -> ErrorDetail:
     if own is None:
         return detail
     # As a name, which is how messages begin or quote it; not as a word of a sentence.
-    message = re.sub(rf"^{field}(?=[\s:.\[])|(?<=`){field}[^`]*(?=`)", own, detail.message)
+    message = re.sub(rf"^{field}(?=[\s:.\[])|(?<=[`']){field}[^`']*(?=[`'])", own, detail.message)
     return replace(detail, message=message, param=own)
 
 
