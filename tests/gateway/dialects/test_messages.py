@@ -259,6 +259,17 @@ async def test_errors_are_anthropic_s(gateway: Running, world: World, upstream: 
     assert (refused.value.status_code, refused.value.body["error"]["type"]) == (502, "api_error")
 
 
+async def test_answers_and_errors_name_their_request(client: "AsyncAnthropic") -> None:
+    from anthropic import NotFoundError
+
+    answered = await client.messages.create(**ASK)
+    assert answered._request_id
+    with pytest.raises(NotFoundError) as refused:
+        await client.messages.create(**ASK | {"model": "unknown"})
+    assert refused.value.request_id
+    assert refused.value.request_id == refused.value.response.headers["x-request-id"]
+
+
 async def test_a_bearer_works_too(gateway: Running, key: str) -> None:
     reply = await gateway.client.post("/v1/messages", headers=bearer(key), json=ASK)
     assert reply.status_code == 200

@@ -137,6 +137,9 @@ class _Translated:
     def authorization(self, headers: Mapping[bytes, bytes]) -> bytes | None:
         return self._dialect.authorization(headers)
 
+    def reply_headers(self, request_id: str) -> tuple[tuple[bytes, bytes], ...]:
+        return self._dialect.reply_headers(request_id)
+
     def error(self, status: int, body: bytes) -> bytes:
         return self._dialect.error(status, body)
 

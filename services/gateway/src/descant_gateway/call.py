@@ -68,6 +68,8 @@ class Call:
         """Who asks, as far as proxies are believed; None where there is no socket."""
         self.request_id = request_id_of(self.headers)
         self.reply_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", self.request_id.encode())]
+        if dialect is not None:
+            self.reply_headers += dialect.reply_headers(self.request_id)
         self.route_headers: Headers = ()
         """Who answers and why: of the latest attempt, for whatever answers this call after it."""
         self.is_started = False

@@ -54,6 +54,9 @@ class Dialect(Interface):
     def authorization(self, headers: Mapping[bytes, bytes]) -> bytes | None:
         """The Authorization header, or what stands for it."""
 
+    def reply_headers(self, request_id: str) -> tuple[tuple[bytes, bytes], ...]:
+        """What its clients expect beside those of every reply."""
+
     def error(self, status: int, body: bytes) -> bytes:
         """An error in OpenAI's shape, as the endpoint tells it."""
 

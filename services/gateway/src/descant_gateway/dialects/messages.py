@@ -17,6 +17,7 @@ from descant_wire.decoding import decode_request
 from descant_wire.errors import ErrorBody, ErrorDetail
 
 KEY_HEADER: Final = b"x-api-key"
+REQUEST_ID_HEADER: Final = b"request-id"
 _ERROR_TYPES: Final[Mapping[int, str]] = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -44,6 +45,9 @@ class MessagesDialect:
     def authorization(self, headers: Mapping[bytes, bytes]) -> bytes | None:
         key = headers.get(KEY_HEADER)
         return headers.get(b"authorization") if key is None else b"Bearer " + key
+
+    def reply_headers(self, request_id: str) -> tuple[tuple[bytes, bytes], ...]:
+        return ((REQUEST_ID_HEADER, request_id.encode()),)
 
     def error(self, status: int, body: bytes) -> bytes:
         try:

@@ -56,6 +56,9 @@ class ResponsesDialect:
     def authorization(self, headers: Mapping[bytes, bytes]) -> bytes | None:
         return headers.get(b"authorization")
 
+    def reply_headers(self, request_id: str) -> tuple[tuple[bytes, bytes], ...]:
+        return ()
+
     def error(self, status: int, body: bytes) -> bytes:
         return body
 
