@@ -258,8 +258,9 @@ async def test_what_is_no_batch_is_refused(stage: Stage) -> None:
         await begin(client, lines(1), endpoint="/v1/images/generations")
     with pytest.raises(BadRequestError, match="completion_window"):
         await begin(client, lines(1), completion_window="1h")
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFoundError) as refused:
         await begin(other, lines(1), input_file_id=await upload(client, lines(1)))
+    assert refused.value.param == "input_file_id"
     with pytest.raises(NotFoundError):
         await client.batches.retrieve("batch_unknown")
 

@@ -13,16 +13,17 @@ from litestar import Request, get, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from descant_gateway.identity.authenticate import Caller, permitted_endpoint
 from descant_gateway.routes.access import LIMIT, Rate
 from descant_gateway.store import batches as store
 from descant_gateway.store import files
 from descant_gateway.store.batches import StoredBatch
+from descant_gateway.store.errors import NotFound
 from descant_wire.batches import Batch, BatchCounts, BatchFault, BatchFaults, BatchList, CreateBatch
 from descant_wire.decoding import decode_request
-from descant_wire.errors import invalid_request, unsupported_field
+from descant_wire.errors import invalid_request, not_found, unsupported_field
 from descant_wire.responses import CachedTokens, ReasoningTokens, ResponseUsage
 
 ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
@@ -52,7 +53,7 @@ async def create_batch(request: AnyRequest, engine: NamedDependency[AsyncEngine]
         expires_at=now + WINDOW,
     )
     async with engine.begin() as connection:
-        await files.find(connection, caller.team.id, asked.input_file_id)
+        await _require_file(connection, batch)
         await store.create(connection, batch)
     wake()
     return shown(batch)
@@ -137,6 +138,13 @@ def _require_served(asked: CreateBatch, caller: Caller) -> None:
         message = "`output_expires_after` is not supported: the gateway's retention holds."
         raise unsupported_field(message, param="output_expires_after")
     permitted_endpoint(caller, asked.endpoint)
+
+
+async def _require_file(connection: AsyncConnection, batch: StoredBatch) -> None:
+    try:
+        await files.find(connection, batch.team_id, batch.input_file_id)
+    except NotFound as error:
+        raise not_found(str(error), param="input_file_id") from None
 
 
 def _team_id(request: AnyRequest) -> uuid.UUID:
