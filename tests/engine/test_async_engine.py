@@ -353,6 +353,16 @@ async def test_a_load_wins_over_the_look_at_what_was_offered(
     await eventually(lambda: engine.stats().adapters == ())
 
 
+async def unload_during_look(engine: AsyncEngine, folder: Path, may_go_on: threading.Event) -> None:
+    engine.offer_adapters({"tone": folder})
+    asked = asyncio.create_task(engine.submit("Hi", SHORT, adapter="tone"))
+    await asyncio.sleep(0)
+    await engine.unload_adapter("tone")
+    may_go_on.set()
+    with pytest.raises(UnknownModel):
+        await asked
+
+
 async def test_an_unload_wins_over_the_look_at_what_was_offered(
     engine: AsyncEngine,
     model: Path,
@@ -361,28 +371,14 @@ async def test_an_unload_wins_over_the_look_at_what_was_offered(
     tmp_path: Path,
 ) -> None:
     folder = random_adapter(tmp_path / "old", model, seed=1, rank=4)
-    may_go_on = slow_look(folder)
-    engine.offer_adapters({"tone": folder})
-    asked = asyncio.create_task(engine.submit("Hi", SHORT, adapter="tone"))
-    await asyncio.sleep(0)
-    await engine.unload_adapter("tone")
-    may_go_on.set()
-    with pytest.raises(UnknownModel):
-        await asked
+    await unload_during_look(engine, folder, slow_look(folder))
     assert engine.adapters == {}
 
 
 async def test_what_is_wrong_with_an_adapter_is_forgotten_with_its_offer(
     engine: AsyncEngine, slow_look: Callable[[Path], threading.Event], tmp_path: Path
 ) -> None:
-    may_go_on = slow_look(tmp_path)
-    engine.offer_adapters({"tone": tmp_path})
-    asked = asyncio.create_task(engine.submit("Hi", SHORT, adapter="tone"))
-    await asyncio.sleep(0)
-    await engine.unload_adapter("tone")
-    may_go_on.set()
-    with pytest.raises(UnknownModel):
-        await asked
+    await unload_during_look(engine, tmp_path, slow_look(tmp_path))
     assert engine.refused_adapters == {}
 
 
