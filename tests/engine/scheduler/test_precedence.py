@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from descant_bench.percentiles import percentile
+from descant_bench.recorded import Popularity
 from descant_bench.scheduler_simulation import neighbours_figures
 from descant_bench.simulated_engine import H200_LORA, Arrival, CostModel, SimulatedEngine
 from descant_engine.scheduler import room
@@ -83,6 +84,17 @@ def test_where_nobody_is_to_be_spared_plans_are_as_if_there_were_no_such_rule(
     monkeypatch.setattr(Precedence, "is_lower", lambda *_: False)
     monkeypatch.setattr(Precedence, "gives_way", lambda *_: False)
     assert plans == _plans(workload(), num_adapters)
+
+
+def test_a_batch_that_was_all_there_takes_no_longer_for_uneven_popularity() -> None:
+    num_steps = []
+    for exponent in (0.0, 1.0):
+        chosen = Popularity(exponent).choose(400, 64, random.Random(64))
+        engine = SimulatedEngine(64, cost=H200_LORA, enable_prefix_caching=False)
+        engine.serve(Arrival(0, engine.adapters[int(number)], num_prompt_tokens=256) for number in chosen)
+        num_steps.append(len(engine.plans))
+    uniform, uneven = num_steps
+    assert uneven <= 1.03 * uniform
 
 
 def test_a_higher_priority_takes_the_place_of_the_last_of_a_lower(engine_of: Callable[..., Any]) -> None:

@@ -8,7 +8,6 @@ from descant_engine.request import Request
 from descant_engine.scheduler.precedence import Precedence
 from descant_engine.scheduler.step_draft import StepDraft
 from descant_engine.scheduler.step_times import StepTimes, StepWork
-from descant_engine.share import Share
 
 RESERVED_SHARE = 32
 """One of so many places and blocks is not for those who run more than their part, nor for lower priorities while others
@@ -33,8 +32,8 @@ class _StepRoom:
     """Of the step that is being planned."""
 
     num_prompt_tokens: int = 0
-    has_prompt_within_part: bool = False
-    """Whether some of them belong to a share that runs no more than its part."""
+    has_first_prompt: bool = False
+    """Whether some of them belong to somebody who gives way to nobody."""
     num_first: int | None = None
     """Requests in it when everybody who goes first was; None before that."""
     limit_s: float = inf
@@ -65,10 +64,6 @@ class Room:
     def is_rest(self) -> bool:
         """Whether everybody who goes first is in the step, so that the rest of it is for those who give way."""
         return self._step.num_first is not None
-
-    def is_over_part(self, share: Share) -> bool:
-        """Whether the share runs clearly more than its part of the batch."""
-        return share.is_over_part(self._num_places)
 
     def has_place(self, request: Request, num_running: int) -> bool:
         """Whether the request may join `num_running` others."""
@@ -103,24 +98,21 @@ class Room:
         return costs.of(StepWork(work.num_requests + 1, work.num_more_tokens)) <= self._limit_s(request)
 
     def num_prompt_tokens(self, request: Request, step: StepDraft) -> int:
-        """How many of the step's tokens the request's prompt may take. Who runs more than his part takes few, and none
-        beside somebody who does not, whose first token would wait for them.
+        """How many of the step's tokens the request's prompt may take. Who gives way takes few, and none beside
+        somebody who does not, whose first token would wait for them.
         """
-        gives_way = self._precedence.gives_way(request)
-        if not gives_way and not self.is_over_part(request.share):
+        if not self._precedence.gives_way(request):
             return step.num_tokens_left
         if self._is_left_out(request):
             return 0
         num_tokens = min(self._max_prompt_tokens - self._step.num_prompt_tokens, step.num_tokens_left)
-        if gives_way:
-            num_tokens = min(num_tokens, self._num_tokens_in_time(request, step))
-        return max(num_tokens, 0)
+        return max(min(num_tokens, self._num_tokens_in_time(request, step)), 0)
 
     def note_prompt(self, request: Request, num_tokens: int) -> None:
         """So many tokens of the request's prompt are put into the step."""
         self._step.num_prompt_tokens += num_tokens
-        if not self._precedence.gives_way(request) and not self.is_over_part(request.share):
-            self._step.has_prompt_within_part = True
+        if not self._precedence.gives_way(request):
+            self._step.has_first_prompt = True
 
     def note_rest(self, step: StepDraft) -> None:
         """Everybody who gives way and runs has had what there is for him."""
@@ -139,12 +131,12 @@ class Room:
 
     def _is_left_out(self, request: Request) -> bool:
         """Whether somebody's first token would wait for the request's. Lower priorities may be left out for good."""
-        if not self._step.has_prompt_within_part:
+        if not self._step.has_first_prompt:
             return False
         return self._num_steps_left_out < MAX_STEPS_LEFT_OUT or self._precedence.is_lower(request)
 
     def _is_kept_out(self, request: Request) -> bool:
-        return self._precedence.is_lower(request) or self.is_over_part(request.share)
+        return self._precedence.is_lower(request) or request.share.is_over_part(self._num_places)
 
     def _num_tokens_in_time(self, request: Request, step: StepDraft) -> int:
         if (costs := self._times.costs) is None:

@@ -49,7 +49,7 @@ class StepPlanner:
         self._resume_held(step)
         blocked = self._admit(step)
         self._waiting.put_back()
-        if step.postponed or self._precedence.is_needed:
+        if self._precedence.is_needed:
             self._room.open_rest(step)
             self._schedule_postponed(step)
             blocked = blocked or self._admit(step)
@@ -77,10 +77,7 @@ class StepPlanner:
         if self._speculation is not None:
             add_drafts(step, self._speculation, self._kv, self._pool)
         for request in prompts:
-            if self._room.is_over_part(request.share):
-                step.postponed.append(request)
-            else:
-                self._schedule_prompt(step, request)
+            self._schedule_prompt(step, request)
 
     def _schedule_token(self, step: StepDraft, request: Request) -> bool:
         """False if there are no blocks for it: it was preempted."""
@@ -179,13 +176,9 @@ class StepPlanner:
         return True
 
     def _has_place(self, step: StepDraft, request: Request) -> bool:
-        if not self._room.is_rest and self._comes_later(step, request):
+        if self._precedence.is_lower(request) and not self._room.is_rest:
             return False
         return self._room.has_place(request, len(self._running)) and self._room.num_prompt_tokens(request, step) > 0
-
-    def _comes_later(self, step: StepDraft, request: Request) -> bool:
-        """Whether it is admitted, if at all, to the rest of the step."""
-        return self._precedence.is_lower(request) or (bool(step.postponed) and self._room.is_over_part(request.share))
 
     def _try_admit(self, step: StepDraft, request: Request) -> bool:
         """Admits a request with blocks for all its known tokens, or leaves it as it was."""
