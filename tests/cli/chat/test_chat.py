@@ -33,7 +33,7 @@ def talk(url: str, lines: list[str], *options: str) -> Result:
 
 def test_models_are_listed_and_switched(url: str) -> None:
     result = talk(url, ["/model", "/model red", "/model", "/model blue", "/quit", "never said"])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, "there is no blue"
     assert "* tiny\n  red\n" in result.stderr
     assert "now talking to red" in result.stderr
     assert "  tiny\n* red\n" in result.stderr
@@ -46,6 +46,13 @@ def test_answers_stream_to_standard_output(url: str) -> None:
     assert result.exit_code == 0, result.output
     assert len(result.stdout.strip()) > 0
     assert result.stderr == ""
+
+
+def test_a_script_is_told_that_a_turn_failed(url: str) -> None:
+    result = talk(url, ["x" * 1000, "short"])
+    assert result.exit_code == 1
+    assert "error:" in result.stderr
+    assert len(result.stdout.strip()) > 0, "and the next turn was answered"
 
 
 def test_errors_leave_no_trace_in_the_conversation(url: str) -> None:

@@ -17,6 +17,12 @@ def test_a_request(tmp_path: Path) -> None:
     assert list(read_lines(path)) == [BatchRequest(2, "a", "/v1/chat/completions", {"model": "m"})]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps(GOOD), encoding="utf-8-sig")
+    assert list(read_lines(path)) == [BatchRequest(1, "a", "/v1/chat/completions", {"model": "m"})]
+
+
 @pytest.mark.parametrize(
     ("line", "code", "named"),
     [

@@ -32,7 +32,8 @@ LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 def chat(url: str, api_key: str | None, model: str | None, system_prompt: str | None, data_dir: Path) -> None:
     """Talk to a model in the terminal; /help shows what else a line can say.
 
-    Without a terminal, every line of standard input is a turn, and the answers go to standard output.
+    Without a terminal, every line of standard input is a turn, and the answers go to standard output; the exit status
+    is 1 if any of them failed.
     """
     with ChatClient(url, api_key or local_team_key(url, data_dir)) as client:
         try:
@@ -42,6 +43,8 @@ def chat(url: str, api_key: str | None, model: str | None, system_prompt: str | 
         conversation = Conversation(client, name, _write, lambda line: click.secho(line, dim=True, err=True))
         conversation.system = system_prompt
         hold(conversation)
+    if conversation.has_failed and not sys.stdin.isatty():
+        raise SystemExit(1)
 
 
 def hold(conversation: Conversation) -> None:

@@ -22,6 +22,8 @@ class Conversation:
         self.model = model
         self.system: str | None = None
         self.messages: list[Message] = []
+        self.has_failed = False
+        """Whether the server refused anything, or could not be reached."""
         self._client = client
         self._write = write
         self._note = note
@@ -59,7 +61,7 @@ class Conversation:
         try:
             self._stream(pieces)
         except ChatProblem as problem:
-            self._note(f"error: {problem}")
+            self._fail(str(problem))
         except KeyboardInterrupt:
             self._note("interrupted")
         if pieces:
@@ -81,7 +83,7 @@ class Conversation:
         try:
             models = self._client.models()
         except ChatProblem as problem:
-            self._note(f"error: {problem}")
+            self._fail(str(problem))
             return
         if not name:
             self._note("\n".join(f"{'*' if model == self.model else ' '} {model}" for model in models))
@@ -89,4 +91,8 @@ class Conversation:
             self.model = name
             self._note(f"now talking to {name}")
         else:
-            self._note(f"there is no model {name!r}; there are: {', '.join(models)}")
+            self._fail(f"there is no model {name!r}; there are: {', '.join(models)}")
+
+    def _fail(self, why: str) -> None:
+        self.has_failed = True
+        self._note(f"error: {why}")

@@ -7,6 +7,7 @@ A line that is no request has `error` {"code", "message"} and no response.
 """
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +49,10 @@ def read_lines(path: Path) -> Iterator[BatchRequest | BadLine]:
     seen: set[str] = set()
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
+            text = line.removeprefix(BOM_UTF8) if number == 1 else line
+            if not text.strip():
                 continue
-            parsed = _parse(number, line)
+            parsed = _parse(number, text)
             if isinstance(parsed, BatchRequest) and parsed.custom_id in seen:
                 # Its name is the first one's: the answer goes by the place.
                 yield BadLine(number, None, "duplicate_custom_id", f"custom_id {parsed.custom_id!r} is used before")

@@ -1,5 +1,6 @@
 """Reads a batch's input file: JSON lines, each a request with an id of its own, all for the batch's endpoint."""
 
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -45,6 +46,8 @@ class InputFile:
         return len(rest) > MAX_LINE_BYTES or len(self.lines) > MAX_LINES or len(self.faults) >= MAX_FAULTS
 
     def _take(self, text: bytes) -> None:
+        if self._num_read == 0:
+            text = text.removeprefix(BOM_UTF8)  # Windows' editors and spreadsheets write one
         self._num_read += 1
         if not text.strip():
             return
