@@ -2,7 +2,7 @@
 
 Whoever's priority is lower than somebody's who is here, or was a moment ago, gives way; so does a share that runs
 clearly more than its part of the batch, while others, who run no more than theirs, come and go. Work that was all
-there before any of it ran disturbs nobody who comes: then nobody gives way.
+there before any of it ran disturbs nobody who comes: then no share gives way.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from descant_engine.request import Request
 from descant_engine.share import Share
 
 RECENT_S = 10.0
-"""For so long after somebody came who goes first, the next one is expected."""
+"""For so long after a share within its part came, or the last request of a priority ended, the next is expected."""
 
 
 class Precedence:

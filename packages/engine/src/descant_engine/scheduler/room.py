@@ -10,11 +10,11 @@ from descant_engine.scheduler.step_draft import StepDraft
 from descant_engine.scheduler.step_times import StepTimes, StepWork
 
 RESERVED_SHARE = 32
-"""One of so many places and blocks is not for those who run more than their part, nor for lower priorities while others
-come."""
+"""One of so many places and blocks is not for those who run more than their part, nor for lower priorities."""
 PROMPT_SHARE = 10
-"""One of so many tokens of a step is for their prompts."""
+"""One of so many tokens of a step is for the prompts of those who give way,"""
 MIN_PROMPT_TOKENS = 512
+"""or so many, where steps are small."""
 DELAY_BY_SHARES = 0.5
 """By so much may the first tokens of others come later for those who run more than their part,"""
 DELAY_BY_LOWER = 0.15
@@ -55,7 +55,7 @@ class Room:
         """Tokens that newcomers who go first had to compute, on average."""
         self._step = _StepRoom()
         self._num_steps_left_out = 0
-        """The latest steps that had nothing of those who give way and run."""
+        """The latest steps, of those with somebody who gives way, that had nothing of those who give way and run."""
 
     def begin_step(self) -> None:
         self._step = _StepRoom()
@@ -99,7 +99,7 @@ class Room:
 
     def num_prompt_tokens(self, request: Request, step: StepDraft) -> int:
         """How many of the step's tokens the request's prompt may take. Who gives way takes few, and none beside
-        somebody who does not, whose first token would wait for them.
+        somebody who does not, whose first token would wait for them, for up to MAX_STEPS_LEFT_OUT steps.
         """
         if not self._precedence.gives_way(request):
             return step.num_tokens_left

@@ -42,7 +42,7 @@ class LimitsConfig:
 @dataclass(frozen=True, kw_only=True)
 class QueueConfig:
     length: int = 1000
-    """Requests that may wait for saturated backends, in this process; more are refused with 503."""
+    """Requests that may wait for each set of saturated backends, in this process; more are refused with 503."""
     timeout_s: float = 30.0
     """How long each may wait."""
 

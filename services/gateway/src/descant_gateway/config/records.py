@@ -27,7 +27,7 @@ class CatalogueConfig:
 @dataclass(frozen=True, kw_only=True)
 class LedgerConfig:
     spool_dir: Path = Path("var/ledger-spool")
-    """Usage records go here while PostgreSQL is away. One folder per gateway process."""
+    """Usage records go here while PostgreSQL is away. Several processes may share the folder."""
     keep_days: int = 400
     """Older days of the ledger are dropped; their sums by the hour stay."""
 
