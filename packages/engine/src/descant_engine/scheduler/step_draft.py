@@ -25,8 +25,7 @@ class StepDraft:
     num_tokens: int = 0
     """In it so far."""
     postponed: list[Request] = field(default_factory=list)
-    """Running requests that come after whoever is admitted: they give way, or have prompts and their shares run more
-    than their part."""
+    """Running requests that come after whoever is admitted: they give way."""
     sampling: dict[str, Request] = field(default_factory=dict)
     """Those whose next token this step samples, or whose vector it gives."""
 
