@@ -146,6 +146,16 @@ def test_planning_ahead_changes_no_output(make_engine: Callable[..., Engine]) ->
     assert outputs[0] == outputs[1]
 
 
+def test_an_end_that_the_grammar_decides_has_its_times(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(num_blocks=64)
+    submit(engine, "date", constrained(DATE))
+    deltas = [delta for _ in range(MAX_STEPS) if engine.has_work for delta in engine.step()]
+    times = deltas[-1].times
+    assert deltas[-1].finish_reason is FinishReason.STOP
+    assert times is not None
+    assert times.first_token < times.finished
+
+
 def test_requests_may_be_aborted_at_any_time(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(1, num_blocks=64)
     submit(engine, "waiting", constrained(GrammarSpec(GrammarKind.REGEX, "[b-z]{30}")))

@@ -27,9 +27,6 @@ class StubMatcher:
     def accept(self, token_id: int) -> bool:
         raise NotImplementedError
 
-    def rollback(self, num_tokens: int) -> None:
-        raise NotImplementedError
-
     def fill_bitmask(self, row: BitmaskRow) -> None:
         self.times_alone += 1
         self.fill(row)

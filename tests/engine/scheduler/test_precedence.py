@@ -129,3 +129,17 @@ def test_who_gives_way_gets_on_however_little_time_there_is(monkeypatch: pytest.
     monkeypatch.setattr(room, "DELAY_BY_LOWER", 0.0)
     _, num_done = _p99_and_lines(CPU, 200, max_num_seqs=16, max_num_batched_tokens=512)
     assert num_done > 0
+
+
+def test_who_gives_way_loses_its_blocks_first_and_nobody_whom_the_step_has(engine_of: Callable[..., Any]) -> None:
+    engine = engine_of(80, max_num_seqs=16, max_num_batched_tokens=64)
+    flood = [engine.add(f"flood{i}", [1, i, 1], tenant="flood", max_tokens=40, ignore_eos=True) for i in range(13)]
+    for _ in range(6):
+        engine.step()
+    rare = engine.add("rare", [2, 2, 2], tenant="rare", max_tokens=40, ignore_eos=True)
+    while engine.scheduler.stats().num_preemptions == 0:
+        plan = engine.step()
+    assert plan.removed == ("flood12",), "not the last to arrive"
+    engine.run()
+    for spec in (*flood, rare):
+        engine.check_output(spec)

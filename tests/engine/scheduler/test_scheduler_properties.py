@@ -33,10 +33,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.num_added = 0
 
     @initialize(
-        num_blocks=st.integers(7, 24),
+        num_blocks=st.integers(7, 40),
         num_slots=st.integers(1, 5),
         steps_ahead=st.integers(0, 2),
-        max_num_seqs=st.integers(1, 5),
+        max_num_seqs=st.one_of(st.integers(1, 5), st.integers(8, 16)),
         max_num_batched_tokens=st.integers(1, 24),
         enable_prefix_caching=st.booleans(),
         host_blocks=st.integers(5, 14),
@@ -57,14 +57,24 @@ class SchedulerMachine(RuleBasedStateMachine):
             {"max_tokens": st.integers(1, 14), "ignore_eos": st.booleans(), "min_tokens": st.integers(0, 1)}
         ),
         priority=st.sampled_from([0, 0, 0, 1]),
+        tenant=st.sampled_from(["often", "often", "rarely"]),
     )
     def add(
-        self, prefix: int, prefix_len: int, tail: list[int], adapter: str | None, params: dict[str, Any], priority: int
+        self, prefix: int, prefix_len: int, tail: list[int], adapter: str | None, params: dict[str, Any], **rank: Any
     ) -> None:
+        self.add_prompt([*range(prefix, prefix + prefix_len), *tail], adapter=adapter, **rank, **params)
+
+    @precondition(lambda self: self.engine.scheduler.stats().num_waiting < 20)
+    @rule(num_requests=st.integers(5, 12), max_tokens=st.integers(8, 30), adapter=st.sampled_from([None, "a"]))
+    def flood(self, num_requests: int, max_tokens: int, adapter: str | None) -> None:
+        """One share runs more than its part of a large batch, and its answers grow into what is left of the pool."""
+        for tail in range(num_requests):
+            self.add_prompt([1, 2, tail], adapter=adapter, tenant="often", max_tokens=max_tokens, ignore_eos=True)
+
+    def add_prompt(self, prompt: list[int], **options: Any) -> None:
         request_id = f"r{self.num_added}"
-        prompt = [*range(prefix, prefix + prefix_len), *tail]
         try:
-            spec = self.engine.add(request_id, prompt, adapter=adapter, priority=priority, **params)
+            spec = self.engine.add(request_id, prompt, **options)
         except RequestRefused:
             return
         self.num_added += 1
@@ -119,7 +129,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
             return
-        self.engine.run()
+        self.engine.run(max_steps=10_000)
         for request_id, spec in self.specs.items():
             delta = self.engine.finished[request_id]
             if delta.finish_reason is FinishReason.ERROR:

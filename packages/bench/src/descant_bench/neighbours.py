@@ -24,7 +24,10 @@ from descant_bench.recorded import RecordedRequest, random_requests, write_reque
 from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig
 
-SECONDS = 12
+BURST_SECONDS = 12
+"""How long the trickle beside the burst lasts,"""
+FLOOD_SECONDS = 24
+"""and a flood: p99 of its quiet ones should not be their slowest request."""
 TRICKLE_PER_S = 2
 """To the base, and as many to adapter 0. Far less than half of what the device can do, which is a second tenant's; the
 first one's own requests to the base would wait for their turn, one of 256."""
@@ -53,7 +56,7 @@ def many(prompts: Prompts, num_adapters: int, each: int) -> list[RecordedRequest
     order: list[int | None] = [*range(FLOOD + 1, num_adapters)] * each
     random.Random(1).shuffle(order)
     burst = prompts.requests(order, seed=2)
-    trickle = prompts.requests([FLOOD, None] * (SECONDS * TRICKLE_PER_S), seed=3)
+    trickle = prompts.requests([FLOOD, None] * (BURST_SECONDS * TRICKLE_PER_S), seed=3)
     names = ("resident", "base")
     return [replace(request, arrival_s=BURST_S, group="burst", tenant="burst") for request in burst] + [
         replace(request, arrival_s=index / (2 * TRICKLE_PER_S), group=names[index % 2], tenant="trickle")
@@ -63,7 +66,7 @@ def many(prompts: Prompts, num_adapters: int, each: int) -> list[RecordedRequest
 
 def flood(prompts: Prompts, rate: float) -> tuple[list[RecordedRequest], list[RecordedRequest]]:
     """(the others, the flood): even arrivals, `rate` a second together, a tenth of them the others'."""
-    num_others, num_flood = round(rate * SECONDS / 10), round(rate * SECONDS * 0.9)
+    num_others, num_flood = round(rate * FLOOD_SECONDS / 10), round(rate * FLOOD_SECONDS * 0.9)
     others = prompts.requests([FLOOD + 1 + index % NUM_QUIET for index in range(num_others)], seed=4)
     flooding = prompts.requests([FLOOD] * num_flood, seed=5)
     return (

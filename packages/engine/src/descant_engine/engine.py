@@ -2,7 +2,6 @@
 
 import time
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from descant_engine.adapters.manifest import AdapterManifest
@@ -12,7 +11,7 @@ from descant_engine.grammar.spec import BackendName
 from descant_engine.request import EngineRequest, TokenDelta
 from descant_engine.runner.encoder_runner import EncoderRunner
 from descant_engine.runner.model_runner import ModelRunner, PendingStep
-from descant_engine.scheduler.admission import QueueFull, RequestRefused
+from descant_engine.scheduler.admission import RequestRefused
 from descant_engine.scheduler.plan import StepPlan
 from descant_engine.scheduler.scheduler import Scheduler
 from descant_engine.scheduler.stats import SchedulerStats
@@ -35,8 +34,8 @@ class Refusal(NamedTuple):
     """A request that was taken by `submit` and never got into the queue."""
 
     request_id: str
-    error: Exception
-    """GrammarRefused, or what `submit` raises; anything else is our fault, not the client's."""
+    error: BaseException
+    """GrammarRefused; anything else is our fault, not the client's."""
 
 
 class Engine:
@@ -67,8 +66,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        is_compiling = self._grammars is not None and self._grammars.num_waiting > 0
-        return bool(self._launched) or self._scheduler.has_unfinished_requests or is_compiling
+        return bool(self._launched) or self._scheduler.has_unfinished_requests
 
     def submit(self, request: EngineRequest) -> None:
         """Raises RequestRefused (it can never be served) or QueueFull; both are ValueErrors fit for the client. One
@@ -79,7 +77,7 @@ class Engine:
             return
         if self._grammars is None:
             raise RequestRefused("the engine was given no vocabulary, which grammars need")
-        self._check_waiting(self._grammars, request.request_id)
+        self._scheduler.expect(request)
         self._grammars.add(request, request.params.grammar)
 
     def abort(self, request_id: str) -> None:
@@ -121,7 +119,7 @@ class Engine:
 
     def step(self) -> list[TokenDelta]:
         """Launches the next step and applies the oldest one that is due. Returns what became known."""
-        self._submit_compiled()
+        self._queue_compiled()
         loaded = self._follow_all(self._scheduler.finish_loads(self._runner.finished_loads()))
         deltas = self._apply_all() if self._launched and self._scheduler.wants_results else []
         begun = time.monotonic()
@@ -163,27 +161,18 @@ class Engine:
     def _follow(self, grammars: "RequestGrammars", delta: TokenDelta) -> TokenDelta:
         if (end := grammars.accept(delta)) is None:
             return delta
-        self._scheduler.finish(delta.request_id, end.reason)
-        return delta._replace(finish_reason=end.reason, error=end.error)
+        times = self._scheduler.finish(delta.request_id, end.reason)
+        return delta._replace(finish_reason=end.reason, error=end.error, times=times)
 
-    def _submit_compiled(self) -> None:
+    def _queue_compiled(self) -> None:
         if self._grammars is None or not self._grammars.num_waiting:
             return
         for request, error in self._grammars.take_compiled():
-            try:
-                if error is not None:
-                    raise error
-                self._scheduler.add(request)
-            except Exception as refusal:
-                self._grammars.forget(request.request_id)
-                self._refusals.append(Refusal(request.request_id, refusal))
-
-    def _check_waiting(self, grammars: "RequestGrammars", request_id: str) -> None:
-        limit = self.config.user.max_num_queued_requests
-        if grammars.num_waiting >= limit:
-            raise QueueFull(f"{limit} requests wait for their grammars already, and max_num_queued_requests={limit}")
-        if grammars.is_waiting(request_id):
-            raise RequestRefused(f"a request with id {request_id!r} is under way already")
+            if error is None:
+                self._scheduler.queue(request.request_id)
+            else:
+                self._scheduler.abort(request.request_id)
+                self._refusals.append(Refusal(request.request_id, error))
 
     def _wait(self) -> None:
         """Everything that is left waits for a grammar or for an adapter's file."""
@@ -198,11 +187,7 @@ class Engine:
         return self._runner.prepare_next() or (self._compiler is not None and self._compiler.prepare_next())
 
     def stats(self) -> SchedulerStats:
-        stats = self._scheduler.stats()
-        if self._grammars is None:
-            return stats
-        num_compiling = self._grammars.num_waiting
-        return replace(stats, num_waiting=stats.num_waiting + num_compiling, num_waiting_for_grammar=num_compiling)
+        return self._scheduler.stats()
 
     def check_integrity(self) -> None:
         """Asserts the bookkeeping's invariants."""

@@ -14,11 +14,12 @@ from descant_engine.share import Share
 class RequestStatus(IntEnum):
     """Moved by `scheduler.unfinished` and nobody else. Everything from FINISHED on is over."""
 
-    WAITING = 0
-    WAITING_FOR_ADAPTER = 1
-    RUNNING = 2
-    PREEMPTED = 3
-    FINISHED = 4
+    WAITING_FOR_GRAMMAR = 0
+    WAITING = 1
+    WAITING_FOR_ADAPTER = 2
+    RUNNING = 3
+    PREEMPTED = 4
+    FINISHED = 5
 
 
 class FinishReason(StrEnum):

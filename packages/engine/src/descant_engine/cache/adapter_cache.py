@@ -82,10 +82,6 @@ class AdapterCache:
         """From the pool, since start."""
         return self._device.num_evictions
 
-    @property
-    def has_moves(self) -> bool:
-        return bool(self._moves)
-
     def register(self, manifest: AdapterManifest) -> None:
         """Raises ValueError for an adapter that can never be served. One that is known already stays what it is."""
         if (known := self._adapters.get(manifest.digest)) is not None:
@@ -118,10 +114,6 @@ class AdapterCache:
 
     def is_usable(self, digest: str) -> bool:
         return self._adapters[digest].device is Copy.READY
-
-    def is_loading(self, digest: str) -> bool:
-        """Whether a move of it is under way."""
-        return self._adapters[digest].is_loading
 
     def pin(self, digest: str) -> int:
         """Keeps a usable adapter on the device until `unpin`; returns its slot."""

@@ -1,13 +1,17 @@
 """Who of one tier's adapters goes first; what each is worth is said by `worth`."""
 
 from collections.abc import Collection
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from descant_engine.cache.adapter_record import Adapter
 
+MIN_ENTRIES = 64
+"""Below so many, what has become stale is left where it is."""
+
 
 class EvictionOrder:
-    """Adapters that may be evicted, the least worthy first."""
+    """Adapters that may be evicted, the least worthy first. Entries go stale in place; they are swept out when they are
+    the most, since an order that is only written to, while there is room for all, would grow for ever."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Adapter]] = []
@@ -25,6 +29,9 @@ class EvictionOrder:
         self._num_puts += 1
         self._serials[adapter] = self._num_puts
         heappush(self._heap, (worth, self._num_puts, adapter))
+        if len(self._heap) > max(2 * len(self._serials), MIN_ENTRIES):
+            self._heap = [entry for entry in self._heap if self._serials.get(entry[2]) == entry[1]]
+            heapify(self._heap)
 
     def discard(self, adapter: Adapter) -> None:
         self._serials.pop(adapter, None)

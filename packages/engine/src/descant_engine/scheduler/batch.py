@@ -32,10 +32,6 @@ class Batch:
         """Who gives way first when memory is short."""
         return self.requests[-1]
 
-    @property
-    def has_removed(self) -> bool:
-        return bool(self._removed)
-
     def enter(self, request: Request, now: float) -> None:
         """With the blocks of its prefix that were found in the cache."""
         self.requests.add(request)

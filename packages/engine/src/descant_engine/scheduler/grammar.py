@@ -93,9 +93,6 @@ class RequestGrammars:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
-    def is_waiting(self, request_id: str) -> bool:
-        return request_id in self._waiting
-
     # While the request runs
 
     def forget(self, request_id: str) -> None:

@@ -17,7 +17,7 @@ from descant_engine.adapters.manifest import AdapterManifest
 from descant_engine.cache.block_pool import count_holders
 from descant_engine.cache.caches import Caches
 from descant_engine.config import ResolvedConfig
-from descant_engine.request import NO_LOGPROBS, EngineRequest, FinishReason, Request, TokenDelta
+from descant_engine.request import NO_LOGPROBS, EngineRequest, FinishReason, Request, RequestTimes, TokenDelta
 from descant_engine.scheduler.admission import QueueFull, RequestRefused, accept, first_sample_of
 from descant_engine.scheduler.integrity import check_requests, count_adapters
 from descant_engine.scheduler.outcomes import Outcomes
@@ -26,7 +26,7 @@ from descant_engine.scheduler.precedence import Precedence
 from descant_engine.scheduler.room import Room
 from descant_engine.scheduler.sampled import by_request
 from descant_engine.scheduler.stats import NO_DRAFTS, SchedulerStats
-from descant_engine.scheduler.step_draft import StepDraft, num_schedulable_tokens
+from descant_engine.scheduler.step_draft import StepDraft
 from descant_engine.scheduler.step_planner import StepPlanner
 from descant_engine.scheduler.step_times import StepTimes
 from descant_engine.scheduler.unfinished import UnfinishedRequests
@@ -63,8 +63,8 @@ class Scheduler:
         room = Room(config, num_blocks, self._precedence, self._step_times)
         self._planner = StepPlanner(config, self._unfinished, caches, self._precedence, room, speculation)
         self._outcomes = Outcomes(self._unfinished, self._adapters, speculation)
-        self._sampling: dict[int, dict[str, Request]] = {}
-        """Step id -> who is being sampled in it, for steps whose results are due."""
+        self._completing: dict[int, dict[str, Request]] = {}
+        """Step id -> whom it gives a token or a vector, for steps whose results are due."""
         self._clock = clock
         self._now = clock()
         """Read once for each step and each result, which is exact enough for all that happens in it."""
@@ -78,9 +78,14 @@ class Scheduler:
             RequestRefused: it can never be served.
             QueueFull: max_num_queued_requests wait already.
         """
+        self.expect(spec)
+        self.queue(spec.request_id)
+
+    def expect(self, spec: EngineRequest) -> None:
+        """Takes a request that is to be queued later, when its grammar is compiled. Raises as `add` does."""
         if spec.request_id in self._unfinished.by_id:
             raise RequestRefused(f"a request with id {spec.request_id!r} is under way already")
-        limit, num_waiting = self._config.user.max_num_queued_requests, len(self._unfinished.waiting)
+        limit, num_waiting = self._config.user.max_num_queued_requests, self._unfinished.num_waiting
         if num_waiting >= limit:
             raise QueueFull(f"{num_waiting} requests wait already, and max_num_queued_requests={limit}")
         request = accept(spec, self._config, self._pool_tokens(spec.adapter_digest), self._num_arrivals, self._seeds)
@@ -89,14 +94,20 @@ class Scheduler:
         self._num_arrivals += 1
         self._unfinished.join(request, self._num_steps)
 
+    def queue(self, request_id: str) -> None:
+        """An expected request can be served from now on."""
+        self._unfinished.queue(self._unfinished.by_id[request_id])
+
     def abort(self, request_id: str) -> None:
         """Ends a request at any moment; its samples on their way are dropped. Unknown ids are ignored."""
         self.finish(request_id, FinishReason.ABORT)
 
-    def finish(self, request_id: str, reason: FinishReason) -> None:
+    def finish(self, request_id: str, reason: FinishReason) -> RequestTimes | None:
         """Ends a request for a reason that lies outside, such as its grammar. Unknown ids are ignored."""
-        if (request := self._unfinished.by_id.get(request_id)) is not None:
-            self._unfinished.finish(request, reason, self._now)
+        if (request := self._unfinished.by_id.get(request_id)) is None:
+            return None
+        self._unfinished.finish(request, reason, self._now)
+        return request.times(self._now)
 
     def register_adapter(self, manifest: AdapterManifest) -> None:
         """Raises ValueError, with the numbers, for an adapter that can never be served."""
@@ -115,8 +126,8 @@ class Scheduler:
         self._planner.fill(step)
         for request in step.requests:
             self._kv.cache_full_blocks(request)
-        if step.sampling:
-            self._sampling[self._num_steps] = step.sampling
+        if step.completing:
+            self._completing[self._num_steps] = step.completing
         if step.scheduled:
             self._step_times.planned(self._num_steps, step.work, self._now)
         plan = step.finish(self._num_steps, self._adapters.take_moves(), self._unfinished.running.take_removed())
@@ -130,17 +141,17 @@ class Scheduler:
         now = self._now = self._clock()
         outcomes = self._outcomes
         self._step_times.ended(plan.step_id, now)
-        sampling = self._sampling.pop(plan.step_id, {})
+        completing = self._completing.pop(plan.step_id, {})
         if self._speculation is not None:
             self._speculation.arrived(plan, now)
         for request_id, token_ids in by_request(result.sampled):
-            request = sampling[request_id]
+            request = completing[request_id]
             request.land()
             if not request.is_finished:
                 logprobs = result.logprobs.get(request_id, NO_LOGPROBS)
                 deltas.append(outcomes.sampled(request, token_ids, logprobs, now))
         for request_id, vector in result.pooled.items():
-            request = sampling[request_id]
+            request = completing[request_id]
             request.land()
             if not request.is_finished:
                 deltas.append(outcomes.pooled(request, vector, now))
@@ -157,16 +168,6 @@ class Scheduler:
         return len(self._unfinished) > 0
 
     @property
-    def has_schedulable_work(self) -> bool:
-        """False if, until another result is applied or a request arrives, `schedule` would return an empty plan."""
-        return (
-            self._unfinished.running.has_removed
-            or self._adapters.has_moves
-            or any(num_schedulable_tokens(request) for request in self._unfinished.running)
-            or any(not self._waits_for_load(request) for request in self._unfinished.waiting)
-        )
-
-    @property
     def busy_until(self) -> float:
         """Until when, on the clock, the device has enough to do, if it is worth to wait with the next plan for who may
         come: he would have to wait for a step that is planned without him. 0 if it is not, or can't be told.
@@ -181,7 +182,8 @@ class Scheduler:
     def stats(self) -> SchedulerStats:
         return SchedulerStats(
             num_running=len(self._unfinished.running),
-            num_waiting=len(self._unfinished.waiting),
+            num_waiting=self._unfinished.num_waiting,
+            num_waiting_for_grammar=self._unfinished.num_waiting_for_grammar,
             num_waiting_for_adapter=self._unfinished.waiting.num_parked,
             num_below_default=self._precedence.num_below(0),
             num_queued_tokens=sum(r.num_tokens - r.num_computed_tokens for r in self._unfinished),
@@ -198,16 +200,12 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Asserts every invariant of requests, blocks and adapters. For tests, and for when nothing else is to do."""
         unfinished, running = self._unfinished, self._unfinished.running
-        check_requests(unfinished.by_id, unfinished.waiting, running.requests, self._sampling.values())
+        check_requests(unfinished.by_id, unfinished.waiting, running.requests, self._completing.values())
         assert len(running) <= self._config.max_num_seqs
         alive = list(unfinished)
         self._kv.check_integrity(alive)
         self._pool.check_integrity(count_holders([*(r.block_ids for r in alive), *self._adapters.held_blocks()]))
         self._adapters.check_integrity(count_adapters(alive), count_adapters(running))
-
-    def _waits_for_load(self, request: Request) -> bool:
-        digest = request.spec.adapter_digest
-        return digest is not None and self._adapters.is_loading(digest)
 
     def _pool_tokens(self, adapter_digest: str | None) -> int:
         """How many tokens' KV the pool holds beside an adapter."""

@@ -25,7 +25,7 @@ class SchedulerStats:
 
     num_running: int
     num_waiting: int
-    """All that are not running, those waiting for an adapter included."""
+    """All that are not running, those waiting for an adapter or a grammar included."""
     num_waiting_for_adapter: int
     num_queued_tokens: int
     """Tokens of all these that are known and not computed yet: the work ahead before anybody new is served."""

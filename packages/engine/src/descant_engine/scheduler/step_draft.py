@@ -25,13 +25,19 @@ class StepDraft:
     num_tokens: int = 0
     """In it so far."""
     postponed: list[Request] = field(default_factory=list)
-    """Running requests that come after whoever is admitted: they give way."""
-    sampling: dict[str, Request] = field(default_factory=dict)
-    """Those whose next token this step samples, or whose vector it gives."""
+    """Running requests that give way, in the order of arrival: planned after whoever is admitted, who may have come
+    after them."""
+    completing: dict[str, Request] = field(default_factory=dict)
+    """Those whose last known token this step computes: it samples their next one, or gives their vector."""
+    _scheduled_ids: set[str] = field(default_factory=set)
 
     @property
     def work(self) -> StepWork:
         return StepWork(len(self.scheduled), self.num_tokens - len(self.scheduled))
+
+    def has(self, request: Request) -> bool:
+        """Whether the request computes something in this step."""
+        return request.request_id in self._scheduled_ids
 
     def num_tokens_for(self, request: Request) -> int:
         """How many of the request's tokens the step has room for."""
@@ -66,14 +72,15 @@ class StepDraft:
     def schedule(self, request: Request, num_tokens: int, new_block_ids: tuple[int, ...]) -> None:
         """Puts the next `num_tokens` of the request into the step, and counts them as computed from now on."""
         first = request.num_computed_tokens
-        samples = request.compute(num_tokens)
-        gives_token = samples and request.spec.pooling is None
-        self.scheduled.append(ScheduledRequest(request.request_id, first, num_tokens, new_block_ids, gives_token))
+        completes = request.compute(num_tokens)
+        samples = completes and request.spec.pooling is None
+        self.scheduled.append(ScheduledRequest(request.request_id, first, num_tokens, new_block_ids, samples))
         self.requests.append(request)
+        self._scheduled_ids.add(request.request_id)
         self.num_tokens_left -= num_tokens
         self.num_tokens += num_tokens
-        if samples:
-            self.sampling[request.request_id] = request
+        if completes:
+            self.completing[request.request_id] = request
 
     def add_drafts(self, index: int, proposal: Proposal, new_block_ids: tuple[int, ...]) -> None:
         """Lets the request scheduled at `index`, which samples, check a proposal beside its newest token."""

@@ -81,7 +81,7 @@ class StepPlanner:
 
     def _schedule_token(self, step: StepDraft, request: Request) -> bool:
         """False if there are no blocks for it: it was preempted."""
-        new_block_ids = self._grow(request, request.num_computed_tokens + 1)
+        new_block_ids = self._grow(step, request, request.num_computed_tokens + 1)
         if new_block_ids is None:
             return False
         self._compute(step, request, 1, new_block_ids)
@@ -91,8 +91,8 @@ class StepPlanner:
         """Tokens of those who decode, as many as there is time for, and then prompts."""
         prompts = []
         for request in step.postponed:
-            if request.status is not RequestStatus.RUNNING:
-                continue
+            if request.status is not RequestStatus.RUNNING or step.has(request):
+                continue  # preempted since, and perhaps admitted again
             if num_schedulable_tokens(request) > 1:
                 prompts.append(request)
             elif step.num_tokens_left > 0 and self._room.has_time_for_token(request, step):
@@ -104,7 +104,7 @@ class StepPlanner:
 
     def _schedule_prompt(self, step: StepDraft, request: Request) -> None:
         """A long prompt leaves half of the step to a waiting request that has had less."""
-        if request.status is not RequestStatus.RUNNING or step.num_tokens_left == 0:
+        if request.status is not RequestStatus.RUNNING or step.has(request) or step.num_tokens_left == 0:
             return
         num_tokens = min(step.num_tokens_for(request), self._room.num_prompt_tokens(request, step))
         first = self._waiting.first()
@@ -118,17 +118,23 @@ class StepPlanner:
         charge(request, num_tokens)
         step.schedule(request, num_tokens, new_block_ids)
 
-    def _grow(self, request: Request, num_tokens: int) -> tuple[int, ...] | None:
+    def _grow(self, step: StepDraft, request: Request, num_tokens: int) -> tuple[int, ...] | None:
         """Blocks for a running request, at the cost of the last in line; None if that is itself."""
         num_new_blocks = self._kv.num_new_blocks(request, num_tokens)
         if num_new_blocks == 0:
             return ()
         while not self._adapters.make_room(num_new_blocks):
-            last = self._running.last
+            last = self._last_in_line(step)
             self._unfinished.preempt(last)
             if last is request:
                 return None
         return self._kv.grow(request, num_tokens)
+
+    def _last_in_line(self, step: StepDraft) -> Request:
+        """Who has to give up his blocks: the last of those who give way, or else the last of all. Nobody who is in the
+        step: its plan holds his blocks, and who gives way is planned after others who came later."""
+        outside = [request for request in reversed(self._running.requests) if not step.has(request)]
+        return next(filter(self._precedence.gives_way, outside), outside[0])
 
     def _park_displaced(self) -> None:
         """Adapters that had to give way in this step are to be brought again, if somebody waits for them."""

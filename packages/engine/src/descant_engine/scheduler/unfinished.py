@@ -23,6 +23,7 @@ class UnfinishedRequests:
         self.waiting = WaitingRequests()
         self.running = Batch(kv, adapters, precedence, block_size)
         self.num_preemptions = 0
+        self.num_waiting_for_grammar = 0
         self._by_id: dict[str, Request] = {}
         self._kv = kv
         self._adapters = adapters
@@ -40,13 +41,25 @@ class UnfinishedRequests:
     def by_id(self) -> Mapping[str, Request]:
         return self._by_id
 
+    @property
+    def num_waiting(self) -> int:
+        """All that do not run."""
+        return len(self.waiting) + self.num_waiting_for_grammar
+
     def join(self, request: Request, step: int) -> None:
-        """A request has come, at `request.arrived`. `step`: the number of the last step."""
+        """A request has come, at `request.arrived`. It stands in no line until `queue`, but what it needs stays.
+        `step`: the number of the last step."""
+        request.status = RequestStatus.WAITING_FOR_GRAMMAR
+        self.num_waiting_for_grammar += 1
         self._by_id[request.request_id] = request
         request.share = self._shares.join(request, step)
         self._precedence.join(request, request.arrived)
         if request.spec.adapter_digest is not None:
             self._adapters.add_user(request.spec.adapter_digest)
+
+    def queue(self, request: Request) -> None:
+        """It can be served: its grammar is there, if it has one."""
+        self.num_waiting_for_grammar -= 1
         self._wait(request)
 
     def admit(self, request: Request, now: float) -> None:
@@ -73,7 +86,9 @@ class UnfinishedRequests:
 
     def finish(self, request: Request, reason: FinishReason, now: float) -> None:
         """Frees all that it holds. Its samples on their way come to nothing."""
-        if request.status is RequestStatus.RUNNING:
+        if request.status is RequestStatus.WAITING_FOR_GRAMMAR:
+            self.num_waiting_for_grammar -= 1
+        elif request.status is RequestStatus.RUNNING:
             self.running.leave(request)
         else:
             self.waiting.remove(request)

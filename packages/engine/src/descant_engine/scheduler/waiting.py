@@ -104,12 +104,6 @@ class WaitingRequests:
     def held(self) -> tuple[Request, ...]:
         return tuple(self._held)
 
-    @property
-    def num_entries(self) -> int:
-        """In all contests: what `first` may have to look at."""
-        groups = self._classes.values()
-        return sum(len(group.contest) + sum(len(t.contest) for t in group.tenants.values()) for group in groups)
-
     def hold(self, request: Request) -> None:
         """Takes a request out of its line until `resume`."""
         self.remove(request)

@@ -193,7 +193,7 @@ def apply(engine: "Engine", channel: Channel, message: ToEngine) -> None:
             raise TypeError(f"{type(message).__name__} is not for a running engine")
 
 
-def refusal(request_id: str, error: Exception) -> SubmitRefused:
+def refusal(request_id: str, error: BaseException) -> SubmitRefused:
     match error:
         case QueueFull():
             return SubmitRefused(request_id, Refusal.QUEUE_FULL, str(error))
