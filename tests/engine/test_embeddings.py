@@ -21,9 +21,11 @@ from transformers import (
 from descant_engine import LLM, AsyncEngine, EngineConfig, SamplingParams
 from descant_engine.checkpoint.model_config import UnsupportedModelError, resolve
 from descant_engine.config import Device
+from descant_engine.frontend import PromptTooLong, Text
 from descant_engine.pooling import InvalidDimensions, PoolingType, UnsupportedTask
-from descant_engine.pooling_inputs import InputTooLong, Pair
+from descant_engine.pooling_inputs import InputTooLong, Pair, PoolingInputs
 from descant_engine.scheduler.admission import RequestRefused
+from descant_engine.text.tokenizer import Tokenizer
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 TEXTS = ["Hello world", "A man is eating food.", "", "The quick brown fox jumps over the lazy dog. " * 4, "Hello world"]
@@ -231,3 +233,16 @@ def test_wishes_that_do_not_fit_are_refused_by_name(tmp_path: Path, tiny_bert: P
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(UnsupportedModelError, match=reason):
             resolve(EngineConfig(model=str(tmp_path), device="cpu"))
+
+
+def test_a_text_too_long_to_be_cut_is_refused_without_encoding_it(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = resolve(EngineConfig(model=str(tiny_bert), device="cpu"))
+    tokenizer = Tokenizer.load(str(tiny_bert))
+    for name in ("encode", "encode_start", "encode_pair"):
+        monkeypatch.setattr(tokenizer, name, lambda *_, **__: pytest.fail("it was encoded"))
+    text = "x" * ((1 << 20) + 1)
+    for given in (text, Text(text), Pair("x", text[1:])):
+        with pytest.raises(PromptTooLong, match=r"1048577 characters.* at most 1048576"):
+            PoolingInputs(config, tokenizer).encode(given, keep_first=8)

@@ -5,7 +5,16 @@ import pytest
 
 from descant_engine.checkpoint.model_config import resolve
 from descant_engine.config import EngineConfig
-from descant_engine.frontend import Chat, Frontend, InvalidParams, InvalidPrompt, PromptTooLong, Text, UnknownModel
+from descant_engine.frontend import (
+    Chat,
+    Frontend,
+    InvalidParams,
+    InvalidPrompt,
+    PromptTooLong,
+    Text,
+    UnknownModel,
+    check_cut_length,
+)
 from descant_engine.outputs import OutputText
 from descant_engine.request import FinishReason, Owner, TokenDelta
 from descant_engine.sampling_params import SamplingParams
@@ -32,9 +41,8 @@ def test_encodes_text_ids_and_chats(frontend: Frontend) -> None:
 @pytest.mark.parametrize("prompt", ["x" * MAX_MODEL_LEN, [1] * MAX_MODEL_LEN])
 def test_a_prompt_must_leave_room_for_one_token(frontend: Frontend, prompt: str | list[int]) -> None:
     assert len(frontend.encode(prompt[:-1])) == MAX_MODEL_LEN - 1
-    with pytest.raises(PromptTooLong, match=r"has 32 tokens.* holds 32") as caught:
+    with pytest.raises(PromptTooLong, match=r"has 32 tokens.* holds 32"):
         frontend.encode(prompt)
-    assert (caught.value.num_prompt_tokens, caught.value.max_model_len) == (32, 32)
 
 
 def test_a_huge_prompt_is_refused_without_encoding_it(frontend: Frontend) -> None:
@@ -136,6 +144,23 @@ def test_text_may_say_how_it_is_encoded_and_be_cut(frontend: Frontend) -> None:
     assert len(frontend.encode("x" * 50_000, keep_last=8)) == 8
     with pytest.raises(PromptTooLong):
         frontend.encode("x" * 50_000, keep_last=50_000)
+
+
+@pytest.mark.parametrize("as_chat", [False, True])
+def test_a_text_too_long_to_be_cut_is_refused_without_encoding_it(
+    frontend: Frontend, monkeypatch: pytest.MonkeyPatch, as_chat: bool
+) -> None:
+    text = "x" * ((1 << 20) + 1)
+    prompt = Chat([{"role": "user", "content": text}]) if as_chat else text
+    monkeypatch.setattr(frontend.tokenizer, "encode", lambda *_, **__: pytest.fail("it was encoded"))
+    with pytest.raises(PromptTooLong, match=r"1048577 characters.* at most 1048576 .* 32 tokens"):
+        frontend.encode(prompt, keep_last=8)
+
+
+def test_more_may_be_cut_for_a_longer_context() -> None:
+    check_cut_length(2_000_000, max_model_len=125_000)
+    with pytest.raises(PromptTooLong, match="2000001"):
+        check_cut_length(2_000_001, max_model_len=125_000)
 
 
 def test_a_chat_may_leave_its_last_message_open(frontend: Frontend) -> None:

@@ -1,13 +1,16 @@
 """The library's front door: what scripts may pass, and what comes back."""
 
 import dataclasses
+import itertools
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from descant_engine import LLM, EngineConfig, SamplingParams
 from descant_engine.config import EngineOptions
 from descant_engine.frontend import InvalidPrompt, PromptTooLong, UnknownModel
+from descant_engine.outputs import OutputText
 from descant_engine.request import FinishReason
 
 from .conftest import byte_tokenizer
@@ -77,6 +80,49 @@ def test_a_prompt_at_fault_is_named_and_nothing_is_left_behind(llm: LLM) -> None
     assert (llm.stats().num_running, llm.stats().num_waiting) == (0, 0)
 
 
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("method", ["encode", "output_text"])
+def test_an_interrupt_while_prompts_are_handed_in_leaves_nothing_behind(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    real, calls = getattr(llm._frontend, method), itertools.count()
+    replaced = lambda *args: interrupt() if next(calls) == 2 else real(*args)  # noqa: E731
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(llm._frontend, method, replaced)
+        llm.generate(["a", "b", "c"], GREEDY, use_tqdm=False)
+    assert_nothing_is_left(llm)
+
+
+def test_a_prompt_of_another_type_leaves_nothing_behind(llm: LLM) -> None:
+    with pytest.raises(TypeError):
+        llm.generate(["hello", 5], GREEDY, use_tqdm=False)  # type: ignore[list-item]
+    assert_nothing_is_left(llm)
+
+
+def test_a_fault_while_outputs_are_read_leaves_nothing_behind(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    for fault in (KeyboardInterrupt, MemoryError):
+        with monkeypatch.context() as patch, pytest.raises(fault):
+            patch.setattr(OutputText, "apply", Mock(side_effect=fault))
+            llm.generate(["hello", "bye"], GREEDY, use_tqdm=False)
+        assert_nothing_is_left(llm)
+
+
+def test_a_text_of_another_type_leaves_no_vector_s_request_behind(tiny_llama: Path) -> None:
+    llm = LLM(tiny_llama, dtype="float32", device="cpu", max_model_len=64, num_blocks=64, runner="pooling")
+    with pytest.raises(TypeError):
+        llm.embed(["hello", 5], use_tqdm=False)  # type: ignore[list-item]
+    assert (llm.stats().num_running, llm.stats().num_waiting) == (0, 0)
+    assert len(llm.embed(["hello"], use_tqdm=False)) == 1
+
+
+def assert_nothing_is_left(llm: LLM) -> None:
+    assert (llm.stats().num_running, llm.stats().num_waiting) == (0, 0)
+    assert len(llm.generate("bye", GREEDY, use_tqdm=False)[0].token_ids) == 4
+
+
 def test_adapters_come_and_go(llm: LLM, tiny_adapters: dict[str, Path]) -> None:
     base = llm.generate("hello", GREEDY, use_tqdm=False)[0].token_ids
     llm.load_adapter("mine", tiny_adapters["all"])
@@ -99,6 +145,16 @@ def test_several_samples_of_each_prompt(llm: LLM) -> None:
     best = llm.generate("bye", dataclasses.replace(params, n=1, best_of=3, logprobs=0), use_tqdm=False)[0]
     everything = llm.generate("bye", dataclasses.replace(params, logprobs=0), use_tqdm=False)
     assert best.mean_logprob == max(output.mean_logprob for output in everything)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_best_sample_counts_the_prompt(llm: LLM, seed: int) -> None:
+    params = SamplingParams(
+        n=2, best_of=4, temperature=1.5, seed=seed, max_tokens=4, ignore_eos=True, prompt_logprobs=0
+    )
+    best, second = llm.generate("hello", params, use_tqdm=False)
+    assert (best.usage.prompt_tokens, len(best.prompt_logprobs)) == (5, 4)
+    assert (second.usage.prompt_tokens, second.prompt_logprobs) == (0, ())
 
 
 def test_a_seed_draws_the_same_whatever_is_beside_it(llm: LLM) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,20 @@ def test_the_best_samples_are_the_likeliest_on_average(tokenizer: Tokenizer) -> 
     assert [output.text for output in best] == ["b", "aaz"]
     assert best[0].logprobs == ()
     assert chosen_samples(outputs, SamplingParams(n=3)) == outputs
+
+
+def test_what_concerns_the_prompt_is_with_the_first_of_the_chosen(tokenizer: Tokenizer) -> None:
+    prompt_logprobs = (TokenLogprobs(2, -1.0, 1, ()), TokenLogprobs(3, -1.0, 1, ()))
+    for texts in (["z", "a", "b"], ["b", "a", "z"], ["a", "b", "z"]):
+        outputs = [ScoredOutput(tokenizer).apply(text, FinishReason.LENGTH) for text in texts]
+        outputs = [
+            replace(outputs[0], prompt_logprobs=prompt_logprobs),
+            *(replace(output, usage=Usage(0, 1, 0)) for output in outputs[1:]),
+        ]
+        best = chosen_samples(outputs, SamplingParams(n=2, best_of=3))
+        assert [output.text for output in best] == ["a", "b"]
+        assert [output.usage for output in best] == [Usage(3, 1, 2), Usage(0, 1, 0)]
+        assert [output.prompt_logprobs for output in best] == [prompt_logprobs, ()]
 
 
 def test_a_sample_counts_no_prompt_of_its_own(tokenizer: Tokenizer) -> None:

@@ -1,8 +1,11 @@
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from descant_kernels import reference, sample
+from descant_kernels.sample import _gumbel
 
 
 def draw(logits: Tensor, temperature: float, seeds: Tensor, positions: Tensor) -> Tensor:
@@ -30,6 +33,22 @@ def test_same_draws_as_the_reference(device: str, vocab: int) -> None:
     assert torch.equal(
         sample(logits, temperatures, seeds, positions), reference.sample(logits, temperatures, seeds, positions)
     )
+
+
+@triton.jit
+def _gumbel_kernel(out, bits, num: tl.constexpr):
+    places = tl.arange(0, num)
+    tl.store(out + places, _gumbel(tl.load(bits + places).to(tl.uint32)))
+
+
+def test_every_random_number_leaves_a_token_possible(device: str) -> None:
+    """Those that are too near to 2^32 for a float below it as well."""
+    bits = torch.tensor([0, 1, 1 << 25, 1 << 31, 0xFFFFFF00, 0xFFFFFF7F, 0xFFFFFF80, 0xFFFFFFFF], device=device)
+    noise = torch.empty(len(bits), device=device)
+    _gumbel_kernel[(1,)](noise, bits, num=len(bits))
+    assert noise.isfinite().all()
+    assert noise.diff().le(0).all(), "larger numbers are smaller draws"
+    torch.testing.assert_close(noise, reference.gumbel(bits), rtol=1e-6, atol=1e-6)
 
 
 def test_philox_equals_the_published_vectors() -> None:

@@ -85,7 +85,8 @@ def test_adapters_as_vllm_users_write_them(configs: list[ServerConfig], argument
         ("m --served-model-name a --lora-modules a=x", "'a' is given twice"),
         ("m --dtype int3", "int3"),
         ("m --port 70000", "70000"),
-        ("m --gpu-memory-utilization 0", "0"),
+        ("m --gpu-memory-utilization 0", "Error: gpu_memory_utilization must be in (0, 1]; got 0.0\n"),
+        ("m --max-num-seqs 0", "Error: max_num_seqs must be in [1, 2147483647]; got 0\n"),
         ("m --no-such-flag", "--no-such-flag"),
     ],
 )

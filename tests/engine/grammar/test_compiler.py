@@ -21,7 +21,7 @@ from descant_engine.grammar.alternatives import (
     TokenPart,
     alternatives_spec,
 )
-from descant_engine.grammar.compiler import GrammarCompiler
+from descant_engine.grammar.compiler import MAX_PROVISIONAL, GrammarCompiler
 from descant_engine.grammar.llguidance_backend import LlguidanceGrammar
 from descant_engine.grammar.matcher import CompiledGrammar, Matcher, num_words
 from descant_engine.grammar.sandbox_client import GrammarTimedOut
@@ -219,17 +219,6 @@ def test_each_backend_alone_refuses_what_it_cannot_do() -> None:
         only_llguidance.close()
 
 
-@pytest.mark.parametrize("spec", [schema(PERSON), schema({"type": "string", "maxLength": 9})])
-def test_rollback_takes_tokens_back(compiler: GrammarCompiler, spec: GrammarSpec) -> None:
-    matcher = compiled(compiler, spec).matcher()
-    before = allowed(matcher)
-    token = min(before & set(range(1, 257)))
-    assert matcher.accept(token)
-    assert allowed(matcher) != before
-    matcher.rollback(1)
-    assert allowed(matcher) == before
-
-
 @pytest.mark.parametrize(
     "spec",
     [GrammarSpec(GrammarKind.EBNF, 'root ::= "" | "ab" root'), schema({"type": "integer", "multipleOf": 7})],
@@ -259,9 +248,7 @@ def test_a_grammar_may_begin_behind_free_text(compiler: GrammarCompiler) -> None
         assert EOS not in allowed(matcher)
     assert matcher.accept(ord(">") + 1)
     assert ord("n") + 1 not in allowed(matcher)
-    matcher.rollback(2)
-    assert ord("n") + 1 in allowed(matcher)
-    for byte in b"t>yes":
+    for byte in b"yes":
         assert matcher.accept(byte + 1)
     assert matcher.is_complete
 
@@ -393,6 +380,17 @@ def test_before_xgrammar_is_loaded_llguidance_does_the_work() -> None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert takes(compiled(compiler, schema(PERSON)), '{"name": "a", "age": 1}')
+    finally:
+        compiler.close()
+
+
+def test_what_is_built_before_xgrammar_is_loaded_and_never_asked_for_again_is_forgotten() -> None:
+    compiler = GrammarCompiler(VOCABULARY, BOTH)
+    try:
+        specs = [GrammarSpec(GrammarKind.REGEX, f"a{{{i}}}") for i in range(MAX_PROVISIONAL + 20)]
+        for spec in specs:
+            compiler.compile(spec)
+        assert list(compiler._provisional) == specs[20:]
     finally:
         compiler.close()
 

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from descant_engine.text.reasoning import (
@@ -61,3 +63,16 @@ def test_the_chat_template_tells_whether_a_model_thinks() -> None:
     assert form_for("{{ '<think>' }}...{{ '</think>' }}") is THINK_TAGS
     assert form_for("{{ messages }}") is None
     assert form_for(None) is None
+
+
+def test_reasoning_that_is_blank_without_end_takes_time_in_proportion_to_it() -> None:
+    def seconds(num_characters: int) -> float:
+        splitter = ReasoningSplitter(FORMS["qwen3"], starts_inside=True)
+        begun = time.process_time()
+        splitter.feed("a")
+        for _ in range(num_characters // 4):
+            splitter.feed("    ")
+        assert splitter.feed("</think>b").content == "b"
+        return time.process_time() - begun
+
+    assert seconds(200_000) < 3.5 * seconds(100_000) + 0.1

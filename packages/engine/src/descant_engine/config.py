@@ -5,6 +5,7 @@ from typing import Literal, TypedDict
 
 from descant_engine.adapters.manifest import TargetModule
 from descant_engine.pooling import PoolingConfig, PoolingType, Task
+from descant_engine.ranges import MAX_INT32, MAX_INT64, require, require_given
 from descant_engine.speculation.config import SpeculativeConfig
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -16,7 +17,12 @@ DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """The user's wishes, by vLLM's names where the meaning is the same. `None` and "auto" are settled by `resolve`."""
+    """The user's wishes, by vLLM's names where the meaning is the same. `None` and "auto" are settled by `resolve`.
+
+    Raises:
+        ValueError: a number outside its range; the message names the field, the value and the range. `max_model_len`
+            is `resolve`'s to check, which knows the model's own.
+    """
 
     model: str
     """A folder with safetensors, a .gguf file, or a hub id."""
@@ -55,6 +61,21 @@ class EngineConfig:
     """How tokens are guessed, to compute several of a request in one step; None guesses nothing."""
     matryoshka_dimensions: tuple[int, ...] | None = None
     """Lengths that vectors may be cut to, empty for any; None is what the model's config says."""
+
+    def __post_init__(self) -> None:
+        require("seed", self.seed, -MAX_INT64 - 1, MAX_INT64)
+        require("block_size", self.block_size, 1, MAX_INT32)
+        require_given("num_blocks", self.num_blocks, 1, MAX_INT32)
+        require("gpu_memory_utilization", self.gpu_memory_utilization, 0.0, 1.0, above_low=True)
+        require("cpu_pool_bytes", self.cpu_pool_bytes, 1, MAX_INT64)
+        require_given("max_num_seqs", self.max_num_seqs, 1, MAX_INT32)
+        require_given("max_num_batched_tokens", self.max_num_batched_tokens, 1, MAX_INT32)
+        require("max_num_queued_requests", self.max_num_queued_requests, 1, MAX_INT64)
+        require("max_lora_rank", self.max_lora_rank, 1, MAX_INT32)
+        require_given("max_loras", self.max_loras, 1, MAX_INT32)
+        require("adapter_host_bytes", self.adapter_host_bytes, 0, MAX_INT64)
+        for length in self.matryoshka_dimensions or ():
+            require("matryoshka_dimensions", length, 1, MAX_INT32)
 
 
 class EngineOptions(TypedDict, total=False):

@@ -13,6 +13,11 @@ from torch import Tensor
 
 from descant_engine.adapters.manifest import TargetModule
 
+NOT_CACHED = -1
+"""In a slot mapping: the token's K and V go nowhere. The kernels have their own, which needs Triton."""
+BASE_SLOT = -1
+"""In place of an adapter's slot: the base model."""
+
 
 class LayerKv(NamedTuple):
     """One layer's part of the block pool, as strided views: [num_blocks, block_size, num_kv_heads, head_dim]."""
@@ -32,7 +37,7 @@ class AttentionInputs:
     block_tables: Tensor
     """[num_requests, max_blocks] int32: logical block -> block id; entries past the sequence are undefined."""
     slot_mapping: Tensor
-    """[num_tokens] int64: block_id * block_size + offset, where each token's K and V go."""
+    """[num_tokens] int64: block_id * block_size + offset, where each token's K and V go, or NOT_CACHED."""
     max_query_len: int
     max_seq_len: int
 
@@ -61,7 +66,7 @@ class LoraTables:
 class LoraInputs:
     tables: LoraTables
     token_adapter_slot: Tensor
-    """[num_tokens] int32; -1 = base."""
+    """[num_tokens] int32, or BASE_SLOT."""
     modules: frozenset[TargetModule]
     """What any adapter of the step may change; other layers have nothing to add."""
 

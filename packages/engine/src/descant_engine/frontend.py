@@ -49,6 +49,11 @@ class Text:
 Prompt = str | Text | Sequence[int] | Chat
 """Text to go on with, its token ids, or a chat."""
 
+MAX_CUT_CHARACTERS = 1 << 20
+"""About a second of a processor."""
+CUT_CHARACTERS_PER_TOKEN = 16
+"""Of the context, where that is more; the tokens of ordinary text have about four."""
+
 
 class PromptTooLong(ValueError):
     """The prompt leaves no room for a single output token."""
@@ -59,8 +64,25 @@ class PromptTooLong(ValueError):
             f"the prompt has {'at least ' if at_least else ''}{num_prompt_tokens} tokens, but this model's context "
             f"holds {max_model_len} and at least one must be left for the output; shorten the prompt"
         )
-        self.num_prompt_tokens = num_prompt_tokens
-        self.max_model_len = max_model_len
+
+
+class TooManyCharacters(PromptTooLong):
+    """A text of which only a part is read must be encoded whole, since where a token begins depends on the text before
+    it. That is not done for a text of any length."""
+
+    def __init__(self, num_characters: int, max_characters: int, max_model_len: int) -> None:
+        ValueError.__init__(
+            self,
+            f"the text has {num_characters} characters, but at most {max_characters} are encoded, and cut then, for "
+            f"this model's context of {max_model_len} tokens; shorten it",
+        )
+
+
+def check_cut_length(num_characters: int, max_model_len: int) -> None:
+    """Raises TooManyCharacters."""
+    max_characters = max(MAX_CUT_CHARACTERS, CUT_CHARACTERS_PER_TOKEN * max_model_len)
+    if num_characters > max_characters:
+        raise TooManyCharacters(num_characters, max_characters, max_model_len)
 
 
 class InvalidPrompt(ValueError):
@@ -110,10 +132,11 @@ class Frontend:
 
         Raises:
             PromptTooLong, InvalidPrompt, ChatTemplateError, TextNotUnicode: the prompt is at fault.
+            TooManyCharacters: it is too long even to be cut.
         """
         max_tokens = self.config.max_model_len - 1
         try:
-            token_ids = self._encode(prompt, max_tokens if keep_last is None else None)
+            token_ids = self._encode(prompt, is_cut=keep_last is not None)
         except TextTooLong as error:
             raise PromptTooLong(error.min_tokens, self.config.max_model_len, at_least=True) from None
         if keep_last is not None:
@@ -123,24 +146,28 @@ class Frontend:
         self._check_token_ids(token_ids)
         return token_ids
 
-    def _encode(self, prompt: Prompt, max_tokens: int | None) -> tuple[int, ...]:
-        """Raises TextTooLong for a text that is certain to have more than `max_tokens`, before it is encoded."""
+    def _encode(self, prompt: Prompt, *, is_cut: bool) -> tuple[int, ...]:
+        """Raises TextTooLong for a text that is certain to have too many tokens, before it is encoded."""
         match prompt:
             case str():
                 text = Text(prompt)
             case Text():
                 text = prompt
             case Chat():
-                text = self._render(prompt, max_tokens)
+                text = self._render(prompt, is_cut=is_cut)
             case _:
                 return tuple(prompt)
-        return tuple(
-            self.tokenizer.encode(text.text, add_special_tokens=text.add_special_tokens, max_tokens=max_tokens)
-        )
+        self._check_length(len(text.text), is_cut=is_cut)
+        return tuple(self.tokenizer.encode(text.text, add_special_tokens=text.add_special_tokens))
 
-    def _render(self, chat: Chat, max_tokens: int | None) -> Text:
-        if max_tokens is not None:
-            self.tokenizer.check_length(num_characters(chat.messages), max_tokens)
+    def _check_length(self, num_characters: int, *, is_cut: bool) -> None:
+        if is_cut:
+            check_cut_length(num_characters, self.config.max_model_len)
+        else:
+            self.tokenizer.check_length(num_characters, self.config.max_model_len - 1)
+
+    def _render(self, chat: Chat, *, is_cut: bool) -> Text:
+        self._check_length(num_characters(chat.messages), is_cut=is_cut)
         text = render_chat(
             self.tokenizer,
             chat.messages,

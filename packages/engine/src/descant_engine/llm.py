@@ -6,7 +6,8 @@ print(outputs[0].text)
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Unpack
@@ -89,8 +90,13 @@ class LLM:
                 raise ValueError(
                     f"{name}: {len(given)} given for {len(batch)} prompts; give one for all, or one for each"
                 )
-        samples, texts = self._submit_all(batch, all_params, adapters)
-        outputs = self._run(texts, use_tqdm)
+        texts: dict[str, OutputReader] = {}
+        with self._none_left_behind(texts):
+            samples = [
+                self._submit(prompt, one, name, texts)
+                for prompt, one, name in zip(batch, all_params, adapters, strict=True)
+            ]
+            outputs = self._run(texts, use_tqdm)
         return [
             output
             for sample_ids, one in zip(samples, all_params, strict=True)
@@ -138,20 +144,16 @@ class LLM:
     ) -> FloatArray:
         digest = None if adapter is None else self._frontend.adapter(adapter).digest
         outputs: dict[str, OutputReader] = {}
-        try:
+        with self._none_left_behind(outputs):
             for given in batch:
                 encoded = self._pooling_inputs.encode(given)
                 request_id = str(next(self._request_numbers))
                 request = self._pooling_inputs.request(
                     encoded, request_id=request_id, dimensions=dimensions, adapter_digest=digest
                 )
-                self._engine.submit(request)
                 outputs[request_id] = PooledOutput(request)
-        except ValueError:
-            for request_id in outputs:
-                self._engine.abort(request_id)
-            raise
-        done = self._run(outputs, use_tqdm)
+                self._engine.submit(request)
+            done = self._run(outputs, use_tqdm)
         vectors = [_vector(done[request_id]) for request_id in outputs]
         return np.stack(vectors) if vectors else np.empty((0, dimensions or 0), dtype=np.float32)
 
@@ -174,49 +176,47 @@ class LLM:
         if digest is not None:
             self._engine.remove_adapter(digest)
 
-    def _submit_all(
-        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], adapters: Sequence[str | None]
-    ) -> tuple[list[list[str]], dict[str, OutputReader]]:
-        """All prompts or none: the ids of each prompt's samples, and where each becomes text."""
-        samples: list[list[str]] = []
-        texts: dict[str, OutputReader] = {}
+    @contextmanager
+    def _none_left_behind(self, requests: Iterable[str]) -> Iterator[None]:
+        """Whatever goes wrong inside, Ctrl-C too, ends the `requests` that are there by then: the next call finds none
+        in the engine that it does not know."""
         try:
-            for prompt, one, adapter in zip(prompts, params, adapters, strict=True):
-                request_id = str(next(self._request_numbers))
-                token_ids = self._frontend.encode(prompt, one.truncate_prompt_tokens)
-                request = self._frontend.request(token_ids, one, request_id=request_id, adapter=adapter)
-                if one.grammar is not None:
-                    self._engine.use_vocabulary(self._frontend.tokenizer.visible_tokens)
-                samples.append([])
-                for sample in samples_of(request):
-                    self._engine.submit(sample)
-                    texts[sample.request_id] = self._frontend.output_text(sample, prompt)
-                    samples[-1].append(sample.request_id)
-        except ValueError:
-            for request_id in texts:
+            yield
+        except BaseException:
+            for request_id in requests:
                 self._engine.abort(request_id)
             raise
-        return samples, texts
 
-    def _run(self, texts: dict[str, OutputReader], use_tqdm: bool) -> dict[str, RequestOutput]:
+    def _submit(
+        self, prompt: Prompt, params: SamplingParams, adapter: str | None, texts: dict[str, OutputReader]
+    ) -> list[str]:
+        """The ids of the prompt's samples, each of which is put into `texts` before the engine has it."""
+        request_id = str(next(self._request_numbers))
+        token_ids = self._frontend.encode(prompt, params.truncate_prompt_tokens)
+        request = self._frontend.request(token_ids, params, request_id=request_id, adapter=adapter)
+        if params.grammar is not None:
+            self._engine.use_vocabulary(self._frontend.tokenizer.visible_tokens)
+        samples = samples_of(request)
+        for sample in samples:
+            texts[sample.request_id] = self._frontend.output_text(sample, prompt)
+            self._engine.submit(sample)
+        return [sample.request_id for sample in samples]
+
+    def _run(self, texts: Mapping[str, OutputReader], use_tqdm: bool) -> dict[str, RequestOutput]:
         outputs: dict[str, RequestOutput] = {}
         with tqdm(total=len(texts), desc="Requests", unit="req", disable=not use_tqdm) as bar:
-            try:
-                self._step_until_done(texts, outputs, bar.update)
-            except KeyboardInterrupt:
-                for request_id in texts:
-                    self._engine.abort(request_id)
-                raise
+            self._step_until_done(texts, outputs, bar.update)
         return outputs
 
     def _step_until_done(
-        self, texts: dict[str, OutputReader], outputs: dict[str, RequestOutput], count_finished: Callable[[int], object]
+        self,
+        texts: Mapping[str, OutputReader],
+        outputs: dict[str, RequestOutput],
+        count_finished: Callable[[int], object],
     ) -> None:
         while self._engine.has_work:
             deltas = self._engine.step()
             for _, error in self._engine.take_refusals():
-                for request_id in texts:
-                    self._engine.abort(request_id)
                 raise error
             for delta in deltas:
                 output = texts[delta.request_id].apply(delta)

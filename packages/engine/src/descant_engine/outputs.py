@@ -15,7 +15,7 @@ class Usage:
     """Tokens of one request so far."""
 
     prompt_tokens: int
-    """0 for each but the first of several samples, which share one prompt."""
+    """0 for each but the first of several samples, or of those chosen, which share one prompt."""
     completion_tokens: int
     """Up to and with the token that completed a stop string, and the stop or end-of-sequence token."""
     cached_tokens: int
@@ -108,12 +108,22 @@ class PooledOutput:
 
 def chosen_samples(outputs: Sequence[RequestOutput], params: SamplingParams) -> list[RequestOutput]:
     """Of a prompt's complete samples those that were asked for: all, or the `n` whose tokens are likeliest on average,
-    best first."""
+    best first. What concerns the prompt is with the first of them."""
     if params.num_samples == params.n:
         return list(outputs)
     best = sorted(outputs, key=lambda output: output.mean_logprob, reverse=True)[: params.n]
-    best[0] = replace(best[0], prompt_logprobs=outputs[0].prompt_logprobs)
+    best = [_with_prompt_of(outputs[0] if rank == 0 else None, output) for rank, output in enumerate(best)]
     return best if params.logprobs is not None else [replace(output, logprobs=()) for output in best]
+
+
+def _with_prompt_of(other: RequestOutput | None, output: RequestOutput) -> RequestOutput:
+    """`output`, to which what `other` says of their prompt belongs; nothing if that is None."""
+    usage = Usage(
+        prompt_tokens=0 if other is None else other.usage.prompt_tokens,
+        completion_tokens=output.usage.completion_tokens,
+        cached_tokens=0 if other is None else other.usage.cached_tokens,
+    )
+    return replace(output, usage=usage, prompt_logprobs=() if other is None else other.prompt_logprobs)
 
 
 class OutputText:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from descant_engine.config import ResolvedConfig
-from descant_engine.frontend import InvalidPrompt, Text
+from descant_engine.frontend import InvalidPrompt, Text, check_cut_length
 from descant_engine.pooling import PoolingParams, PoolingType
 from descant_engine.request import NOBODY, EngineRequest, Owner
 from descant_engine.sampling_params import SamplingParams
@@ -53,7 +53,7 @@ class PoolingInputs:
         """`keep_first`: only so many tokens are taken, those that the model wants around a text among them.
 
         Raises:
-            InputTooLong, InvalidPrompt, TextNotUnicode: the input is at fault.
+            InputTooLong, TooManyCharacters, InvalidPrompt, TextNotUnicode: the input is at fault.
         """
         limit = self._config.max_model_len
         keep_first = None if keep_first is None else min(keep_first, limit)
@@ -69,6 +69,8 @@ class PoolingInputs:
     def _encode(self, given: PoolingInput, keep_first: int | None, limit: int) -> EncodedInput:
         match given:
             case Pair(first, second):
+                # Whichever is cut, and of WordPiece no number of characters is certain to be too many tokens.
+                check_cut_length(len(first) + len(second), limit)
                 token_ids, num_first_tokens = self._tokenizer.encode_pair(first, second, keep_first=keep_first)
                 return EncodedInput(tuple(token_ids), num_first_tokens)
             case str():
@@ -77,6 +79,7 @@ class PoolingInputs:
                 text = given
             case _:
                 return EncodedInput(tuple(given[:keep_first]))
+        check_cut_length(len(text.text), limit)
         add_special = text.add_special_tokens
         if keep_first is not None:
             return EncodedInput(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 
 from descant_engine.grammar.spec import GrammarSpec
+from descant_engine.ranges import MAX_INT32, MAX_INT64, require, require_given
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 1024
@@ -18,7 +19,6 @@ MAX_BIAS = 100.0
 MAX_BAD_SEQUENCES = 256
 MAX_BAD_SEQUENCE_TOKENS = 64
 GREEDY_EPSILON = 1e-5
-MAX_INT32 = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,19 +83,19 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         self._check_samples()
-        _require("temperature", self.temperature, 0.0, 2.0)
-        _require("top_p", self.top_p, 0.0, 1.0, above_low=True)
-        _require("min_p", self.min_p, 0.0, 1.0)
-        _require("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _require("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _require("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above_low=True)
-        _require("top_k", self.top_k, 0, MAX_INT32)
-        _require_given("seed", self.seed, -(2**63), 2**63 - 1)
-        _require_given("max_tokens", self.max_tokens, 1, MAX_INT32)
-        _require("min_tokens", self.min_tokens, 0, self.max_tokens if self.max_tokens is not None else MAX_INT32)
-        _require_given("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        _require_given("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
-        _require_given("truncate_prompt_tokens", self.truncate_prompt_tokens, 1, MAX_INT32)
+        require("temperature", self.temperature, 0.0, 2.0)
+        require("top_p", self.top_p, 0.0, 1.0, above_low=True)
+        require("min_p", self.min_p, 0.0, 1.0)
+        require("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        require("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        require("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above_low=True)
+        require("top_k", self.top_k, 0, MAX_INT32)
+        require_given("seed", self.seed, -MAX_INT64 - 1, MAX_INT64)
+        require_given("max_tokens", self.max_tokens, 1, MAX_INT32)
+        require("min_tokens", self.min_tokens, 0, self.max_tokens if self.max_tokens is not None else MAX_INT32)
+        require_given("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        require_given("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+        require_given("truncate_prompt_tokens", self.truncate_prompt_tokens, 1, MAX_INT32)
         self._check_tokens()
         if len(self.stop) > MAX_STOP_STRINGS or "" in self.stop:
             raise ValueError(f"stop: at most {MAX_STOP_STRINGS} strings, none empty; got {_shortened(self.stop)}")
@@ -103,8 +103,8 @@ class SamplingParams:
             raise ValueError(f"stop_token_ids: at most {MAX_STOP_TOKEN_IDS}; got {len(self.stop_token_ids)}")
 
     def _check_samples(self) -> None:
-        _require("n", self.n, 1, MAX_SAMPLES)
-        _require_given("best_of", self.best_of, self.n, MAX_SAMPLES)
+        require("n", self.n, 1, MAX_SAMPLES)
+        require_given("best_of", self.best_of, self.n, MAX_SAMPLES)
 
     def _check_tokens(self) -> None:
         if len(self.logit_bias) > MAX_BIASED_TOKENS:
@@ -132,23 +132,6 @@ class SamplingParams:
     def num_samples(self) -> int:
         """Outputs to generate for each prompt."""
         return self.n if self.best_of is None else self.best_of
-
-
-def _require_given(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None:
-        _require(name, value, low, high)
-
-
-def _require(name: str, value: float, low: float, high: float, *, above_low: bool = False) -> None:
-    # NaN fails both comparisons, and so is refused.
-    inside = low < value <= high if above_low else low <= value <= high
-    if not inside:
-        bracket = "(" if above_low else "["
-        raise ValueError(f"{name} must be in {bracket}{_plain(low)}, {_plain(high)}]; got {value!r}")
-
-
-def _plain(bound: float) -> str:
-    return f"{bound:g}" if isinstance(bound, float) else str(bound)
 
 
 def _shortened(strings: tuple[str, ...]) -> str:

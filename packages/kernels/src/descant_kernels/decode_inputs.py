@@ -9,7 +9,8 @@ from torch import Tensor
 
 from descant_kernels.tuning import GATHER_BLOCK
 
-NO_SLOT: int = tl.constexpr(-1)
+NOT_CACHED: int = tl.constexpr(-1)
+"""In a slot mapping: `kv_write` skips the token."""
 
 
 class RequestRows(NamedTuple):
@@ -89,7 +90,7 @@ def _decode_inputs_kernel(
     position = tl.load(positions + request)
     own_table = block_tables + row * max_blocks
     block = tl.load(own_table + position // block_size).to(tl.int64)
-    slot = tl.where(row == padding_row, NO_SLOT, block * block_size + position % block_size)
+    slot = tl.where(row == padding_row, NOT_CACHED, block * block_size + position % block_size)
     tl.store(slot_mapping + request, slot)
     tl.store(input_ids + request, tl.load(token_ids + row * token_stride + position))
     tl.store(seq_lens + request, (position + 1).to(tl.int32))

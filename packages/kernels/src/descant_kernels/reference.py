@@ -187,7 +187,7 @@ def rank_rows(tables: LoraTables, offsets: Tensor, entry: tuple[int, int, int], 
 
 def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     scores = logits.float()
-    noise = _gumbel(seeds, positions, logits.shape[1])
+    noise = _noise(seeds, positions, logits.shape[1])
     is_greedy = temperatures == 0
     safe = torch.where(is_greedy, 1.0, temperatures).unsqueeze(1)
     return torch.where(is_greedy.unsqueeze(1), scores, scores / safe + noise).argmax(-1)
@@ -209,14 +209,19 @@ def truncate(logits: Tensor, rows: Tensor, temperatures: Tensor, min_p: Tensor, 
     logits[rows] = logits[rows].masked_fill(scores == -torch.inf, -torch.inf)
 
 
-def _gumbel(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
+def _noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     """Token v takes word (v // lane) % 4 of the Philox block whose counter is (v without those two bits, position)."""
     token = torch.arange(vocab_size, device=seeds.device)
     counter = token // (4 * SAMPLE_LANE) * SAMPLE_LANE + token % SAMPLE_LANE
     word = token // SAMPLE_LANE % 4
     words = philox(seeds.unsqueeze(1), counter.unsqueeze(0), positions.unsqueeze(1))
     bits = words.gather(-1, word.expand(words.shape[:-1]).unsqueeze(-1)).squeeze(-1)
-    u = (bits.float() + 0.5) / 2**32
+    return gumbel(bits)
+
+
+def gumbel(bits: Tensor) -> Tensor:
+    """A draw from the standard Gumbel distribution for each unsigned word, given as int64."""
+    u = ((bits.float() + 0.5) / 2**32).clamp(max=1 - 2**-24)
     return -torch.log(-torch.log1p(-u))
 
 

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from descant_kernels.tuning import SAMPLE_LANE
 
+BELOW_1: float = tl.constexpr(1 - 2**-24)
+"""The largest float32 below 1."""
+
 
 def sample(logits: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     """token[r] = argmax_v(logits[r, v] / temperatures[r] + gumbel(seeds[r], positions[r], v)).
@@ -57,7 +60,8 @@ def _gumbel(bits):
     What wins an argmax are the smallest exponential draws, so those need relative precision: -log(1 - u) as a series
     where u is small, not through 1 - u.
     """
-    u = (bits.to(tl.float32) + 0.5) * (1.0 / 4294967296.0)
+    # The largest numbers round to 1, whose logarithm would make the likeliest token impossible.
+    u = tl.minimum((bits.to(tl.float32) + 0.5) * (1.0 / 4294967296.0), BELOW_1)
     series = u * (1.0 + u * (0.5 + u * (1.0 / 3.0 + u * 0.25)))
     exponential = tl.where(u < 0.0078125, series, -tl.log(1.0 - u))
     return -tl.log(exponential)

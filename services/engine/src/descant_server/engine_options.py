@@ -48,7 +48,13 @@ class EngineOptions:
     max_loras: int | None
 
     def config(self, model: str, *, max_num_queued_requests: int, serves_adapters: bool) -> EngineConfig:
-        """Raises click.BadParameter for what cannot be read."""
+        """Raises click.BadParameter for what cannot be read, and click.UsageError for a number outside its range."""
+        try:
+            return self._config(model, max_num_queued_requests, serves_adapters)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+
+    def _config(self, model: str, max_num_queued_requests: int, serves_adapters: bool) -> EngineConfig:
         return EngineConfig(
             model=model,
             tokenizer=self.tokenizer,
@@ -161,7 +167,7 @@ _OPTIONS: Final[tuple[Option, ...]] = (
     option(
         MEMORY,
         "--gpu-memory-utilization",
-        type=click.FloatRange(0, 1, min_open=True),
+        type=float,
         default=0.9,
         show_default=True,
         help="Share of the GPU for weights and block pool. More means more requests at once, and"
@@ -170,7 +176,7 @@ _OPTIONS: Final[tuple[Option, ...]] = (
     option(
         MEMORY,
         "--block-size",
-        type=click.IntRange(min=1),
+        type=int,
         default=16,
         show_default=True,
         metavar="TOKENS",
@@ -179,14 +185,14 @@ _OPTIONS: Final[tuple[Option, ...]] = (
     option(
         MEMORY,
         "--max-num-seqs",
-        type=click.IntRange(min=1),
+        type=int,
         metavar="N",
         help="Most requests in one step. More raises throughput and the time between tokens.",
     ),
     option(
         MEMORY,
         "--max-num-batched-tokens",
-        type=click.IntRange(min=1),
+        type=int,
         metavar="TOKENS",
         help="Most tokens in one step. More shortens the wait for the first token, and makes long prompts interrupt"
         " running answers for longer.",
@@ -223,7 +229,7 @@ _OPTIONS: Final[tuple[Option, ...]] = (
     option(
         ADAPTERS,
         "--max-lora-rank",
-        type=click.IntRange(min=1),
+        type=int,
         default=64,
         show_default=True,
         metavar="RANK",
@@ -232,7 +238,7 @@ _OPTIONS: Final[tuple[Option, ...]] = (
     option(
         ADAPTERS,
         "--max-loras",
-        type=click.IntRange(min=1),
+        type=int,
         metavar="N",
         help="Most adapters on the device at once; by default as many as fit. Nothing is reserved for them, so a"
         " bound only"

@@ -1,11 +1,13 @@
 """Every form, whole and cut at every place: calls, arguments and content are the same."""
 
 import json
+import time
 
 import pytest
 
 from descant_engine.text.tool_calls.events import Arguments, CallStarted, Content, ToolEvent
 from descant_engine.text.tool_calls.parsers import FORMS, GENERIC_JSON, HERMES, LLAMA3_JSON, MISTRAL, PYTHONIC, form_for
+from descant_engine.text.tool_calls.pythonic import MAX_CALL_CHARACTERS
 
 Calls = list[tuple[str, object]]
 WEATHER = ("get_weather", {"city": 'Rome }]\\ "x"', "days": [1, 2]})
@@ -50,11 +52,21 @@ CASES: list[tuple[str, str, str, Calls]] = [
     ("mistral", f"Yes.[TOOL_CALLS]get_weather[ARGS]{WEATHER_JSON}[TOOL_CALLS]now{{}}", "Yes.", [WEATHER, NOW]),
     ("mistral", "Plain [text].", "Plain [text].", []),
     ("mistral", '[TOOL_CALLS]now{}[TOOL_CALLS]f[ARGS]{"a', "", [NOW]),
+    (
+        "mistral",
+        f"[TOOL_CALLS] get_weather [CALL_ID]a1[ARGS] {WEATHER_JSON}\n[TOOL_CALLS] now{{}} x",
+        "",
+        [WEATHER, NOW],
+    ),
+    ("mistral", "[TOOL_CALLS]get_weather{1", "[TOOL_CALLS]get_weather{1", []),
+    ("mistral", f"[TOOL_CALLS]{'no' * 3000}{{}}", f"[TOOL_CALLS]{'no' * 3000}{{}}", []),
     ("mistral", "[TOOL_CALLS]no JSON", "[TOOL_CALLS]no JSON", []),
     ("json", f'[{{"name": "get_weather", "parameters": {WEATHER_JSON}}}]', "", [WEATHER]),
     ("json", f'```json\n{{"name": "get_weather", "arguments": {WEATHER_JSON}}}\n```', "", [WEATHER]),
     ("json", f'{{"arguments": {WEATHER_JSON}, "name": "get_weather"}}', "", [WEATHER]),
     ("json", '{"name": "now", "arguments": "{\\"a\\": 1}"}', "", [("now", {"a": 1})]),
+    ("json", '{"name": "now", "arguments": {}, "parameters": {"a": 1}}', "", [NOW]),
+    ("json", '[1, {"name": "now", "arguments": {}}]', '[1, {"name": "now", "arguments": {}}]', []),
     ("json", "[1, 2, 3]", "[1, 2, 3]", []),
     ("json", '[{"a": 1}, {"b": 2}]', '[{"a": 1}, {"b": 2}]', []),
     ("pythonic", """[get_weather(city='Rome }]\\\\ "x"', days=[1, 2]), now()]""", "", [WEATHER, NOW]),
@@ -64,6 +76,8 @@ CASES: list[tuple[str, str, str, Calls]] = [
         "",
         [("f", {"a": True, "b": None, "c": {"k": -1.5}, "d": [1]})],
     ),
+    ("pythonic", "[ now() , now()\n]", "", [NOW, NOW]),
+    ("pythonic", "[now(), open(1)]", "[, open(1)]", [NOW]),
     ("pythonic", "[1] says so", "[1] says so", []),
     ("pythonic", "[open('/etc/passwd')]", "[open('/etc/passwd')]", []),
     ("pythonic", "[f(a=__import__('os'))]", "[f(a=__import__('os'))]", []),
@@ -137,6 +151,65 @@ def test_content_is_passed_on_as_soon_as_it_is_no_call() -> None:
 def test_a_broken_pythonic_call_is_content() -> None:
     parser = PYTHONIC.parser()
     assert parser.feed("[f(a=1, b=") + parser.finish() == [Content("[f(a=1, b=")]
+
+
+LONG_FORMS = {
+    "hermes": '<tool_call>{"name": "f", "arguments": {"a": "%s"}}</tool_call>',
+    "hermes, text of JSON, more behind it": '<tool_call>{"name": "f", "arguments": "%s", "x": "%s"}</tool_call>',
+    "hermes, never closed": "<tool_call>%s",
+    "llama3_json": '{"name": "f", "parameters": {"a": "%s"}}',
+    "mistral": '[TOOL_CALLS][{"name": "f", "arguments": {"a": "%s"}}]',
+    "mistral, named": '[TOOL_CALLS]f[ARGS]{"a": "%s"}',
+    "mistral, a name without end": "[TOOL_CALLS]%s",
+    "json": '[{"arguments": {"a": "%s"}, "name": "f"}]',
+    "pythonic": '[f(a="%s")]',
+}
+BLANK_FORMS = {
+    "hermes": "a%s<tool_call>",
+    "json": "%s{}",
+    "json, in a list": "[%s",
+    "pythonic": "%s[",
+    "pythonic, in a list": "[f()%s",
+}
+
+
+def seconds_to_read(form: str, text: str) -> float:
+    """Of a processor, in pieces of four characters."""
+    parser = FORMS[form.partition(",")[0]].parser()
+    begun = time.process_time()
+    for start in range(0, len(text), 4):
+        parser.feed(text[start : start + 4])
+    parser.finish()
+    return time.process_time() - begun
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "filling"),
+    [(form, text, "x") for form, text in LONG_FORMS.items()]
+    + [(form, text, " ") for form, text in BLANK_FORMS.items()],
+)
+def test_reading_takes_time_in_proportion_to_the_text(form: str, text: str, filling: str) -> None:
+    short = min(seconds_to_read(form, text.replace("%s", filling * 50_000)) for _ in range(2))
+    long = min(seconds_to_read(form, text.replace("%s", filling * 100_000)) for _ in range(2))
+    assert long < 3
+    assert long < 3.5 * short + 0.1
+
+
+@pytest.mark.parametrize("size", [4, 1 << 20])
+def test_a_pythonic_call_beyond_the_bound_is_content(size: int) -> None:
+    for num_characters, is_call in ((MAX_CALL_CHARACTERS, True), (MAX_CALL_CHARACTERS + 1, False)):
+        call = 'f(a="")'
+        call = f'f(a="{"x" * (num_characters - len(call))}")'
+        text = f"[{call}]"
+        content, calls = parse("pythonic", [text[i : i + size] for i in range(0, len(text), size)])
+        assert (len(calls), content) == ((1, "") if is_call else (0, text))
+
+
+@pytest.mark.parametrize("form", ["json", "pythonic"])
+@pytest.mark.parametrize("size", [4, 1 << 20])
+def test_an_output_that_is_blank_for_thousands_of_characters_is_content(form: str, size: int) -> None:
+    text = " " * 5000 + "[]"
+    assert parse(form, [text[i : i + size] for i in range(0, len(text), size)]) == (text, [])
 
 
 @pytest.mark.parametrize(

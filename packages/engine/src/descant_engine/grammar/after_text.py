@@ -20,13 +20,11 @@ class _Part(Enum):
 
 
 class _Place(NamedTuple):
-    """Behind one token."""
+    """Behind the last token."""
 
     part: _Part
     tail: bytes = b""
     """The end of the free text, or of the opening as far as it is written."""
-    num_inner: int = 0
-    """Tokens that the inner matcher has taken."""
 
 
 class AfterTextMatcher:
@@ -39,30 +37,24 @@ class AfterTextMatcher:
     def __init__(self, inner: Matcher, vocabulary: Vocabulary, opening: str, end: str) -> None:
         self._inner, self._vocabulary = inner, vocabulary
         self._opening, self._end = opening.encode(), end.encode()
-        self._places = [_Place(_Part.START if opening else _Part.FREE)]
+        self._place = _Place(_Part.START if opening else _Part.FREE)
         self._openers = self._find_openers() if opening else []
 
     @property
     def is_complete(self) -> bool:
-        return self._places[-1].part in (_Part.START, _Part.GRAMMAR) and self._inner.is_complete
+        return self._place.part in (_Part.START, _Part.GRAMMAR) and self._inner.is_complete
 
     def accept(self, token_id: int) -> bool:
-        place, data = self._places[-1], self._vocabulary.tokens[token_id]
+        place, data = self._place, self._vocabulary.tokens[token_id]
         if place.part is _Part.OPENING or (place.part is _Part.START and token_id in self._openers):
             return self._open(place.tail + data)
         if place.part is _Part.FREE:
             return self._go_on((place.tail + data)[-4096:])
-        self._places.append(place._replace(part=_Part.GRAMMAR, num_inner=place.num_inner + 1))
+        self._place = _Place(_Part.GRAMMAR)
         return self._inner.accept(token_id)
 
-    def rollback(self, num_tokens: int) -> None:
-        gone = self._places[len(self._places) - num_tokens :]
-        del self._places[len(self._places) - num_tokens :]
-        if taken_back := gone[-1].num_inner - self._places[-1].num_inner if gone else 0:
-            self._inner.rollback(taken_back)
-
     def fill_bitmask(self, row: BitmaskRow) -> None:
-        place = self._places[-1]
+        place = self._place
         match place.part:
             case _Part.FREE:
                 row.fill(-1)
@@ -84,15 +76,15 @@ class AfterTextMatcher:
 
     @property
     def mask_maker(self) -> Matcher:
-        return self._inner.mask_maker if self._places[-1].part is _Part.GRAMMAR else self
+        return self._inner.mask_maker if self._place.part is _Part.GRAMMAR else self
 
     def _open(self, written: bytes) -> bool:
-        self._places.append(_Place(_Part.FREE) if written == self._opening else _Place(_Part.OPENING, written))
+        self._place = _Place(_Part.FREE) if written == self._opening else _Place(_Part.OPENING, written)
         return self._opening.startswith(written)
 
     def _go_on(self, text: bytes) -> bool:
         _, found, after = text.partition(self._end)
-        self._places.append(_Place(_Part.GRAMMAR if found else _Part.FREE, text[-len(self._end) :]))
+        self._place = _Place(_Part.GRAMMAR if found else _Part.FREE, text[-len(self._end) :])
         # A token that goes on behind the end would have to be cut: only whitespace may.
         return not found or not after.strip()
 

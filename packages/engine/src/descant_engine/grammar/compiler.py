@@ -1,27 +1,24 @@
 """Compiled grammars by their spec: from the cache, or from the sandbox a little later. The engine never waits here."""
 
 import threading
-import time
 from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from descant_engine.grammar.build import Backends, needs_xgrammar
+from descant_engine.grammar.future_cache import CompiledFuture as CompiledFuture
+from descant_engine.grammar.future_cache import FutureCache
 from descant_engine.grammar.matcher import CompiledGrammar
 from descant_engine.grammar.sandbox import Setup
-from descant_engine.grammar.sandbox_client import GrammarTimedOut, Sandbox, SandboxFailed
-from descant_engine.grammar.spec import BackendName, GrammarRefused, GrammarSpec
+from descant_engine.grammar.sandbox_client import Sandbox, SandboxFailed
+from descant_engine.grammar.spec import BackendName, GrammarSpec
 from descant_engine.grammar.vocabulary import Vocabulary
 
 CACHE_BYTES = 256 << 20
-REFUSAL_BYTES = 1 << 10
-"""What a remembered refusal counts for, beside its spec."""
 COMPILING_THREADS = 4
 """They wait for the sandbox's processes, which are so many at once."""
-RETRY_SECONDS = 60.0
-"""What was refused because it took too long is tried again after so long: the machine may have been busy."""
-
-CompiledFuture = Future[CompiledGrammar]
+MAX_PROVISIONAL = 256
+"""Of more, those that were built first stay as llguidance built them."""
 
 
 class GrammarCompiler:
@@ -40,8 +37,8 @@ class GrammarCompiler:
         if len(self._backends.names) > 1:
             self._first_sandbox = Sandbox(Setup(vocabulary, (BackendName.LLGUIDANCE,)))
         self._threads = ThreadPoolExecutor(COMPILING_THREADS, thread_name_prefix="grammar")
-        self._cache = _FutureCache(cache_bytes)
-        self._provisional: dict[GrammarSpec, CompiledFuture | None] = {}
+        self._cache = FutureCache(cache_bytes)
+        self._provisional: OrderedDict[GrammarSpec, CompiledFuture | None] = OrderedDict()
         """Built before all libraries were loaded, with what is to take the place of that."""
 
     def compile(self, spec: GrammarSpec) -> CompiledFuture:
@@ -83,6 +80,8 @@ class GrammarCompiler:
         if not self._provisional:
             self.start()
         self._provisional[spec] = None
+        if len(self._provisional) > MAX_PROVISIONAL:
+            self._provisional.popitem(last=False)
         return self._first_sandbox
 
     def _start(self) -> None:
@@ -103,51 +102,3 @@ class GrammarCompiler:
         build = sandbox.build(spec)
         with self._backends_lock:  # they are made on first use
             return self._backends.load(build)
-
-
-class _FutureCache:
-    """The most recently used, up to a size. What is still compiling stays: somebody waits for it."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._futures: OrderedDict[GrammarSpec, CompiledFuture] = OrderedDict()
-
-    def get(self, spec: GrammarSpec) -> CompiledFuture | None:
-        if (future := self._futures.get(spec)) is None:
-            return None
-        if future.done() and not _is_final(future):
-            del self._futures[spec]
-            return None
-        self._futures.move_to_end(spec)
-        return future
-
-    def drop(self, spec: GrammarSpec) -> bool:
-        """Cancels and forgets what has not begun to compile; False for anything else."""
-        if (future := self._futures.get(spec)) is None or not future.cancel():
-            return False
-        del self._futures[spec]
-        return True
-
-    def put(self, spec: GrammarSpec, future: CompiledFuture) -> None:
-        self._futures[spec] = future
-        self._futures.move_to_end(spec)
-        finished = [(known, _num_bytes(known, done)) for known, done in self._futures.items() if done.done()]
-        excess = sum(size for _, size in finished) - self._max_bytes
-        for known, size in finished:
-            if excess <= 0:
-                return
-            del self._futures[known]
-            excess -= size
-
-
-def _is_final(future: CompiledFuture) -> bool:
-    """Whether another try would end alike."""
-    error = future.exception()
-    if isinstance(error, GrammarTimedOut):
-        return time.monotonic() - error.since < RETRY_SECONDS
-    return error is None or isinstance(error, GrammarRefused)
-
-
-def _num_bytes(spec: GrammarSpec, future: CompiledFuture) -> int:
-    grammar = REFUSAL_BYTES if future.exception() is not None else future.result().num_bytes
-    return 4 * len(spec.text) + grammar

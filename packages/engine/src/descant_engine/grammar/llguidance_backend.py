@@ -39,9 +39,6 @@ class LlguidanceMatcher:
     def accept(self, token_id: int) -> bool:
         return bool(self._matcher.consume_token(token_id))
 
-    def rollback(self, num_tokens: int) -> None:
-        self._matcher.rollback(num_tokens)
-
     def fill_bitmask(self, row: BitmaskRow) -> None:
         if self._matcher.is_error():
             row.fill(0)

@@ -15,13 +15,10 @@ WORD_BITS = 32
 
 
 class Matcher(Protocol):
-    """Where one output stands in its grammar. It follows tokens that are certain, and can take them back."""
+    """Where one output stands in its grammar. It follows tokens that are certain: it never goes back."""
 
     def accept(self, token_id: int) -> bool:
         """Goes on by one token. False if the grammar does not allow it: then the state is of no use any more."""
-
-    def rollback(self, num_tokens: int) -> None:
-        """Takes back the last accepted tokens."""
 
     def fill_bitmask(self, row: BitmaskRow) -> None:
         """Overwrites `row` with the tokens that may come next; stop tokens are among them if the output may end."""

@@ -27,9 +27,6 @@ class XgrammarMatcher:
         except RuntimeError:  # a check of the library's own that failed: this output's end, not the engine's
             return False
 
-    def rollback(self, num_tokens: int) -> None:
-        self._matcher.rollback(num_tokens)
-
     def fill_bitmask(self, row: BitmaskRow) -> None:
         if self._matcher.is_terminated():  # behind a stop token, where it makes no mask
             row.fill(0)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from descant_engine.forward_context import current_step
 from descant_engine.layers.linear import GateUpLinear, Linear
-from descant_engine.layers.ops import LoraGroup
+from descant_engine.layers.ops import LoraGroup, Sums
 
 
 class LoraLinear(nn.Module):
@@ -19,9 +19,10 @@ class LoraLinear(nn.Module):
         gated = isinstance(base, GateUpLinear)
         self._adapted = base.ops.lora_gated_product if gated else base.ops.lora_product
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Sums:
+        """x [T, in] -> Sums with n = sum of the widths; of gate and up the gated product, [T, n / 2]."""
         if current_step().lora is None:
-            output: Tensor = self.base(x)
+            output: Sums = self.base(x)
             return output
         return self._adapted(self._group, self.base.product, x)
 

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from descant_engine.adapters.manifest import TargetModule
 
-Product = Callable[[Tensor], Tensor]
-"""x [num_tokens, in_features] -> x @ weight.T + bias [num_tokens, out_features]."""
+Sums = Tensor
+"""[T, n], or partial sums of it: [terms, T, n]. Only what says that it takes Sums may read them."""
+Product = Callable[[Tensor], Sums]
+"""x [T, in_features] -> x @ weight.T + bias, n = out_features. Where no reader takes Sums, it is whole."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,8 +28,7 @@ class LoraGroup:
 class Ops(Protocol):
     """Shapes: T tokens, d = head_dim, qh / kvh query and KV heads.
 
-    What a product or `lora_product` gave may be partial sums, with a dimension of terms in front; `silu_mul`, the norms
-    and `rotary_attention` add them up.
+    `silu_mul`, the norms and `rotary_attention` add up what they are given.
     """
 
     def product(self, weight: Tensor, bias: Tensor | None) -> Product:
@@ -36,23 +37,23 @@ class Ops(Protocol):
     def residual_product(self, weight: Tensor, bias: Tensor | None) -> Product:
         """Like `product`, for outputs that go into `add_rms_norm` and nowhere else."""
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def rms_norm(self, x: Sums, weight: Tensor, eps: float) -> Tensor:
         """x / rms(x) * weight over the last dimension (arXiv 1910.07467); the mean is taken in float32."""
 
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_rms_norm(self, x: Sums, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """(rms_norm(x + residual), x + residual). Either input may be overwritten. x is what a norm, an embedding or a
         `residual_product` gave."""
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
+    def silu_mul(self, gate_up: Sums) -> Tensor:
         """[T, 2n] -> silu(first half) * second half, [T, n]."""
 
     def rotary_attention(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, scale: float
+        self, layer: int, q: Sums, k: Sums, v: Sums, positions: Tensor, cos_sin: Tensor, scale: float
     ) -> Tensor:
         """Turns q [T, qh, d] and k [T, kvh, d] by their positions [T], writes k and v to the layer's KV cache, attends:
         [T, qh * d]. cos_sin [max_position, d] has cosines, then sines. q and k may be overwritten."""
 
-    def lora_product(self, group: LoraGroup, product: Product, x: Tensor) -> Tensor:
+    def lora_product(self, group: LoraGroup, product: Product, x: Tensor) -> Sums:
         """product(x) [T, sum(widths)] plus each token's adapter on x [T, in]; for steps that have adapters."""
 
     def lora_gated_product(self, group: LoraGroup, product: Product, x: Tensor) -> Tensor:

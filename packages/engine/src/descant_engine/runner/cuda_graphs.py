@@ -23,7 +23,6 @@ from descant_engine.steady_heap import collector_paused
 if TYPE_CHECKING:
     from descant_kernels import DecodeInputs
 
-NO_SLOT = -1
 NO_MODULES = frozenset[TargetModule]()
 ATTENTION_MODULES = frozenset({TargetModule.Q_PROJ, TargetModule.K_PROJ, TargetModule.V_PROJ, TargetModule.O_PROJ})
 ALL_MODULES = frozenset(TargetModule)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from descant_engine.forward_context import AttentionInputs
+from descant_engine.forward_context import BASE_SLOT, AttentionInputs
 from descant_engine.runner.request_states import RequestStates
 from descant_engine.runner.transfer import to_device
 from descant_engine.scheduler.plan import ScheduledRequest
@@ -43,7 +43,7 @@ class StepRows:
             query_lens=np.array([r.num_scheduled_tokens for r in scheduled], dtype=np.int64),
             samples=np.array([r.samples for r in scheduled], dtype=np.bool_),
             request_ids=tuple(r.request_id for r in scheduled),
-            slots_in_batch=tuple(sorted({states.adapter_slot(r.request_id) for r in scheduled} - {-1})),
+            slots_in_batch=tuple(sorted({states.adapter_slot(r.request_id) for r in scheduled} - {BASE_SLOT})),
             num_drafts=_num_drafts(scheduled),
         )
 

@@ -25,9 +25,11 @@ def profile_num_blocks(
         OutOfMemory: not even one request of max_model_len tokens would fit; the message has the numbers.
     """
     block_bytes = config.block_bytes + draft_block_bytes
-    num_blocks = config.user.num_blocks or _bytes_for_pool(model, config, device) // block_bytes
+    if config.user.num_blocks is not None:
+        return config.user.num_blocks
+    num_blocks = _bytes_for_pool(model, config, device) // block_bytes
     needed = -(-config.max_model_len // config.user.block_size)
-    if num_blocks < needed and config.user.num_blocks is None:
+    if num_blocks < needed:
         raise OutOfMemory(
             f"one request of max_model_len={config.max_model_len} tokens needs {needed} blocks of "
             f"{block_bytes / 2**20:.1f} MiB, but only {max(num_blocks, 0)} fit; lower max_model_len to "

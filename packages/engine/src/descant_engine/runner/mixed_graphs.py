@@ -11,9 +11,18 @@ import torch
 from torch import Tensor
 
 from descant_engine.adapters.manifest import TargetModule
-from descant_engine.forward_context import AttentionInputs, LayerKv, LoraInputs, LoraTables, StepContext, step_context
+from descant_engine.forward_context import (
+    BASE_SLOT,
+    NOT_CACHED,
+    AttentionInputs,
+    LayerKv,
+    LoraInputs,
+    LoraTables,
+    StepContext,
+    step_context,
+)
 from descant_engine.models.llama import LlamaForCausalLM
-from descant_engine.runner.cuda_graphs import NO_SLOT, GraphMemory, covering_modules
+from descant_engine.runner.cuda_graphs import GraphMemory, covering_modules
 from descant_engine.runner.input_batch import InputBatch
 from descant_engine.runner.request_states import RequestStates
 
@@ -23,7 +32,6 @@ ADAPTER_TOKEN_SIZES = (*BASE_TOKEN_SIZES, 320, 384, 448, 512, 640, 768)
 Steps that are bound by their products pay for padding, so they get none."""
 MAX_TOKENS = ADAPTER_TOKEN_SIZES[-1]
 MIN_REQUESTS = 8
-BASE_SLOT = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,7 @@ class MixedBuffers:
     def belong_to_nobody(self, first_token: int, first_request: int) -> None:
         """Requests from the one on have no tokens; tokens from the one on no place in the cache and no adapter. What
         else they are is left from earlier steps, and read by nobody."""
-        self.slot_mapping[first_token:] = NO_SLOT
+        self.slot_mapping[first_token:] = NOT_CACHED
         self.token_adapter_slot[first_token:] = BASE_SLOT
         self.query_start_loc[first_request + 1 :] = first_token
 

@@ -98,7 +98,8 @@ class ModelRunner:
         self._draft_model = None if drafting is None else DraftModel(drafting)
         draft_block_bytes = 0 if drafting is None else drafting.block_bytes
         self.num_blocks = profile_num_blocks(self._model, config, self._device, draft_block_bytes=draft_block_bytes)
-        self.num_adapter_slots = min(self.num_blocks, config.user.max_loras or MAX_ADAPTER_SLOTS)
+        max_loras = config.user.max_loras
+        self.num_adapter_slots = min(self.num_blocks, MAX_ADAPTER_SLOTS if max_loras is None else max_loras)
         dtype = next(self._model.parameters()).dtype
         pool = allocate_pool(config, self.num_blocks, dtype, self._device)
         self._kv_caches = kv_caches(pool, config.shape, config.user.block_size)

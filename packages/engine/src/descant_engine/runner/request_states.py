@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from descant_engine.forward_context import BASE_SLOT
 from descant_engine.runner.transfer import to_device
 from descant_engine.scheduler.plan import AdmittedRequest, ScheduledRequest, StepPlan
 
@@ -27,7 +28,7 @@ class RequestStates:
         # One column more than the context: the last step's sample has a place to go even if nothing reads it.
         self.token_ids = torch.zeros(num_rows, max_model_len + 1, dtype=torch.int64, device=device)
         self.block_tables = torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=device)
-        self.adapter_slots = torch.full((num_rows,), -1, dtype=torch.int32, device=device)
+        self.adapter_slots = torch.full((num_rows,), BASE_SLOT, dtype=torch.int32, device=device)
         self.num_prompt_tokens = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._row_of: dict[str, int] = {}
         self._adapter_slot_of: dict[str, int] = {}

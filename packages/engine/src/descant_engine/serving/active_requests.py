@@ -1,6 +1,7 @@
 """The requests that the front has under way, each from its submission to its last output."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,7 +9,9 @@ from typing import NamedTuple
 
 from descant_engine.outputs import OutputReader
 from descant_engine.request import TokenDelta
-from descant_engine.serving.request_stream import OutputBuffer, RequestStream
+from descant_engine.serving.request_stream import OutputBuffer, RequestFailed, RequestStream
+
+_log = logging.getLogger(__name__)
 
 
 class _Active(NamedTuple):
@@ -47,13 +50,21 @@ class ActiveRequests:
         for delta in deltas:
             if (active := self._active.get(delta.request_id)) is None:
                 continue
-            if (output := active.text.apply(delta)) is None:
-                continue
-            active.buffer.put(output)
-            if output.finish_reason is not None:
-                self._forget(delta.request_id)
-                if delta.finish_reason is None:
-                    self._abort(delta.request_id)
+            try:
+                self._deliver(delta, active)
+            except Exception as error:  # a fault in one output is no reason to end the others
+                _log.exception("request %s: its output could not be read; it is ended", delta.request_id)
+                self.fail(delta.request_id, RequestFailed(f"the output could not be read ({type(error).__name__})"))
+                self._abort(delta.request_id)
+
+    def _deliver(self, delta: TokenDelta, active: _Active) -> None:
+        if (output := active.text.apply(delta)) is None:
+            return
+        active.buffer.put(output)
+        if output.finish_reason is not None:
+            self._forget(delta.request_id)
+            if delta.finish_reason is None:
+                self._abort(delta.request_id)
 
     def fail(self, engine_id: str, error: Exception) -> None:
         """The engine has no more work with it."""

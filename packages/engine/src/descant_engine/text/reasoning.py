@@ -7,7 +7,7 @@ of DeepSeek-R1, and of Qwen 3's thinking models, ends the prompt with <think>, s
 from enum import Enum
 from typing import NamedTuple
 
-from descant_engine.text.tool_calls.events import prefix_at_end
+from descant_engine.text.tool_calls.events import UntilMarker
 
 
 class ReasoningForm(NamedTuple):
@@ -44,6 +44,7 @@ class ReasoningSplitter:
         self._starts_inside = starts_inside or form.always
         self._place = _In.START
         self._held = ""
+        self._reasoning = UntilMarker(form.end)
         self._is_blank = True
         """There is no reasoning yet, but perhaps whitespace."""
 
@@ -63,7 +64,7 @@ class ReasoningSplitter:
         """What was held back: no more text will come."""
         held, self._held = self._held, ""
         if self.is_reasoning:
-            return Split(held.rstrip() if self._place is _In.REASONING else held, "")
+            return Split(held + self._reasoning.finish().rstrip(), "")
         return Split("", "" if self._place is _In.GAP else held)
 
     def _decide(self) -> bool:
@@ -82,14 +83,10 @@ class ReasoningSplitter:
         if self._is_blank:
             self._held = self._held.lstrip()
             self._is_blank = not self._held
-        place = self._held.find(self._form.end)
-        if place >= 0:
-            reasoning, self._held = self._held[:place].rstrip(), self._held[place + len(self._form.end) :]
+        reasoning, behind = self._reasoning.feed(self._held)
+        self._held = behind or ""
+        if behind is not None:
             self._place = _In.GAP
-            return reasoning
-        safe = len(self._held) - prefix_at_end(self._held, self._form.end)
-        safe = len(self._held[:safe].rstrip())
-        reasoning, self._held = self._held[:safe], self._held[safe:]
         return reasoning
 
     def _take_content(self) -> str:

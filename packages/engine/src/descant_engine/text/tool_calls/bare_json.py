@@ -9,8 +9,11 @@ from collections.abc import Sequence
 
 from descant_engine.text.tool_calls.events import Arguments, CallStarted, Content, ToolEvent, prefix_at_end
 from descant_engine.text.tool_calls.json_calls import WHITESPACE, CallNames, JsonCall
+from descant_engine.text.tool_calls.openings import MAX_LEAD_CHARACTERS, behind_openings
+from descant_engine.text.tool_calls.scanners import JsonValue
 
-_NAMED_CALL = re.compile(r"([\w.\-]+)\s*(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*(?=\{)")
+_NAMED_CALL = re.compile(r"([\w.\-]++)\s*+(?:\[CALL_ID\]\w*+)?(?:\[ARGS\])?\s*+(?=\{)")
+"""Possessive, since no part can begin with the end of the part before it."""
 
 
 class BareJsonCalls:
@@ -46,20 +49,14 @@ class BareJsonCalls:
 
     def _decide(self) -> bool:
         """Whether it is known by now what kind of output this is."""
-        text = self._held.lstrip(WHITESPACE)
-        for opening in self._openings:
-            if text.startswith(opening):
-                text = text.removeprefix(opening).lstrip(WHITESPACE)
-                break
-            if prefix_at_end(text, opening) == len(text):
-                return False
-        if not text:
+        text = behind_openings(self._held, self._openings)
+        has_long_lead = len(self._held) - len(text) > MAX_LEAD_CHARACTERS
+        if not text and not has_long_lead:
             return False
         self._is_decided = True
-        if text[0] in "{[":
+        self._is_content = has_long_lead or text[0] not in "{["
+        if not self._is_content:
             self._held = text
-        else:
-            self._is_content = True
         return True
 
     def _read(self) -> list[ToolEvent]:
@@ -70,10 +67,14 @@ class BareJsonCalls:
         while self._held:
             if self._call is None:
                 # Between calls there are brackets, separators and the marks of a code block.
-                start = self._held.find("{")
-                if start < 0:
-                    return events + self._unless_call_follows()
-                self._before, self._held = self._held[:start], self._held[start:]
+                before, brace, _ = self._held.partition("{")
+                if not self._has_called and not _may_precede_calls(before):
+                    self._is_content = True
+                    return self._read()
+                if not brace:
+                    self._held = "" if self._has_called else before
+                    return events
+                self._before, self._held = before, self._held[len(before) :]
                 self._call = JsonCall(self._names, needs_arguments=self._needs_arguments)
             events += self._feed_call(self._call)
         return events
@@ -94,12 +95,10 @@ class BareJsonCalls:
         is_content = bool(events) and not self._has_called and not call.is_started
         return [Content(self._before), *events] if is_content and self._before else events
 
-    def _unless_call_follows(self) -> list[ToolEvent]:
-        """A list that holds something else than objects is content."""
-        if self._has_called or not self._held.strip("[" + WHITESPACE):
-            return []
-        self._is_content = True
-        return self._read()
+
+def _may_precede_calls(text: str) -> bool:
+    """A list that holds something else than objects is content."""
+    return len(text) <= MAX_LEAD_CHARACTERS and not text.strip("[" + WHITESPACE)
 
 
 class MistralCalls:
@@ -113,20 +112,25 @@ class MistralCalls:
         self._is_calling = False
         self._has_called = False
         """In the newer form."""
+        self._is_no_call = False
+        """Nor is there one in what follows."""
         self._list: BareJsonCalls | None = None
-        self._arguments: JsonCall | None = None
+        self._named: _NamedCall | None = None
 
     def feed(self, text: str) -> list[ToolEvent]:
         if self._list is not None:
             return self._list.feed(text)
+        if self._is_no_call:
+            return [Content(text)] if text and not self._has_called else []
         self._held += text
         return self._read_calls() if self._is_calling else self._read_content()
 
     def finish(self) -> list[ToolEvent]:
         if self._list is not None:
             return self._list.finish()
-        held, self._held = self._held, ""
-        if self._has_called or not held.strip():
+        held = self._held if self._named is None else self._named.text + self._held
+        self._held, self._named = "", None
+        if self._has_called or self._is_no_call or not held.strip():
             return []
         return [Content(self.marker + held if self._is_calling else held)]
 
@@ -143,43 +147,48 @@ class MistralCalls:
 
     def _read_calls(self) -> list[ToolEvent]:
         text = self._held.lstrip(WHITESPACE)
-        if not self._has_called and text[:1] in ("[", "{") and not text.startswith(self.marker[: len(text)]):
+        is_first = self._named is None and not self._has_called
+        if is_first and text[:1] in ("[", "{") and not text.startswith(self.marker[: len(text)]):
             self._list, self._held = BareJsonCalls(needs_arguments=False), ""
             return self._list.feed(text)
         events: list[ToolEvent] = []
-        while (found := self._read_named()) is not None:
-            events += found
+        while self._held:
+            if self._named is None and not self._begin_named():
+                return events + (self._give_up() if len(self._held) >= MAX_LEAD_CHARACTERS else [])
+            events += self._feed_named()
         return events
 
-    def _read_named(self) -> list[ToolEvent] | None:
-        """The next call of the newer form, once its arguments are complete."""
-        self._held = self._held.lstrip(WHITESPACE).removeprefix(self.marker)
-        if (named := _NAMED_CALL.match(self._held)) is None:
-            return None
-        arguments = JsonObject(self._held[named.end() :])
-        if arguments.end is None:
-            return None
-        text = self._held[named.end() : named.end() + arguments.end]
-        self._held = self._held[named.end() + arguments.end :]
+    def _begin_named(self) -> bool:
+        """Whether what is held begins with a call of the newer form."""
+        self._held = self._held.lstrip(WHITESPACE).removeprefix(self.marker).lstrip(WHITESPACE)
+        if (found := _NAMED_CALL.match(self._held, 0, MAX_LEAD_CHARACTERS)) is None:
+            return False
+        self._named, self._held = _NamedCall(found), self._held[found.end() :]
+        return True
+
+    def _feed_named(self) -> list[ToolEvent]:
+        """The call under way, once its arguments are complete."""
+        assert self._named is not None
+        text, self._held = self._held, ""
+        if (end := self._named.arguments.take_all(text)) is None:
+            return []
+        call, self._named, self._held = self._named, None, text[end:]
         self._has_called = True
-        return [CallStarted(named[1]), Arguments(text)]
+        return [CallStarted(call.name), Arguments(call.arguments.text)]
+
+    def _give_up(self) -> list[ToolEvent]:
+        held, self._held = self._held, ""
+        self._is_no_call = True
+        return [] if self._has_called else [Content(self.marker + held)]
 
 
-class JsonObject:
-    """Where the JSON object that begins `text` ends; `end` is None if it is not complete."""
+class _NamedCall:
+    def __init__(self, opening: re.Match[str]) -> None:
+        self.name = opening[1]
+        self.arguments = JsonValue()
+        self._opening = opening[0]
 
-    def __init__(self, text: str) -> None:
-        self.end: int | None = None
-        depth, is_in_string, is_escaped = 0, False, False
-        for index, symbol in enumerate(text):
-            if is_escaped:
-                is_escaped = False
-            elif is_in_string:
-                is_escaped, is_in_string = symbol == "\\", symbol != '"'
-            elif symbol == '"':
-                is_in_string = True
-            else:
-                depth += (symbol in "{[") - (symbol in "}]")
-                if depth == 0:
-                    self.end = index + 1
-                    return
+    @property
+    def text(self) -> str:
+        """As far as it has come."""
+        return self._opening + self.arguments.text

@@ -40,3 +40,38 @@ def prefix_at_end(text: str, marker: str) -> int:
         if marker.startswith(text[-length:]):
             return length
     return 0
+
+
+class UntilMarker:
+    """Text up to a marker, without the whitespace right before it, passed on as soon as it is certain to be that."""
+
+    def __init__(self, marker: str) -> None:
+        self._marker = marker
+        self._blank: list[str] = []
+        self._tail = ""
+        """The beginning of the marker, perhaps."""
+
+    def feed(self, text: str) -> tuple[str, str | None]:
+        """What can be passed on, and what is behind the marker; None as long as that has not come."""
+        text = self._tail + text
+        place = text.find(self._marker)
+        end = place if place >= 0 else len(text) - prefix_at_end(text, self._marker)
+        passed = self._without_blank_end(text[:end])
+        if place < 0:
+            self._tail = text[end:]
+            return passed, None
+        self._blank, self._tail = [], ""
+        return passed, text[place + len(self._marker) :]
+
+    def finish(self) -> str:
+        """What was held back: no more text will come."""
+        held, self._blank, self._tail = "".join(self._blank) + self._tail, [], ""
+        return held
+
+    def _without_blank_end(self, text: str) -> str:
+        shown = text.rstrip()
+        if not shown:
+            self._blank.append(text)
+            return ""
+        passed, self._blank = "".join(self._blank) + shown, [text[len(shown) :]]
+        return passed

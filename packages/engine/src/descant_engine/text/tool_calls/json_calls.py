@@ -6,6 +6,7 @@ from collections.abc import Set
 from enum import Enum
 
 from descant_engine.text.tool_calls.events import Arguments, CallStarted, Content, ToolEvent
+from descant_engine.text.tool_calls.scanners import JsonValue
 
 NAME_KEYS = ("name", "function")
 ARGUMENT_KEYS = ("arguments", "parameters")
@@ -39,10 +40,13 @@ class JsonCall:
         self._needs_arguments = needs_arguments
         self.rest = ""
         self._place = _In.BEFORE_KEY
-        self._seen = ""
+        self._seen: list[str] = []
+        """Every symbol: the text that is content if this is no call."""
         self._key = ""
-        self._value = _JsonValue()
+        self._value = JsonValue()
         self._values: dict[str, str] = {}
+        self._arguments: str | None = None
+        """Once they are complete; the first ones, if there are several."""
         self._is_started = False
         self._num_sent = 0
 
@@ -62,7 +66,7 @@ class JsonCall:
             if self.is_complete:
                 self.rest = text[index:]
                 break
-            self._seen += symbol
+            self._seen.append(symbol)
             self._take(symbol)
         return self._new_events()
 
@@ -96,18 +100,18 @@ class JsonCall:
         if self._place is _In.BROKEN:
             return
         if symbol == '"':
-            self._value = _JsonValue()
+            self._value = JsonValue()
             self._value.take(symbol)
             self._place = _In.KEY
         elif symbol == "}":
             is_call = self._is_call and (self._has_arguments or not self._needs_arguments)
             self._place = _In.AFTER if is_call else _In.BROKEN
-        elif symbol not in WHITESPACE + "," and self._seen != "{":
+        elif symbol not in WHITESPACE + "," and len(self._seen) > 1:
             self._place = _In.BROKEN
 
     def _take_before_value(self, symbol: str) -> None:
         if symbol not in WHITESPACE + ":":
-            self._value = _JsonValue()
+            self._value = JsonValue()
             self._place = _In.VALUE
             self._take_value(symbol)
 
@@ -121,7 +125,10 @@ class JsonCall:
             self._keep_value()
 
     def _keep_value(self) -> None:
-        self._values[self._key] = self._value.text
+        self._values[self._key] = text = self._value.text
+        if self._key in ARGUMENT_KEYS and self._arguments is None:
+            # Some models write their arguments as a string of JSON, and none as null.
+            self._arguments = _string(text) if text.startswith('"') else text if text != "null" else "{}"
         if self._names is not None and self._key in NAME_KEYS and _string(self._value.text) not in self._names:
             self._place = _In.BROKEN
 
@@ -131,22 +138,20 @@ class JsonCall:
 
     @property
     def _has_arguments(self) -> bool:
-        return any(key in self._values for key in ARGUMENT_KEYS)
+        return self._arguments is not None
 
     # What can be passed on by now
 
     def _new_events(self) -> list[ToolEvent]:
         events: list[ToolEvent] = []
         if self._place is _In.BROKEN and not self._is_started:
-            return [Content(self._seen)]
+            return [Content("".join(self._seen))]
         if not self._is_started and self._may_start and (name := self._name) is not None:
             events.append(CallStarted(name))
             self._is_started = True
-        if self._is_started:
-            arguments = self._arguments
-            if len(arguments) > self._num_sent:
-                events.append(Arguments(arguments[self._num_sent :]))
-                self._num_sent = len(arguments)
+        if self._is_started and (arguments := self._unsent_arguments()):
+            events.append(Arguments(arguments))
+            self._num_sent += len(arguments)
         return events
 
     @property
@@ -161,51 +166,12 @@ class JsonCall:
                 return _string(value)
         return None
 
-    @property
-    def _arguments(self) -> str:
-        """As far as they are known; {} for a call without any."""
-        for key in ARGUMENT_KEYS:
-            if (value := self._values.get(key)) is not None:
-                # Some models write their arguments as a string of JSON, and none as null.
-                return _string(value) if value.startswith('"') else value if value != "null" else "{}"
-        if self._place is _In.VALUE and self._key in ARGUMENT_KEYS and self._value.text[:1] == "{":
-            return self._value.text
-        return "{}" if self._place is _In.AFTER else ""
-
-
-class _JsonValue:
-    """Any JSON value, to its last character."""
-
-    def __init__(self) -> None:
-        self.text = ""
-        self._depth = 0
-        self._is_in_string = False
-        self._is_escaped = False
-
-    @property
-    def is_bare(self) -> bool:
-        """A number or a literal, which ends where something else begins."""
-        return self._depth == 0 and not self._is_in_string and bool(self.text)
-
-    def take(self, symbol: str) -> bool:
-        """True if the value is complete with it."""
-        self.text += symbol
-        if self._is_in_string:
-            self._is_in_string = self._stays_in_string(symbol)
-            return not self._is_in_string and self._depth == 0
-        if symbol == '"':
-            self._is_in_string = True
-        elif symbol in "{[":
-            self._depth += 1
-        elif symbol in "}]":
-            self._depth -= 1
-            return self._depth == 0
-        return False
-
-    def _stays_in_string(self, symbol: str) -> bool:
-        ends = symbol == '"' and not self._is_escaped
-        self._is_escaped = symbol == "\\" and not self._is_escaped
-        return not ends
+    def _unsent_arguments(self) -> str:
+        if self._arguments is not None:
+            return self._arguments[self._num_sent :]
+        if self._place is _In.VALUE and self._key in ARGUMENT_KEYS and self._value.is_object:
+            return self._value.text_from(self._num_sent)
+        return "{}"[self._num_sent :] if self._place is _In.AFTER else ""
 
 
 def _string(literal: str) -> str:

@@ -5,10 +5,13 @@ import ast
 import json
 from collections.abc import Sequence
 
-from descant_engine.text.tool_calls.events import Arguments, CallStarted, Content, ToolEvent, prefix_at_end
+from descant_engine.text.tool_calls.events import Arguments, CallStarted, Content, ToolEvent
 from descant_engine.text.tool_calls.json_calls import WHITESPACE
+from descant_engine.text.tool_calls.openings import MAX_LEAD_CHARACTERS, behind_openings
+from descant_engine.text.tool_calls.scanners import PythonCall
 
 MAX_CALL_CHARACTERS = 1 << 16
+"""Of one call, and what separates it from the one before; a longer one is content."""
 NAMES = {"true": True, "false": False, "null": None}
 """JSON's literals, which models mix up with Python's."""
 
@@ -19,6 +22,8 @@ class PythonicCalls:
     def __init__(self, openings: Sequence[str] = ("<|python_start|>", "<|python_tag|>")) -> None:
         self._openings = openings
         self._held = ""
+        self._call = PythonCall()
+        """The next one, with what separates it from the one before."""
         self._is_content = False
         self._is_list = False
         self._is_closed = False
@@ -37,61 +42,44 @@ class PythonicCalls:
         return events + (self._give_up() if self._is_content else [])
 
     def finish(self) -> list[ToolEvent]:
-        return [] if self._is_closed or not self._held.strip() else self._give_up()
+        return [] if self._is_closed or not (self._call.text + self._held).strip() else self._give_up()
 
     def _open(self) -> bool:
-        text = self._held.lstrip(WHITESPACE)
-        for opening in self._openings:
-            if text.startswith(opening):
-                text = text.removeprefix(opening).lstrip(WHITESPACE)
-            elif text and prefix_at_end(text, opening) == len(text):
-                return False
-        if not text:
+        text = behind_openings(self._held, self._openings)
+        has_long_lead = len(self._held) - len(text) > MAX_LEAD_CHARACTERS
+        if not text and not has_long_lead:
             return False
-        self._is_list, self._is_content = text[0] == "[", text[0] != "["
+        self._is_content = has_long_lead or text[0] != "["
+        self._is_list = not self._is_content
         if self._is_list:
             self._held = text[1:]
         return self._is_list
 
     def _next_call(self) -> list[ToolEvent] | None:
-        text = self._held.lstrip(WHITESPACE + ",")
-        if text.startswith("]"):
+        text, self._held = self._held, ""
+        end = self._call.take_all(text)
+        self._is_content = len(self._call) > MAX_CALL_CHARACTERS
+        if end is None or self._is_content:
+            self._held = "" if end is None else text[end:]
+            return None
+        return self._complete_call(text[end:])
+
+    def _complete_call(self, rest: str) -> list[ToolEvent] | None:
+        self._held = rest
+        text = self._call.text.lstrip(WHITESPACE + ",")
+        if text == "]":
             self._is_closed, self._held = True, ""
             return None
-        end = _end_of_call(text)
-        if end is None:
-            self._is_content = len(text) > MAX_CALL_CHARACTERS
-            return None
-        if (call := _read_call(text[:end])) is None:
+        if (call := _read_call(text)) is None:
             self._is_content = True
             return None
-        self._held = text[end:]
+        self._call = PythonCall()
         return call
 
     def _give_up(self) -> list[ToolEvent]:
-        held, self._held = self._held, ""
+        held, self._held, self._call = self._call.text + self._held, "", PythonCall()
         opening, self._is_list = "[" if self._is_list else "", False
         return [Content(opening + held)]
-
-
-def _end_of_call(text: str) -> int | None:
-    """Behind the parenthesis that closes the first call of `text`."""
-    depth, quote, is_escaped = 0, "", False
-    for index, symbol in enumerate(text):
-        if is_escaped:
-            is_escaped = False
-        elif quote:
-            is_escaped = symbol == "\\"
-            quote = "" if symbol == quote else quote
-        elif symbol in "\"'":
-            quote = symbol
-        elif symbol in "([{":
-            depth += 1
-        elif symbol in ")]}":
-            depth -= 1
-            if depth <= 0:
-                return index + 1
-    return None
 
 
 def _read_call(text: str) -> list[ToolEvent] | None:

@@ -1,7 +1,7 @@
 """Calls as JSON objects between two tags, with content around them: Hermes and Qwen write
 <tool_call>{"name": ..., "arguments": {...}}</tool_call>."""
 
-from descant_engine.text.tool_calls.events import Content, ToolEvent, prefix_at_end
+from descant_engine.text.tool_calls.events import Content, ToolEvent, UntilMarker
 from descant_engine.text.tool_calls.json_calls import WHITESPACE, JsonCall
 
 
@@ -10,6 +10,8 @@ class TaggedCalls:
         self._begin, self._end = begin, end
         self._held = ""
         """Text that is not understood yet."""
+        self._outside = UntilMarker(begin)
+        """The line breaks before a call are no content."""
         self._call: JsonCall | None = None
         self._is_inside = False
         self._is_empty = False
@@ -29,7 +31,7 @@ class TaggedCalls:
         if self._call is not None:
             events = self._call.finish()
             return events if self._call.is_started or not self._is_empty else self._given_back(events)
-        held, self._held = self._held, ""
+        held, self._held = self._outside.finish() + self._held, ""
         if self._is_inside and not held.strip():
             return []
         return self._content(self._begin + held if self._is_inside and self._is_empty else held)
@@ -41,17 +43,13 @@ class TaggedCalls:
         return self._advance_inside() if self._is_inside else self._advance_outside()
 
     def _advance_outside(self) -> list[ToolEvent] | None:
-        place = self._held.find(self._begin)
-        if place >= 0:
-            content, self._held = self._held[:place], self._held[place + len(self._begin) :]
-            self._is_inside, self._is_empty, self._is_refused = True, True, False
-            return self._content(content.rstrip())
-        safe = len(self._held) - prefix_at_end(self._held, self._begin)
-        safe = min(safe, len(self._held[:safe].rstrip()))  # the line breaks before a call are no content
-        if safe == 0:
+        if not self._held:
             return None
-        content, self._held = self._held[:safe], self._held[safe:]
-        return self._content(content)
+        content, behind = self._outside.feed(self._held)
+        self._held = behind or ""
+        if behind is not None:
+            self._is_inside, self._is_empty, self._is_refused = True, True, False
+        return [Content(content)] if content else []
 
     def _advance_inside(self) -> list[ToolEvent] | None:
         self._held = self._held.lstrip(WHITESPACE)
