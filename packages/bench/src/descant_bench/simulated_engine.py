@@ -65,9 +65,11 @@ class CostModel:
         return self.read_adapter if move.kind is AdapterMoveKind.LOAD_HOST else self.copy_adapter
 
 
-H200_LORA = CostModel(step=5.0, request=0.043, prompt_token=0.02, mixed_step=2.5, host=1.5, mixed_host=4.0)
-"""With adapters of rank 16 on all linears, from docs/results/h200-vllm.md: 4.6, 8.3 and 16 ms a step at batch 1, 64 and
-256; prompts at 790 TFLOP/s. Mixed steps are launched kernel by kernel."""
+H200_LORA = CostModel(step=4.9, request=0.04, prompt_token=0.02, mixed_step=0.5, host=0.6, mixed_host=4.0)
+"""With adapters of rank 16 on all linears, so that it gives what docs/results measured: 4.7, 7.5 and 15.2 ms a step at
+batch 1, 64 and 256 (h200-vllm.md), and first tokens of 18.3 ms (p99 20.6) alone, 24.3 (31) beside a flood that might add
+half of one to a step (h200-adapters.md). `mixed_host` is more than a graph's launch: it is all that a newcomer may come
+too late by, for a step that has not begun."""
 
 
 @dataclass(frozen=True, slots=True)

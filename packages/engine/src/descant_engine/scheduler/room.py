@@ -15,7 +15,7 @@ PROMPT_SHARE = 10
 """One of so many tokens of a step is for the prompts of those who give way,"""
 MIN_PROMPT_TOKENS = 512
 """or so many, where steps are small."""
-DELAY_BY_SHARES = 0.45
+DELAY_BY_SHARES = 0.35
 """By so much may the first tokens of others come later for those who run more than their part,"""
 DELAY_BY_LOWER = 0.15
 """and for those of lower priorities."""
