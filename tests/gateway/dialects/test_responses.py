@@ -1,6 +1,7 @@
 """OpenAI's Responses API: the official client, a whole gateway on PostgreSQL, a backend of chat completions."""
 
 import asyncio
+import contextlib
 import json
 import uuid
 from collections.abc import AsyncIterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from openai import AsyncOpenAI, BadRequestError, NotFoundError
+from openai import AsyncOpenAI, BadRequestError, NotFoundError, RateLimitError
 from openai.types.responses import Response
 from pydantic import BaseModel
 from tests.gateway.batches.test_batches import Stage, begin, ended, results, staged
@@ -275,6 +276,31 @@ async def test_a_failure_in_the_background_is_told_by_the_response(client: Async
     assert done.status == "failed"
     assert done.error is not None
     assert (done.error.code, done.error.message) == ("x", "no")
+
+
+async def test_what_failed_in_the_background_keeps_no_input(client: AsyncOpenAI, stage: Stage) -> None:
+    stage.upstream.status = 400
+    begun = await client.responses.create(model="m", input="Hi " * 10_000, background=True)
+    await until_done(client, begun.id)
+    ((size,),) = await stage.sql("SELECT length(input) FROM responses")
+    assert size < 100
+
+
+async def test_one_team_has_so_many_in_the_background_and_no_more(
+    client: AsyncOpenAI, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("descant_gateway.background.MAX_RUNNING_OF_TEAM", 2)
+    stage.upstream.delay_s = 30
+    begun = [await client.responses.create(model="m", input="Hi", background=True) for _ in range(2)]
+    with pytest.raises(RateLimitError, match="of this team"):
+        await client.with_options(max_retries=0).responses.create(model="m", input="Hi", background=True)
+    await client.responses.cancel(begun[0].id)
+    async with asyncio.timeout(10):
+        while len(begun) < 3:
+            with contextlib.suppress(RateLimitError):
+                begun.append(await client.responses.create(model="m", input="Hi", background=True))
+    for one in begun[1:]:
+        await client.responses.cancel(one.id)
 
 
 async def test_an_unknown_model_is_refused_before_anything_is_begun(client: AsyncOpenAI, stage: Stage) -> None:

@@ -188,6 +188,29 @@ async def test_a_row_that_cannot_be_read_ends_nothing(engine: AsyncEngine) -> No
     await feed.close()
 
 
+async def test_a_revocation_is_seen_beside_a_credential_that_nobody_can_open(engine: AsyncEngine) -> None:
+    key = await make_key(engine)
+    async with engine.begin() as connection:
+        await backends.put(connection, "engine", base_url="http://engine", sealed_api_key=None)
+        await models.put(connection, models.NewModel(name="base", upstream_name="base", backends=["engine"]))
+    feed = CatalogueFeed(engine, Sealer(PEPPER), poll_s=0.05)
+    await feed.start()
+    served = feed.current.backends
+    with structlog.testing.capture_logs() as logs:
+        async with engine.begin() as connection:
+            sealed = Sealer(Secret("another pepper, of 32 characters")).seal("secret", name="engine")
+            await backends.put(connection, "engine", base_url="http://engine", sealed_api_key=sealed)
+            await keys.revoke(connection, key.public_id)
+        await until(lambda: feed.current.keys[key.public_id].revoked_at is not None, seconds=3)
+        await until(lambda: feed.age_s > 0.7)
+    assert [(line["kind"], line["log_level"]) for line in logs] == [("PartlyRead", "error")]
+    assert feed.current.backends is served
+    async with engine.begin() as connection:
+        await backends.put(connection, "engine", base_url="http://mended", sealed_api_key=None)
+    await until(lambda: "mended" in str(feed.current.backends), seconds=3)
+    await feed.close()
+
+
 async def test_close_leaves_no_connection(engine: AsyncEngine, postgres_url: str) -> None:
     own = create_engine(Secret(postgres_url))
     feed = CatalogueFeed(own, Sealer(PEPPER), signals=[PostgresSignal(own)], poll_s=0.01)

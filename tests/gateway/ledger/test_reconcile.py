@@ -1,5 +1,6 @@
 """Counters and ledger agree to the micro-dollar, and come to agree again after Valkey has lost its data."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from random import Random
@@ -153,6 +154,23 @@ async def test_too_little_is_corrected_and_too_much_only_shown(
     await reconciler.look()
     assert reconciler.drift[Counted.MONEY] > 0
     assert await drifts(engine, valkey) == []
+
+
+async def test_what_was_put_off_through_the_outage_is_not_counted_twice(
+    engine: AsyncEngine, valkey: "redis.asyncio.Redis", limiter: Limiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL was there all the time: the ledger has the charge before the counters do."""
+    monkeypatch.setattr(reconcile, "SURE_AFTER_S", 0.5)
+    charge = await served(limiter, BASE, Random(1))
+    await book(engine, [charge])
+    await valkey.flushdb()
+    rebuilt = asyncio.create_task(Reconciler(lambda: CATALOGUE, engine, valkey).rebuild_if_lost())
+    await asyncio.sleep(0.1)
+    limits = tuple(limit for _, limit in budgets_of(CATALOGUE) if limit.model in (None, BASE.name))
+    used = Amounts(1, charge.prompt_tokens + charge.completion_tokens, charge.cost_microdollars)
+    limiter.book(Reservation(uuid4(), path_of(ORGANIZATION, limits), used), used)
+    await rebuilt
+    assert await find_drifts(CATALOGUE, engine, valkey) == []
 
 
 async def test_an_administrator_s_rebuild_goes_both_ways(

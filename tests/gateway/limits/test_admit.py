@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -524,6 +525,34 @@ async def test_a_settlement_waits_for_valkey_to_come_back(valkey_url: str, monke
         await eventually(lambda: limiter.num_unsettled == 0)
         (level,) = await held(limiter, 1000)
         assert level >= 989
+
+
+async def test_however_many_settlements_wait_one_asks_whether_valkey_is_back(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("descant_gateway.limits.limiter._SETTLE_RETRY_S", 0.05)
+    async with open_limiter(valkey_url, timeout_s=0.2) as limiter:
+        submitted, submit, is_away = [], limiter._submit, True
+
+        def submit_unless_away(*call: Any) -> asyncio.Future[Any]:
+            submitted.append(call)
+            if not is_away:
+                return submit(*call)
+            lost: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            lost.set_exception(ValkeyAway("away"))
+            return lost
+
+        monkeypatch.setattr(limiter, "_submit", submit_unless_away)
+        for _ in range(500):
+            limiter.book(reservation_of(100_000, tokens=2), Amounts(1, 2))
+        await eventually(lambda: len(submitted) >= 510)
+        assert limiter.num_unsettled == 500
+        assert len(submitted) < 550, "not every one of them tries again"
+        is_away = False
+        await eventually(lambda: limiter.num_unsettled == 0)
+        monkeypatch.undo()
+        (level,) = await held(limiter, 100_000)
+        assert level == pytest.approx(99_000, abs=300)
 
 
 def test_limits_on_the_path_are_all_that_are_set() -> None:

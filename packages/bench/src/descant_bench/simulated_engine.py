@@ -67,9 +67,9 @@ class CostModel:
 
 H200_LORA = CostModel(step=4.9, request=0.04, prompt_token=0.02, mixed_step=0.5, host=0.6, mixed_host=4.0)
 """With adapters of rank 16 on all linears, so that it gives what docs/results measured: 4.7, 7.5 and 15.2 ms a step at
-batch 1, 64 and 256 (h200-vllm.md), and first tokens of 18.3 ms (p99 20.6) alone, 24.3 (31) beside a flood that might add
-half of one to a step (h200-adapters.md). `mixed_host` is more than a graph's launch: it is all that a newcomer may come
-too late by, for a step that has not begun."""
+batch 1, 64 and 256 (h200-vllm.md), and first tokens of 18.3 ms (p99 20.6) alone, 24.3 (31) beside a flood that might
+add half of one to a step (h200-adapters.md). `mixed_host` is more than a graph's launch: it is all that a newcomer may
+come too late by, for a step that has not begun."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,11 @@ this process still makes, was cancelled.
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 import structlog
@@ -20,6 +22,7 @@ from descant_gateway.dialects import Client
 from descant_gateway.dialects.responses import MadeResponse, ResponsesDialect, ResponseTranslation
 from descant_gateway.endpoints import RESPONSES
 from descant_gateway.identity.authenticate import Caller
+from descant_gateway.limits.throttle import Throttle
 from descant_gateway.pipeline import Gateway, serve_caller
 from descant_gateway.store import responses as store
 from descant_gateway.store.responses import StoredResponse
@@ -30,7 +33,11 @@ LEASE_S: Final = 15.0
 LOOK_S: Final = 1.0
 """How often leases are renewed, and cancellations seen."""
 MAX_RUNNING: Final = 1000
-"""In this process."""
+"""In this process,"""
+MAX_RUNNING_OF_TEAM: Final = 200
+"""and of them one team's."""
+MAX_BEGUN_PER_MINUTE: Final = 600
+"""By one team. Limits are asked when a response's turn has come, and its input is stored before that."""
 _RETRY_S: Final = 0.5
 _IS_MADE: Final = ("queued", "in_progress")
 _AWAY: Final = (SQLAlchemyError, OSError, TimeoutError)
@@ -47,6 +54,9 @@ class BackgroundResponses:
         self._vaults = vaults
         self._gateway = gateway
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._running_of: Counter[UUID] = Counter()
+        """By team."""
+        self._throttle = Throttle()
         self._watch = asyncio.create_task(self._watch_leases())
 
     async def close(self) -> None:
@@ -57,19 +67,34 @@ class BackgroundResponses:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def begin(self, client: Client, caller: Caller) -> None:
-        """Answers the client. Raises ApiError 503: too many run here, or the database is away."""
+        """Answers the client. Raises ApiError: 503, too many run here, or the database is away; 429, too many of the
+        team's do.
+        """
         translation = client.translation
         assert isinstance(translation, ResponseTranslation)
         made = translation.made
+        self._check_share(made.team_id)
         queued = MadeResponse(made.response | {"status": "queued"}, made.team_id, made.items)
         if len(self._running) >= MAX_RUNNING or not await self._dialect.keep(queued, LEASE_S):
             raise service_unavailable("No response can be begun in the background right now.", retry_after_s=2)
         response_id = made.response["id"]
         task = asyncio.create_task(self._run(ResponseTranslation(translation.body, made, self), caller))
         self._running[response_id] = task
-        task.add_done_callback(lambda _: self._running.pop(response_id, None))
+        self._running_of[made.team_id] += 1
+        task.add_done_callback(lambda _: self._forget(response_id, made.team_id))
         client.translation = None  # its answer is a response already
         await client.answer(200, _JSON, msgspec.json.encode(queued.response))
+
+    def _check_share(self, team_id: UUID) -> None:
+        self._throttle.take("background", team_id.hex, MAX_BEGUN_PER_MINUTE)
+        if self._running_of[team_id] >= MAX_RUNNING_OF_TEAM:
+            message = f"{MAX_RUNNING_OF_TEAM} responses of this team are being made in the background here already."
+            detail = ErrorDetail(message=message, type="requests", code="rate_limit_exceeded")
+            raise ApiError(429, detail, retry_after_s=2)
+
+    def _forget(self, response_id: str, team_id: UUID) -> None:
+        self._running.pop(response_id, None)
+        self._running_of -= Counter({team_id: 1})
 
     async def keep(self, made: MadeResponse) -> bool:
         """Stores a response that is done, through an outage of the database too."""
@@ -105,7 +130,8 @@ class BackgroundResponses:
         try:
             vault = await self._vaults.of(made.team_id)
             async with self._engine.begin() as connection:
-                await store.finish(connection, vault, response["id"], msgspec.json.encode(response))
+                ended = store.fail if response["status"] == "failed" else store.finish
+                await ended(connection, vault, response["id"], msgspec.json.encode(response))
         except _AWAY as error:
             _log.warning("a response can't be stored yet", response_id=response["id"], error=repr(error))
             return False

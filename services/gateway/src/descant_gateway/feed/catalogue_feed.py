@@ -21,7 +21,7 @@ LOAD_TIMEOUT_S: Final = 120.0
 FAILURES: Final = (OSError, TimeoutError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, UnsealError)
 """What is expected to keep the first snapshot from being read."""
 _LOST: Final = "catalogue feed lost PostgreSQL; serving the last snapshot"
-_UNREADABLE: Final = "catalogue feed cannot read what changed; serving the last snapshot until somebody mends it"
+_UNREADABLE: Final = "catalogue feed cannot read all that changed; serving what it knew until somebody mends it"
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,8 @@ class CatalogueFeed:
 
     Each signal is enough by itself, and the poll is behind them all: a change is seen at once while PostgreSQL's
     notifications or Valkey's messages come through, and within `poll_s` if neither does. While PostgreSQL is away, or
-    holds a row that can't be read, the last snapshot stays; `age_s` tells how long ago it was last known to be true.
+    holds a row that can't be read, the last snapshot stays; beside one that can't be unsealed all else is followed.
+    `age_s` tells how long ago it was last known to be true.
     """
 
     def __init__(
@@ -81,7 +82,11 @@ class CatalogueFeed:
     async def _refresh(self) -> None:
         asked_at = time.monotonic()
         async with asyncio.timeout(LOAD_TIMEOUT_S):
-            self.current = await stored.refresh(self._engine, self._sealer, self.current)
+            try:
+                self.current = await stored.refresh(self._engine, self._sealer, self.current)
+            except stored.PartlyRead as partly:
+                self.current = partly.catalogue
+                raise
         self._confirmed_at = asked_at
 
     async def _pause(self, seconds: float) -> None:

@@ -93,7 +93,8 @@ class Reconciler:
     async def rebuild_if_lost(self) -> None:
         if await self._valkey.exists(KNOWN):
             return
-        drifts = await find_drifts(self._catalogue(), self._engine, self._valkey)
+        # Looked at twice too: what gateways put off while Valkey was away is in the ledger, and booked a moment later.
+        drifts = await sure_drifts(self._catalogue(), self._engine, self._valkey)
         missing = [drift for drift in drifts if drift.difference > 0]
         await correct(self._valkey, missing)
         await self._valkey.set(KNOWN, "1")

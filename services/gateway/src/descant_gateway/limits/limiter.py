@@ -6,7 +6,7 @@ gateway's task or to Valkey in between, and that the leases of requests that run
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from importlib import resources
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -23,6 +23,8 @@ LEASE_S: Final = 30.0
 _RENEWALS_A_LEASE: Final = 3
 _RENEWED_AT_ONCE: Final = 500
 _SETTLE_RETRY_S: Final = 1.0
+_RESUMED_AT_ONCE: Final = 4
+"""Settlements that were put off, for each that Valkey takes again."""
 _SETTLE_GIVE_UP_S: Final = 900.0
 """A reservation's record lives for an hour. The ledger has the truth anyway."""
 _SETTLE_AT_END_S: Final = 3.0
@@ -62,6 +64,14 @@ class Decision(NamedTuple):
         return rate_limit_headers(tuple(Standing(limits[n], left[n], now) for n in self.path.shown))
 
 
+class _Settlement(NamedTuple):
+    operation: str
+    reservation: Reservation
+    used: Amounts
+    give_up_at: float
+    """On the monotonic clock."""
+
+
 class Limiter:
     """Owns the settlements on their way and the leases of the requests that run."""
 
@@ -69,7 +79,10 @@ class Limiter:
         self._queue = queue
         self._lease_s = lease_s
         self._running: dict[UUID, Reservation] = {}
-        self._unsettled: dict[UUID, asyncio.TimerHandle | None] = {}
+        self._unsettled: set[UUID] = set()
+        self._put_off: deque[_Settlement] = deque()
+        """Those of them that Valkey did not take. One at a time asks whether it is back."""
+        self._next_try: asyncio.TimerHandle | None = None
         self._all_settled = asyncio.Event()
         self._all_settled.set()
         self._renewer: asyncio.Task[None] | None = None
@@ -133,28 +146,41 @@ class Limiter:
                 await self._all_settled.wait()
         except TimeoutError:
             self._log.error("settlements were given up; their reservations lapse", count=self.num_unsettled)
-            for timer in self._unsettled.values():
-                if timer is not None:
-                    timer.cancel()
+            if self._next_try is not None:
+                self._next_try.cancel()
 
     def _begin(self, operation: str, reservation: Reservation, used: Amounts) -> None:
         self._all_settled.clear()
-        self._unsettled[reservation.charge_id] = None
-        self._try_settle(operation, reservation, used, time.monotonic() + _SETTLE_GIVE_UP_S)
+        self._unsettled.add(reservation.charge_id)
+        self._try_settle(_Settlement(operation, reservation, used, time.monotonic() + _SETTLE_GIVE_UP_S))
 
-    def _try_settle(self, operation: str, reservation: Reservation, used: Amounts, give_up_at: float) -> None:
-        def settled(reply: asyncio.Future[Reply]) -> None:
-            if reply.cancelled() or reply.exception() is None or time.monotonic() > give_up_at:
-                self._close(reservation.charge_id)
+    def _try_settle(self, settlement: "_Settlement") -> None:
+        def tried(reply: asyncio.Future[Reply]) -> None:
+            is_taken = not reply.cancelled() and reply.exception() is None
+            if is_taken or reply.cancelled() or time.monotonic() > settlement.give_up_at:
+                self._close(settlement.reservation.charge_id)
             else:
-                loop = asyncio.get_running_loop()
-                again = (operation, reservation, used, give_up_at)
-                self._unsettled[reservation.charge_id] = loop.call_later(_SETTLE_RETRY_S, self._try_settle, *again)
+                self._put_off.append(settlement)
+            if is_taken:
+                self._try_put_off(_RESUMED_AT_ONCE)
+            elif self._put_off and self._next_try is None:
+                self._next_try = asyncio.get_running_loop().call_later(_SETTLE_RETRY_S, self._try_again)
 
-        self._submit(operation, reservation.name, reservation.path, used).add_done_callback(settled)
+        reservation = settlement.reservation
+        submitted = self._submit(settlement.operation, reservation.name, reservation.path, settlement.used)
+        submitted.add_done_callback(tried)
+
+    def _try_again(self) -> None:
+        """After an outage of any length one call a second asks: each that is taken lets some of the others follow."""
+        self._next_try = None
+        self._try_put_off(1)
+
+    def _try_put_off(self, at_most: int) -> None:
+        for _ in range(min(at_most, len(self._put_off))):
+            self._try_settle(self._put_off.popleft())
 
     def _close(self, charge_id: UUID) -> None:
-        self._unsettled.pop(charge_id, None)
+        self._unsettled.discard(charge_id)
         if not self._unsettled:
             self._all_settled.set()
 

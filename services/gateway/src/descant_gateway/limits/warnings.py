@@ -27,6 +27,9 @@ from descant_gateway.process.metrics import Metrics
 
 SIGNATURE_HEADER: Final = "x-descant-signature"
 _MAX_WAITING: Final = 1000
+_MAX_UNDER_WAY: Final = 500
+"""Most of them wait for another try at an endpoint that does not answer."""
+_SENT_AT_ONCE: Final = 8
 _MAX_REMEMBERED: Final = 50_000
 _RETRY_DELAYS_S: Final = (1.0, 4.0, 16.0, 64.0)
 _SEND_TIMEOUT_S: Final = 5.0
@@ -69,6 +72,7 @@ class LimitWarnings:
         self._refusal = refusal
         self._warned: dict[str, tuple[float, int]] = {}
         self._waiting: asyncio.Queue[LimitWarning] = asyncio.Queue(_MAX_WAITING)
+        self._at_once = asyncio.Semaphore(_SENT_AT_ONCE)
         self._session: aiohttp.ClientSession | None = None
         self._sender: asyncio.Task[None] | None = None
         self._log = structlog.get_logger("descant_gateway.limits.warnings")
@@ -119,13 +123,13 @@ class LimitWarnings:
 
     async def _keep_sending(self) -> None:
         async with asyncio.TaskGroup() as senders:
-            at_once = asyncio.Semaphore(8)
+            under_way = asyncio.Semaphore(_MAX_UNDER_WAY)
             while True:
                 warning = await self._waiting.get()
-                await at_once.acquire()
-                senders.create_task(self._send(warning, at_once))
+                await under_way.acquire()
+                senders.create_task(self._send(warning, under_way))
 
-    async def _send(self, warning: LimitWarning, at_once: asyncio.Semaphore) -> None:
+    async def _send(self, warning: LimitWarning, under_way: asyncio.Semaphore) -> None:
         """One replica sends; the receiver may see a warning twice if Valkey forgot who did."""
         try:
             webhook = self._webhooks().get(warning.organization_id)
@@ -133,7 +137,7 @@ class LimitWarnings:
                 is_sent = await self._deliver(webhook, msgspec.json.encode(warning))
                 self._metrics.warned("sent" if is_sent else "failed")
         finally:
-            at_once.release()
+            under_way.release()
 
     async def _is_ours(self, warning: LimitWarning) -> bool:
         window = f"{warning.window_ends_at:.0f}:{warning.threshold_percent}"
@@ -147,7 +151,8 @@ class LimitWarnings:
 
     async def _deliver(self, webhook: Webhook, body: bytes) -> bool:
         for delay_s in (*_RETRY_DELAYS_S, None):
-            reason = await self._try_to_deliver(webhook, body)
+            async with self._at_once:
+                reason = await self._try_to_deliver(webhook, body)
             if not reason:
                 return True
             if delay_s is not None:

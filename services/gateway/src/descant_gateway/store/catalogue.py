@@ -24,7 +24,7 @@ from descant_gateway.catalogue.snapshot import (
     RateLimits,
     Team,
 )
-from descant_gateway.sealing import Sealer
+from descant_gateway.sealing import Sealer, UnsealError
 from descant_gateway.store import catalogue_changes, charged_prices, tables, upstreams, webhooks
 from descant_gateway.store.catalogue_changes import Changes
 
@@ -32,6 +32,15 @@ IN_CHUNKS: Final = {"yield_per": 500}
 """Ten thousands of keys must not hold up the requests on this event loop."""
 
 ANSWER_TIMEOUT_S: Final = 5.0
+
+
+class PartlyRead(Exception):
+    """Something sealed could not be opened. `catalogue` has all other changes, and is to be read again."""
+
+    def __init__(self, catalogue: Catalogue, why: str) -> None:
+        super().__init__(why)
+        self.catalogue = catalogue
+
 
 RowT = TypeVar("RowT")
 Ids = Collection[str] | None
@@ -57,7 +66,9 @@ async def load(engine: AsyncEngine, sealer: Sealer) -> Catalogue:
 
 
 async def refresh(engine: AsyncEngine, sealer: Sealer, known: Catalogue) -> Catalogue:
-    """The newest: `known` itself if nothing changed, else with the changed rows read anew. Raises as `load` does."""
+    """The newest: `known` itself if nothing changed, else with the changed rows read anew. Raises as `load` does, or
+    PartlyRead: a credential that nobody can open must not keep a revoked key alive.
+    """
     async with engine.connect() as connection:
         await _one_moment(connection)
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -104,11 +115,20 @@ async def _reread(connection: AsyncConnection, sealer: Sealer, known: Catalogue,
         catalogue = replace(catalogue, projects=_with(known.projects, ids, await _projects(connection, ids)))
     if ids := changes.ids_of("limits"):
         catalogue = replace(catalogue, limits=_with(known.limits, ids, await _limit_rules(connection, ids)))
+    if changes.ids_of("prices"):
+        catalogue = replace(catalogue, prices=await _prices(connection))
+    try:
+        return await _with_sealed(connection, sealer, catalogue, changes)
+    except UnsealError as error:
+        raise PartlyRead(replace(catalogue, version=known.version), str(error)) from error
+
+
+async def _with_sealed(
+    connection: AsyncConnection, sealer: Sealer, catalogue: Catalogue, changes: Changes
+) -> Catalogue:
     if changes.ids_of("models"):
         models, backends = await upstreams.models(connection), await upstreams.backends(connection, sealer)
         catalogue = replace(catalogue, models=models, backends=backends)
-    if changes.ids_of("prices"):
-        catalogue = replace(catalogue, prices=await _prices(connection))
     if changes.ids_of("webhooks"):
         catalogue = replace(catalogue, webhooks=await webhooks.by_organization(connection, sealer))
     return catalogue

@@ -65,8 +65,21 @@ async def renew(connection: AsyncConnection, ids: Collection[str], lease_s: floa
 
 async def finish(connection: AsyncConnection, vault: Vault, response_id: str, body: bytes) -> bool:
     """Gives a response that is being made its last body. False if it was cancelled or deleted in the meantime."""
+    return await _end(connection, vault, response_id, {"body": vault.close(body, name=_body_of(response_id))})
+
+
+async def fail(connection: AsyncConnection, vault: Vault, response_id: str, body: bytes) -> bool:
+    """As `finish`, for one of which nothing came: its input goes, so that what limits refuse takes no room."""
+    values = {
+        "body": vault.close(body, name=_body_of(response_id)),
+        "input": vault.close(b"[]", name=_input_of(response_id)),
+    }
+    return await _end(connection, vault, response_id, values)
+
+
+async def _end(connection: AsyncConnection, vault: Vault, response_id: str, values: dict[str, Any]) -> bool:
     its = (responses.c.team_id == vault.team_id, responses.c.id == response_id, responses.c.lease_until.is_not(None))
-    values = {"body": vault.close(body, name=_body_of(response_id)), "lease_until": None}
+    values = values | {"lease_until": None}
     done = update(responses).where(*its).values(values).returning(responses.c.id)
     return (await connection.execute(done)).one_or_none() is not None
 
