@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from descant_gateway.errors import ClientLeft
+from descant_gateway.errors import ClientLeft, ClientTimeUp
 from descant_gateway.ledger.settle import amounts_of, charge_of, outcome_of, status_of
 from descant_gateway.limits.limit import NOTHING, Amounts
 from descant_gateway.request import read_request
@@ -33,6 +33,7 @@ def meter_of(*, status: int = 200, usage: Usage | None = None, num_chunks: int =
         (None, meter_of(failure="broke"), Outcome.UPSTREAM_FAILED, 200),
         (ClientLeft(), meter_of(), Outcome.CLIENT_LEFT, 499),
         (ClientLeft(), meter_of(status=0), Outcome.CLIENT_LEFT, 499),
+        (ClientTimeUp("x"), meter_of(status=0), Outcome.CLIENT_LEFT, 504),
         (bad_gateway("x"), meter_of(status=0), Outcome.UPSTREAM_FAILED, 502),
         (invalid_request("x"), meter_of(status=0), Outcome.REFUSED, 400),
         (ValueError(), meter_of(status=0), Outcome.UPSTREAM_FAILED, 500),
@@ -65,6 +66,14 @@ def test_a_failure_before_the_first_byte_is_given_back_wholly() -> None:
     charge = charge_of(Outcome.UPSTREAM_FAILED, meter_of(status=0), REQUEST)
     assert charge is NO_CHARGE
     assert amounts_of(Outcome.UPSTREAM_FAILED, charge, 0) == NOTHING
+
+
+def test_a_client_that_gave_no_more_time_pays_what_ran() -> None:
+    meter = meter_of(status=0, usage=Usage(prompt_tokens=6, completion_tokens=2))
+    outcome = outcome_of(ClientTimeUp("x"), meter)
+    charge = charge_of(outcome, meter, REQUEST)
+    assert charge == Charge(6, 0, 2, False)
+    assert amounts_of(outcome, charge, 9) == Amounts(1, 8, 9)
 
 
 def test_a_refused_request_still_counts_as_one() -> None:

@@ -9,13 +9,13 @@ import json
 import os
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
 from aiohttp import web
-from tests.gateway.gateway_under_test import Running, World, eventually, running_gateway
+from tests.gateway.gateway_under_test import Running, World, bearer, eventually, running_gateway
 
 from descant_gateway.catalogue.snapshot import Backend
 from descant_gateway.usage.record import Outcome
@@ -34,6 +34,10 @@ class CountingEngine:
     running: set[str] = field(default_factory=set)
     ended: dict[str, asyncio.Event] = field(default_factory=dict)
     ended_at: dict[str, float] = field(default_factory=dict)
+    knows_calls: bool = True
+    """False: as another replica behind its address, or one that was started anew."""
+    most_told: int = 1 << 30
+    """Tokens that it says a call came to, at most."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         fields, charge = json.loads(await request.read()), request.headers["x-descant-charge"]
@@ -78,11 +82,12 @@ class CountingEngine:
 
     async def show_usage(self, request: web.Request) -> web.Response:
         charge = request.match_info["charge"]
-        if charge not in self.tokens:
+        if charge not in self.tokens or not self.knows_calls:
             return web.json_response({"error": {"code": "unknown_charge"}}, status=404)
         async with asyncio.timeout(1.5):
             await self.ended[charge].wait()
-        return web.json_response(self.usage(charge) | {"cached_tokens": 0})
+        told = min(self.tokens[charge], self.most_told)
+        return web.json_response(self.usage(charge) | {"completion_tokens": told, "cached_tokens": 0})
 
 
 @asynccontextmanager
@@ -122,6 +127,18 @@ class Stage:
         self.left_at[f"cut-{number}"] = time.monotonic()
         writer.transport.abort() if dice.random() < 0.5 else writer.close()
         del reader
+
+    async def read(self, num_events: int, then: Callable[[], None]) -> int:
+        """Leaves a stream after so many events, and after `then`."""
+        body = {"model": "m", "messages": [], "max_tokens": 400, "stream": True}
+        num_read = 0
+        async with self.gateway.client.stream("POST", CHAT, json=body, headers=bearer(self.key)) as reply:
+            async for line in reply.aiter_lines():
+                num_read += line.startswith("data:")
+                if num_read == num_events:
+                    then()
+                    break
+        return num_read
 
 
 @pytest.fixture
@@ -164,6 +181,37 @@ async def test_an_engine_that_does_not_tell_leaves_an_estimate(stage: Stage, mon
     await stage.leave(1, _Late())
     await eventually(lambda: len(stage.world.records) == 1)
     assert stage.world.records[0].estimated
+
+
+async def test_who_gives_itself_too_little_time_pays_what_was_generated(stage: Stage) -> None:
+    headers = bearer(stage.key) | {"x-descant-timeout": "0.2"}
+    reply = await stage.gateway.client.post(
+        CHAT, json={"model": "m", "messages": [], "max_tokens": 400}, headers=headers
+    )
+    assert reply.status_code == 504
+    (record,) = stage.world.records
+    assert (record.outcome, record.estimated) == (Outcome.CLIENT_LEFT, False)
+    assert (record.prompt_tokens, record.completion_tokens) == (
+        PROMPT_TOKENS,
+        stage.engine.tokens[record.charge_id.hex],
+    )
+    assert record.completion_tokens > 0
+
+
+async def test_an_engine_that_forgot_a_call_does_not_make_it_free(stage: Stage) -> None:
+    num_read = await stage.read(5, then=lambda: setattr(stage.engine, "knows_calls", False))
+    await eventually(lambda: len(stage.world.records) == 1)
+    (record,) = stage.world.records
+    assert (record.outcome, record.estimated) == (Outcome.CLIENT_LEFT, True)
+    assert record.completion_tokens >= num_read
+
+
+async def test_what_came_through_is_the_least_that_is_paid(stage: Stage) -> None:
+    num_read = await stage.read(5, then=lambda: setattr(stage.engine, "most_told", 1))
+    await eventually(lambda: len(stage.world.records) == 1)
+    (record,) = stage.world.records
+    assert (record.outcome, record.estimated, record.prompt_tokens) == (Outcome.CLIENT_LEFT, False, PROMPT_TOKENS)
+    assert record.completion_tokens >= num_read
 
 
 class _Late(random.Random):

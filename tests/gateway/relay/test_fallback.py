@@ -14,7 +14,7 @@ from tests.gateway.gateway_under_test import Running, World, bearer, eventually,
 from tests.gateway.upstream import Upstream, running
 
 from descant_gateway.catalogue.routing_policy import FailureKind, Fallback, RoutingPolicy, TimeLimits, Variant
-from descant_gateway.catalogue.snapshot import Backend, ModelRoute
+from descant_gateway.catalogue.snapshot import Backend, ModelRoute, RateLimits
 from descant_gateway.usage.record import Outcome
 
 CHAT = "/v1/chat/completions"
@@ -254,6 +254,37 @@ async def test_a_client_may_shorten_its_time_and_not_lengthen_it(stage: Stage) -
     assert "did not begin its reply within 0.3 s" in late.json()["error"]["message"]
     assert time.monotonic() - began < 3
     assert (await stage.ask(headers={"x-descant-timeout": "soon"})).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("header", "fields"), [("x-descant-timeout", {}), ("x-descant-first-byte-timeout", {"stream": True})]
+)
+async def test_the_time_that_a_client_gives_itself_is_no_failure_of_the_backend(
+    stage: Stage, header: str, fields: dict
+) -> None:
+    stage.route("first", fallbacks=(Fallback(model="second", on=frozenset({FailureKind.TIMEOUT})),))
+    stage.upstreams["one"].first_delay_s = 0.2
+    stage.keys["key"] = stage.world.add_key(stage.world.add_team(RateLimits(requests_per_minute=8)))
+    replies = [await stage.ask(headers={header: "0.01"}, **fields) for _ in range(9)]
+    assert [reply.status_code for reply in replies] == [504] * 8 + [429]
+    message = f"within 0.01 s, as the header {header} asked; the request was cancelled."
+    assert replies[0].json()["error"]["message"].endswith(message)
+    for record in stage.world.records[:8]:
+        assert (record.outcome, record.status, record.backend) == (Outcome.CLIENT_LEFT, 504, "one")
+        assert record.prompt_tokens > 0
+    assert not stage.upstreams["two"].received
+    assert stage.gateway.gateway.backends.state("one").breaker.is_closed
+    stage.keys["key"] = stage.world.add_key()
+    assert (await stage.ask()).headers["x-descant-backend"] == "one"
+
+
+async def test_the_time_that_the_model_gives_is_one(stage: Stage) -> None:
+    stage.route("first", time_limits=TimeLimits(total_s=0.05))
+    stage.upstreams["one"].first_delay_s = 5
+    for _ in range(6):
+        await stage.ask(headers={"x-descant-timeout": "30"})
+    assert {(record.outcome, record.prompt_tokens) for record in stage.world.records} == {(Outcome.UPSTREAM_FAILED, 0)}
+    assert not stage.gateway.gateway.backends.state("one").breaker.is_closed
 
 
 async def test_a_model_has_its_own_times(stage: Stage) -> None:

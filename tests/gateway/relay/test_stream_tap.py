@@ -1,6 +1,7 @@
 """What a stream looks like on the client's side, however the network cuts it."""
 
 import itertools
+import time
 
 import pytest
 from hypothesis import given
@@ -89,3 +90,15 @@ def test_an_event_without_end_is_not_collected_for_ever(monkeypatch: pytest.Monk
     tap.feed(b"x" * 90)
     with pytest.raises(EventTooLarge):
         tap.feed(b"x" * 20)
+
+
+def test_a_long_event_in_many_pieces_costs_what_its_bytes_cost() -> None:
+    tap, piece = StreamTap(Meter(), hides_usage=False), b"x" * 256
+    began = time.process_time()
+    for _ in range(8192):
+        assert tap.feed(piece) == b""
+    assert tap.feed(b"\r\n\r") == b""
+    assert tap.feed(b"\ndata") == piece * 8192 + b"\r\n\r\n"
+    assert (
+        time.process_time() - began < 0.5
+    )  # seconds of CPU; looking at all of it for each piece takes many times that

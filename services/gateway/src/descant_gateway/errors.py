@@ -12,6 +12,13 @@ class ClientLeft(Exception):
     """The client closed its connection before its answer was complete: nobody is left to be told anything."""
 
 
+class ClientTimeUp(ApiError):
+    """504: the time that the client itself gave, shorter than it might have had, is over. No backend is at fault."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(504, ErrorDetail(message=message, type="server_error", code="timeout"))
+
+
 def request_timeout(message: str) -> ApiError:
     """408."""
     return ApiError(408, ErrorDetail(message=message, type="invalid_request_error", code="request_timeout"))

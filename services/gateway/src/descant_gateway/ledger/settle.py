@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from descant_gateway.admitted_call import AdmittedCall
 from descant_gateway.catalogue.snapshot import Price
-from descant_gateway.errors import ClientLeft
+from descant_gateway.errors import ClientLeft, ClientTimeUp
 from descant_gateway.limits.limit import NOTHING, Amounts
 from descant_gateway.limits.output_estimate import OutputEstimates
 from descant_gateway.process.metrics import Metrics
@@ -123,7 +123,7 @@ def served_name(admitted: AdmittedCall) -> str | None:
 
 
 def outcome_of(exc: BaseException | None, meter: Meter) -> Outcome:
-    if isinstance(exc, ClientLeft):
+    if isinstance(exc, ClientLeft | ClientTimeUp):
         return Outcome.CLIENT_LEFT
     if isinstance(exc, ApiError):
         return Outcome.REFUSED if exc.status < 500 else Outcome.UPSTREAM_FAILED

@@ -29,14 +29,23 @@ class Timeouts(Struct, frozen=True, kw_only=True):
     """Between two events of a stream."""
     total_s: float
     """The whole of any reply."""
+    shortened: frozenset[bytes] = frozenset()
+    """The headers by which the client asked for less than there is."""
 
 
 def timeouts_for(headers: Mapping[bytes, bytes], model: TimeLimits, defaults: Timeouts) -> Timeouts:
     """Raises ApiError 400 for a header that is no number of seconds."""
+    granted = {
+        FIRST_BYTE_HEADER: model.first_byte_s or defaults.first_byte_s,
+        IDLE_HEADER: model.idle_s or defaults.idle_s,
+        TOTAL_HEADER: model.total_s or defaults.total_s,
+    }
+    given = {name: _shorter(headers, name, limit_s) for name, limit_s in granted.items()}
     return Timeouts(
-        first_byte_s=_shorter(headers, FIRST_BYTE_HEADER, model.first_byte_s or defaults.first_byte_s),
-        idle_s=_shorter(headers, IDLE_HEADER, model.idle_s or defaults.idle_s),
-        total_s=_shorter(headers, TOTAL_HEADER, model.total_s or defaults.total_s),
+        first_byte_s=given[FIRST_BYTE_HEADER],
+        idle_s=given[IDLE_HEADER],
+        total_s=given[TOTAL_HEADER],
+        shortened=frozenset(name for name, seconds in given.items() if seconds < granted[name]),
     )
 
 
@@ -60,13 +69,13 @@ class Deadline:
     Times are in the event loop's. Inside the block it is put off by setting `since` to now, never beyond `latest`.
     """
 
-    __slots__ = ("_cancelling", "_handle", "_has_come", "_loop", "_seconds", "_task", "latest", "since")
+    __slots__ = ("_cancelling", "_handle", "_loop", "_seconds", "_task", "has_come", "latest", "since")
 
     def __init__(self, since: float, seconds: float, latest: float = math.inf) -> None:
         self.since = since
         self.latest = latest
         self._seconds = seconds
-        self._has_come = False
+        self.has_come = False
 
     @property
     def due(self) -> float:
@@ -91,7 +100,7 @@ class Deadline:
         if self._loop.time() < self.due:
             self._handle = self._loop.call_at(self.due, self._look)
             return
-        self._has_come = True
+        self.has_come = True
         self._task.cancel()
 
     async def __aexit__(
@@ -99,5 +108,5 @@ class Deadline:
     ) -> None:
         self._handle.cancel()
         # Somebody else may have cancelled the task too (the client left, shutdown): theirs must go on.
-        if self._has_come and self._task.uncancel() <= self._cancelling and exc_type is asyncio.CancelledError:
+        if self.has_come and self._task.uncancel() <= self._cancelling and exc_type is asyncio.CancelledError:
             raise TimeoutError from exc

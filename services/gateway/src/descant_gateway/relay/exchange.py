@@ -14,11 +14,12 @@ from descant_gateway.call import Headers
 from descant_gateway.catalogue.routing_policy import FailureKind
 from descant_gateway.catalogue.snapshot import Backend
 from descant_gateway.egress.connections import watch_connection
+from descant_gateway.errors import ClientTimeUp
 from descant_gateway.providers import Provider
 from descant_gateway.providers.openai import is_too_long
 from descant_gateway.providers.upstream_request import identity_headers
 from descant_gateway.relay.arrivals import Arrivals
-from descant_gateway.relay.deadlines import Deadline, Timeouts
+from descant_gateway.relay.deadlines import FIRST_BYTE_HEADER, IDLE_HEADER, TOTAL_HEADER, Deadline, Timeouts
 from descant_gateway.relay.failures import BackendFailed, Refusal, nobody_serves
 from descant_gateway.relay.stream import EventStream
 from descant_gateway.relay.stream_tap import StreamTap
@@ -204,22 +205,32 @@ class Exchange:
         # A client that does not read would hold this up for ever.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS_S):
-                await self._call.finish(encode_event(self._failure(error).answer.body))
+                await self._call.finish(encode_event(self._answer_to(error).body))
 
-    def _failure(self, error: Exception) -> BackendFailed:
+    def _failure(self, error: Exception) -> BackendFailed | ClientTimeUp:
+        answer = self._answer_to(error)
+        if isinstance(answer, ClientTimeUp):
+            return answer
         if isinstance(error, TimeoutError):
-            answer = gateway_timeout(f"{self._what_took_too_long()}; the request was cancelled.")
             return BackendFailed(FailureKind.TIMEOUT, answer, may_repeat=False, why="no reply in time")
-        answer = bad_gateway("The backend's connection broke before its reply was complete.")
         return BackendFailed(FailureKind.SERVER_ERROR, answer, may_repeat=False, why=repr(error))
 
-    def _what_took_too_long(self) -> str:
+    def _answer_to(self, error: Exception) -> ApiError:
+        if not isinstance(error, TimeoutError):
+            return bad_gateway("The backend's connection broke before its reply was complete.")
+        limit, what = self._limit_that_came()
+        if self._clock.has_come and limit in self._attempt.timeouts.shortened:
+            return ClientTimeUp(f"{what}, as the header {limit.decode()} asked; the request was cancelled.")
+        return gateway_timeout(f"{what}; the request was cancelled.")
+
+    def _limit_that_came(self) -> tuple[bytes, str]:
+        """The header by which it can be shortened, and what took too long."""
         timeouts = self._attempt.timeouts
         if self._clock.due >= self._clock.latest:
-            return f"The reply was not complete within {timeouts.total_s:g} s"
+            return TOTAL_HEADER, f"The reply was not complete within {timeouts.total_s:g} s"
         if not self._call.is_started:
-            return f"The backend did not begin its reply within {timeouts.first_byte_s:g} s"
-        return f"The backend's stream stood still for {timeouts.idle_s:g} s"
+            return FIRST_BYTE_HEADER, f"The backend did not begin its reply within {timeouts.first_byte_s:g} s"
+        return IDLE_HEADER, f"The backend's stream stood still for {timeouts.idle_s:g} s"
 
     @property
     def _first_timeout_s(self) -> float:

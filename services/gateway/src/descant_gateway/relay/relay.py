@@ -13,10 +13,10 @@ import structlog
 from descant_gateway.admitted_call import AdmittedCall
 from descant_gateway.catalogue.routing_policy import FailureKind, Fallback
 from descant_gateway.catalogue.snapshot import Backend, Catalogue, ModelRoute
-from descant_gateway.errors import ClientLeft, data_must_stay
+from descant_gateway.errors import ClientLeft, ClientTimeUp, data_must_stay
 from descant_gateway.providers import PROVIDERS
 from descant_gateway.relay.deadlines import Timeouts, timeouts_for
-from descant_gateway.relay.ended_usage import ask_ended_usage
+from descant_gateway.relay.ended_usage import NEVER_BEGUN, ask_ended_usage
 from descant_gateway.relay.exchange import Attempt, Exchange
 from descant_gateway.relay.failures import BackendFailed, Refusal, add_to_answer, nobody_serves
 from descant_gateway.relay.shadow import Shadows
@@ -47,13 +47,14 @@ class Upstreams:
 async def relay(admitted: AdmittedCall, catalogue: Catalogue, upstreams: Upstreams) -> None:
     """Answers the call from the first backend that takes it. ApiError if none does, ClientLeft if the client goes.
 
-    A client that goes cancels the request upstream at once: closing the connection is how backends are told.
+    A client that goes cancels the request upstream at once: closing the connection is how backends are told. So does
+    one whose own time is up (ClientTimeUp), which is no failure of the backend's and pays as one that goes.
     """
     passage = _Passage(admitted, catalogue, upstreams)
     try:
         async with admitted.call.cancelled_on_disconnect():
             await passage.run()
-    except ClientLeft:
+    except (ClientLeft, ClientTimeUp):
         await passage.learn_usage()
         raise
     if admitted.meter.failure:
@@ -94,9 +95,10 @@ class _Passage:
         if backend is None or not meter.is_generating or self._backends.state(backend.name).report is None:
             return
         ended = await ask_ended_usage(self._backends.session, backend, self._admitted.ticket.charge_id)
-        if ended is not None:
-            details = PromptTokensDetails(cached_tokens=ended.cached_tokens)
-            meter.usage = Usage(ended.prompt_tokens, ended.completion_tokens, details)
+        if ended is None or (ended == NEVER_BEGUN and meter.first_byte_at is not None):
+            return  # the one that answers is not the one that served: another replica, or started anew
+        details = PromptTokensDetails(cached_tokens=ended.cached_tokens)
+        meter.usage = Usage(ended.prompt_tokens, max(ended.completion_tokens, meter.content.total), details)
 
     # Models
 

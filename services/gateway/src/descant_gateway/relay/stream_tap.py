@@ -7,6 +7,8 @@ from descant_gateway.usage.meter import Meter, usage_of_chunk
 from descant_wire.sse import SseDecoder
 
 _MAX_PENDING_BYTES: Final = 16 << 20
+_LONGEST_CUT_END: Final = len(b"\r\n\r")
+"""Bytes of an event's end that an earlier chunk may hold."""
 _EVENT: Final = re.compile(rb".*?(?:\r\n\r\n|\n\n)", re.DOTALL)
 
 
@@ -22,23 +24,27 @@ class StreamTap:
     def __init__(self, meter: Meter, *, hides_usage: bool) -> None:
         self._meter = meter
         self._hides_usage = hides_usage
-        self._pending = b""
+        self._pending = bytearray()
 
     def feed(self, chunk: bytes) -> bytes:
         """What the client may have now; empty while an event is unfinished."""
-        data = self._pending + chunk if self._pending else chunk
-        if data.endswith(b"\n\n"):
-            self._pending = b""
-            return self._pass_on(data)
-        end = _end_of_events(data)
-        complete, self._pending = data[:end], data[end:]
-        if len(self._pending) > _MAX_PENDING_BYTES:
+        pending = self._pending
+        if not pending and chunk.endswith(b"\n\n"):
+            return self._pass_on(chunk)
+        # Only an end that the chunk completes is new: looking at all again would be quadratic in a long event.
+        start = max(0, len(pending) - _LONGEST_CUT_END)
+        pending += chunk
+        end = _end_of_events(pending, start)
+        if len(pending) - end > _MAX_PENDING_BYTES:
             raise EventTooLarge("The backend sent an event that does not end.")
+        complete = bytes(pending[:end])
+        del pending[:end]
         return self._pass_on(complete)
 
     def finish(self) -> bytes:
         """What the stream left unfinished, for a backend that forgets the last empty line."""
-        rest, self._pending = self._pending, b""
+        rest = bytes(self._pending)
+        self._pending.clear()
         return self._pass_on(rest)
 
     def _pass_on(self, events: bytes) -> bytes:
@@ -62,9 +68,9 @@ def tells_usage(events: bytes) -> bool:
     return b'"usage"' in events and events.count(b'"usage"') > events.count(b'"usage":null')
 
 
-def _end_of_events(data: bytes) -> int:
-    """Where the last complete event ends; 0 if none does."""
-    line_feeds, both = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
+def _end_of_events(data: bytearray, start: int) -> int:
+    """Where the last complete event ends, if it ends after `start`; else 0."""
+    line_feeds, both = data.rfind(b"\n\n", start), data.rfind(b"\r\n\r\n", start)
     return max(line_feeds + 2 if line_feeds >= 0 else 0, both + 4 if both >= 0 else 0)
 
 
