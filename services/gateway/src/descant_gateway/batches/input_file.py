@@ -65,6 +65,8 @@ class InputFile:
     def _fault_of(self, line: BatchRequestLine) -> tuple[str, str, str] | None:
         if line.custom_id in self._ids:
             return "duplicate_custom_id", f"The custom_id {line.custom_id!r} was used before.", "custom_id"
+        if "\0" in line.custom_id:  # which PostgreSQL's text can't hold; no other text of a line is stored as text
+            return "invalid_custom_id", f"The custom_id {line.custom_id!r} has a NUL character.", "custom_id"
         if line.method != "POST":
             return "invalid_method", f"The method is {line.method!r}; it must be POST.", "method"
         if line.url != self._endpoint:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Final
 
@@ -14,25 +14,29 @@ from msgspec import Struct
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from descant_gateway.batches.input_file import InputFile
+from descant_gateway.batches.beginning import begin, give_up
 from descant_gateway.batches.line import LineReply, result_of, serve_line, unanswered
+from descant_gateway.batches.postponed import Postponed
 from descant_gateway.batches.window import Window, serves_others
 from descant_gateway.identity.authenticate import Caller, holder_of
 from descant_gateway.pipeline import Gateway
 from descant_gateway.sealing import UnsealError
-from descant_gateway.store import batch_endings, batch_work, files
+from descant_gateway.store import batch_endings, batch_work
 from descant_gateway.store.batch_work import ClaimedLines, Line
-from descant_gateway.store.batches import StoredBatch
-from descant_gateway.store.errors import NotFound
+from descant_gateway.store.session import is_outage
 from descant_gateway.store.vault import Vault, Vaults
-from descant_wire.batches import BatchFault
 from descant_wire.errors import ApiError, server_error
 
 PRIORITY: Final = -1000
 """Below every team's own: lines wait for all that somebody waits for, in the gateway and in the engine."""
 POLL_S: Final = 1.0
 SWEEP_S: Final = 600.0
+MAX_BEGINNINGS: Final = 5
+"""A batch that can't be begun is failed after so many tries of one gateway."""
 _RETRY_S: Final = 0.5
+_MAX_REFUSALS: Final = 5
+"""What PostgreSQL was there for and would not write so often is given up."""
+_NO_KEY_WAIT_S: Final = 10.0
 _MAX_WRITES: Final = 3
 """At once: fewer than the pool has connections."""
 _AWAY: Final = (SQLAlchemyError, OSError, TimeoutError)
@@ -58,10 +62,12 @@ class BatchRunner:
         self._gateway = gateway
         self._settings = settings
         self._owner = uuid.uuid4()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], Line] = {}
         self._window = Window(settings.concurrency)
         self._wake = asyncio.Event()
         self._writes = asyncio.Semaphore(_MAX_WRITES)
+        self._beginnings = Postponed()
+        self._endings = Postponed()
         self._swept_at = -SWEEP_S
         self._loops: list[asyncio.Task[None]] = []
 
@@ -86,14 +92,7 @@ class BatchRunner:
     async def _repeat(self, step: Callable[[], Awaitable[bool]], every_s: float) -> None:
         """For as long as `step` does something at once, and then after a while, or when there may be more to do."""
         while True:
-            try:
-                is_busy = await step()
-            except _AWAY as error:
-                _log.warning("batches can't be read or written", error=repr(error))
-                is_busy = False
-            except Exception:  # a bug in one batch must not end all others
-                _log.exception("a step of the batches failed")
-                is_busy = False
+            is_busy = await _tried(step)
             if every_s:
                 await asyncio.sleep(every_s)
             elif not is_busy:
@@ -115,15 +114,24 @@ class BatchRunner:
             claimed = await batch_work.claim(connection, self._owner, room, self._settings.lease_s)
         if claimed is None:
             return False
-        vault = await self._vaults.of(claimed.team_id)
+        try:
+            vault = await self._vaults.of(claimed.team_id)
+        except (UnsealError, *_AWAY) as error:
+            _log.error("a team's key can't be read: its batches wait", team_id=str(claimed.team_id), error=repr(error))
+            for line in claimed.lines:
+                self._start(line, self._put_back(line, _NO_KEY_WAIT_S, has_failed=False))
+            return False
         for line in claimed.lines:
-            task = asyncio.create_task(self._run(line, claimed, vault))
-            self._running.add(task)
-            task.add_done_callback(self._ended)
+            self._start(line, self._run(line, claimed, vault))
         return True
 
+    def _start(self, line: Line, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._running[task] = line
+        task.add_done_callback(self._ended)
+
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        del self._running[task]
         self._wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("a line of a batch was dropped until its lease ends", exc_info=error)
@@ -172,65 +180,94 @@ class BatchRunner:
         return msgspec.structs.replace(caller, team=team)
 
     async def _answer(self, line: Line, reply: LineReply, vault: Vault) -> None:
-        """Through an outage of PostgreSQL too. Who has lost the line in the meantime has lost its charge as well."""
+        """Who has lost the line in the meantime has lost its charge as well."""
         result = batch_work.result_as_stored(vault, line.batch_id, line.position, result_of(line, reply))
-        while True:
-            try:
-                async with self._writes, self._engine.begin() as connection:
-                    is_failed = reply.status >= 400
-                    await batch_work.answer(connection, line, result, reply.record, reply.usage, is_failed=is_failed)
-                return
-            except _AWAY as error:
-                _log.warning("a line's answer can't be written yet", batch_id=line.batch_id, error=repr(error))
-                await asyncio.sleep(_RETRY_S)
+
+        async def write(connection: AsyncConnection) -> None:
+            is_failed = reply.status >= 400
+            await batch_work.answer(connection, line, result, reply.record, reply.usage, is_failed=is_failed)
+
+        await self._write(line, write)
 
     async def _put_back(self, line: Line, wait_s: float, *, has_failed: bool) -> None:
-        async with self._writes, self._engine.begin() as connection:
+        async def write(connection: AsyncConnection) -> None:
             await batch_work.put_back(connection, line, wait_s, has_failed=has_failed)
             if not has_failed:
                 await batch_work.pause(connection, line.batch_id, wait_s)
 
+        await self._write(line, write)
+
+    async def _write(self, line: Line, write: Callable[[AsyncConnection], Awaitable[None]]) -> None:
+        """Through an outage of PostgreSQL too. Raises what it refuses again and again."""
+        num_refusals = 0
+        while True:
+            try:
+                async with self._writes, self._engine.begin() as connection:
+                    await write(connection)
+                return
+            except _AWAY as error:
+                num_refusals += not is_outage(error)
+                if num_refusals == _MAX_REFUSALS:
+                    raise
+                _log.warning("a line can't be written yet", batch_id=line.batch_id, error=repr(error))
+            await asyncio.sleep(_RETRY_S)
+
     async def _renew(self) -> bool:
         if self._running:
             async with self._engine.begin() as connection:
-                await batch_work.renew(connection, self._owner, self._settings.lease_s)
+                lines = list(self._running.values())
+                await batch_work.renew(connection, self._owner, lines, self._settings.lease_s)
         return False
 
     # Batches
 
     async def _begin_and_end(self) -> bool:
+        """One that fails stops no other."""
+        return any([await _tried(step) for step in (self._begin_next, self._end_next, self._sweep)])
+
+    async def _begin_next(self) -> bool:
         async with self._engine.begin() as connection:
-            begun = await batch_endings.next_unchecked(connection)
-            if begun is not None:
-                await _begin(connection, await self._vaults.of(begun.team_id), begun)
+            batch = await batch_endings.next_unchecked(connection, self._beginnings.batch_ids)
+            if batch is None:
+                return False
+            if self._beginnings.num_failures(batch.id) >= MAX_BEGINNINGS:
+                _log.error("a batch that can't be begun is failed", batch_id=batch.id)
+                await give_up(connection, batch)
+            else:
+                with self._beginnings.trying(batch.id):
+                    await begin(connection, await self._vaults.of(batch.team_id), batch)
+        self._wake.set()
+        return True
+
+    async def _end_next(self) -> bool:
         async with self._engine.begin() as connection:
-            ended = await batch_endings.next_ending(connection)
-            if ended is not None:
-                vault, keep = await self._vaults.of(ended.team_id), self._settings.keep
-                status = await batch_endings.end(connection, vault, ended, unanswered, new_file_id, keep)
-                _log.info("batch ended", batch_id=ended.id, status=status)
+            batch = await batch_endings.next_ending(connection, self._endings.batch_ids)
+            if batch is None:
+                return False
+            with self._endings.trying(batch.id):  # as often as it takes: its answers are paid for
+                vault, keep = await self._vaults.of(batch.team_id), self._settings.keep
+                status = await batch_endings.end(connection, vault, batch, unanswered, new_file_id, keep)
+        _log.info("batch ended", batch_id=batch.id, status=status)
+        return True
+
+    async def _sweep(self) -> bool:
         if time.monotonic() - self._swept_at >= SWEEP_S:
             self._swept_at = time.monotonic()
             async with self._engine.begin() as connection:
                 await batch_endings.sweep(connection, self._settings.keep)
-        if begun is not None:
-            self._wake.set()
-        return begun is not None or ended is not None
+        return False
 
 
-async def _begin(connection: AsyncConnection, vault: Vault, batch: StoredBatch) -> None:
-    """Its file is read, and becomes lines, or the faults that the client is told."""
-    file = InputFile(batch.endpoint)
+async def _tried(step: Callable[[], Awaitable[bool]]) -> bool:
+    """Whether it did something. Whatever it raises is logged: a bug in one batch must not end all others."""
     try:
-        found = await files.find(connection, batch.team_id, batch.input_file_id)
-    except NotFound as error:
-        file.faults.append(BatchFault(code="file_not_found", message=str(error)))
-    else:
-        await file.read(files.read(connection, vault, found.id))
-    if file.faults:
-        await batch_endings.fail(connection, batch.id, [msgspec.to_builtins(fault) for fault in file.faults])
-    else:
-        await batch_work.begin(connection, vault, batch.id, file.lines)
+        return await step()
+    except Exception as error:
+        if is_outage(error):
+            _log.warning("batches can't be read or written", error=repr(error))
+        else:
+            _log.exception("a step of the batches failed")
+        return False
 
 
 def new_file_id() -> str:

@@ -1,10 +1,10 @@
 """How batches begin and end: each by one gateway alone, in one transaction that holds the batch's row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import TextClause, delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from descant_gateway.store import files
@@ -18,15 +18,15 @@ from descant_gateway.store.vault import Vault
 LINES_AT_ONCE: Final = 200
 SWEPT_AT_ONCE: Final = 1000
 _UNCHECKED: Final = text(
-    "SELECT id FROM batches WHERE status = 'validating' AND next_at <= now()"
+    "SELECT id FROM batches WHERE status = 'validating' AND next_at <= now() AND id <> ALL (CAST(:postponed AS text[]))"
     " ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED"
 )
 _ENDING: Final = text(
-    "SELECT id FROM batches b WHERE status IN ('in_progress', 'cancelling')"
+    "SELECT id FROM batches b WHERE status IN ('in_progress', 'cancelling') AND id <> ALL (CAST(:postponed AS text[]))"
     " AND (status = 'cancelling' OR expires_at <= now()"
     "  OR NOT EXISTS (SELECT FROM batch_lines l WHERE l.batch_id = b.id AND free_at IS NOT NULL))"
     " AND NOT EXISTS (SELECT FROM batch_lines l WHERE l.batch_id = b.id AND owner IS NOT NULL AND free_at > now())"
-    " LIMIT 1 FOR UPDATE SKIP LOCKED"
+    " ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED"
 )
 
 Unanswered = Callable[[str, int, str, str], bytes]
@@ -34,17 +34,18 @@ Unanswered = Callable[[str, int, str, str], bytes]
 NewFileId = Callable[[], str]
 
 
-async def next_unchecked(connection: AsyncConnection) -> StoredBatch | None:
-    return await _locked(connection, _UNCHECKED)
+async def next_unchecked(connection: AsyncConnection, postponed: Sequence[str] = ()) -> StoredBatch | None:
+    """The one that waited longest, but for those `postponed` ones."""
+    return await _locked(connection, _UNCHECKED, postponed)
 
 
-async def next_ending(connection: AsyncConnection) -> StoredBatch | None:
-    """One that has nothing more to run, and of which nothing runs."""
-    return await _locked(connection, _ENDING)
+async def next_ending(connection: AsyncConnection, postponed: Sequence[str] = ()) -> StoredBatch | None:
+    """One that has nothing more to run, and of which nothing runs; none of those `postponed` ones."""
+    return await _locked(connection, _ENDING, postponed)
 
 
 async def fail(connection: AsyncConnection, batch_id: str, errors: list[dict[str, Any]]) -> None:
-    """Its file is not one of a batch: nothing of it runs."""
+    """Its file is not one of a batch, or can't be begun: nothing of it runs."""
     values = {"status": "failed", "failed_at": func.now(), "errors": errors}
     await connection.execute(update(batches).where(batches.c.id == batch_id).values(values))
 
@@ -90,8 +91,8 @@ async def sweep(connection: AsyncConnection, keep: timedelta) -> None:
     await connection.execute(delete(batches).where(batches.c.id.in_(old)))
 
 
-async def _locked(connection: AsyncConnection, query: Any) -> StoredBatch | None:
-    batch_id = (await connection.execute(query)).scalar_one_or_none()
+async def _locked(connection: AsyncConnection, query: TextClause, postponed: Sequence[str]) -> StoredBatch | None:
+    batch_id = (await connection.execute(query, {"postponed": list(postponed)})).scalar_one_or_none()
     if batch_id is None:
         return None
     columns = [batches.c[name] for name in StoredBatch.__struct_fields__]

@@ -57,6 +57,8 @@ class NewLine(Struct, frozen=True):
     body: bytes
 
 
+BEGUN_AT_ONCE: Final = 500
+"""Lines: whatever else the process serves goes on between them."""
 _TURN: Final = text(
     "UPDATE batches SET next_at = now() WHERE id = ("
     " SELECT id FROM batches b WHERE status = 'in_progress' AND next_at <= now() AND expires_at > now() AND EXISTS ("
@@ -72,8 +74,11 @@ _CLAIM: Final = text(
     " RETURNING batch_id, position, custom_id, body, attempt, num_failures"
 )
 _RENEW: Final = text(
-    "UPDATE batch_lines SET free_at = now() + make_interval(secs => :lease_s)"
-    " WHERE owner = :owner AND free_at IS NOT NULL"
+    "UPDATE batch_lines l SET free_at = now() + make_interval(secs => :lease_s)"
+    " FROM unnest(CAST(:batch_ids AS text[]), CAST(:positions AS int[]), CAST(:attempts AS int[]))"
+    "  AS mine (batch_id, position, attempt)"
+    " WHERE l.batch_id = mine.batch_id AND l.position = mine.position AND l.attempt = mine.attempt"
+    " AND owner = :owner AND free_at IS NOT NULL"
 )
 
 
@@ -92,9 +97,14 @@ async def claim(connection: AsyncConnection, owner: UUID, num_lines: int, lease_
     )
 
 
-async def renew(connection: AsyncConnection, owner: UUID, lease_s: float) -> None:
-    """Of all that this process runs."""
-    await connection.execute(_RENEW, {"owner": owner, "lease_s": lease_s})
+async def renew(connection: AsyncConnection, owner: UUID, lines: Sequence[Line], lease_s: float) -> None:
+    """Of these lines only: one that `owner` claimed and runs no more is free when its lease ends."""
+    its = {
+        "batch_ids": [line.batch_id for line in lines],
+        "positions": [line.position for line in lines],
+        "attempts": [line.attempt for line in lines],
+    }
+    await connection.execute(_RENEW, {"owner": owner, "lease_s": lease_s} | its)
 
 
 def body_of(line: Line, vault: Vault) -> bytes:
@@ -147,18 +157,20 @@ async def pause(connection: AsyncConnection, batch_id: str, wait_s: float) -> No
 
 
 async def begin(connection: AsyncConnection, vault: Vault, batch_id: str, lines: Sequence[NewLine]) -> None:
-    rows = [
-        {
-            "batch_id": batch_id,
-            "position": line.position,
-            "custom_id": line.custom_id,
-            "body": vault.close(line.body, name=_name_of_body(batch_id, line.position)),
-        }
-        for line in lines
-    ]
-    await connection.execute(insert(batch_lines), rows)
-    values = {"status": "in_progress", "in_progress_at": func.now(), "num_lines": len(rows)}
+    for start in range(0, len(lines), BEGUN_AT_ONCE):
+        rows = [_new_row(vault, batch_id, line) for line in lines[start : start + BEGUN_AT_ONCE]]
+        await connection.execute(insert(batch_lines), rows)
+    values = {"status": "in_progress", "in_progress_at": func.now(), "num_lines": len(lines)}
     await connection.execute(update(batches).where(batches.c.id == batch_id).values(values))
+
+
+def _new_row(vault: Vault, batch_id: str, line: NewLine) -> dict[str, object]:
+    return {
+        "batch_id": batch_id,
+        "position": line.position,
+        "custom_id": line.custom_id,
+        "body": vault.close(line.body, name=_name_of_body(batch_id, line.position)),
+    }
 
 
 async def give_back(connection: AsyncConnection, owner: UUID) -> None:
