@@ -48,6 +48,15 @@ async def make_key(engine: AsyncEngine, team_name: str = "payments") -> keys.Key
         )
 
 
+async def polling_feed_of_one_model(engine: AsyncEngine) -> CatalogueFeed:
+    async with engine.begin() as connection:
+        await backends.put(connection, "engine", base_url="http://engine", sealed_api_key=None)
+        await models.put(connection, models.NewModel(name="base", upstream_name="base", backends=["engine"]))
+    feed = CatalogueFeed(engine, Sealer(PEPPER), poll_s=0.05)
+    await feed.start()
+    return feed
+
+
 @pytest.fixture
 async def feed(engine: AsyncEngine) -> AsyncIterator[CatalogueFeed]:
     feed = CatalogueFeed(engine, Sealer(PEPPER), signals=[PostgresSignal(engine)], poll_s=NEVER_S)
@@ -167,11 +176,7 @@ async def test_the_last_snapshot_outlives_postgres(own_postgres: PostgresServer)
 async def test_a_row_that_cannot_be_read_ends_nothing(engine: AsyncEngine) -> None:
     """As one that a newer gateway wrote: the last snapshot stays, and changes come again when the row is mended."""
     key = await make_key(engine)
-    async with engine.begin() as connection:
-        await backends.put(connection, "engine", base_url="http://engine", sealed_api_key=None)
-        await models.put(connection, models.NewModel(name="base", upstream_name="base", backends=["engine"]))
-    feed = CatalogueFeed(engine, Sealer(PEPPER), poll_s=0.05)
-    await feed.start()
+    feed = await polling_feed_of_one_model(engine)
     before = feed.current
     with structlog.testing.capture_logs() as logs:
         async with engine.begin() as connection:
@@ -190,11 +195,7 @@ async def test_a_row_that_cannot_be_read_ends_nothing(engine: AsyncEngine) -> No
 
 async def test_a_revocation_is_seen_beside_a_credential_that_nobody_can_open(engine: AsyncEngine) -> None:
     key = await make_key(engine)
-    async with engine.begin() as connection:
-        await backends.put(connection, "engine", base_url="http://engine", sealed_api_key=None)
-        await models.put(connection, models.NewModel(name="base", upstream_name="base", backends=["engine"]))
-    feed = CatalogueFeed(engine, Sealer(PEPPER), poll_s=0.05)
-    await feed.start()
+    feed = await polling_feed_of_one_model(engine)
     served = feed.current.backends
     with structlog.testing.capture_logs() as logs:
         async with engine.begin() as connection:

@@ -29,7 +29,7 @@ class Batch:
 
     @property
     def last(self) -> Request:
-        """Who gives way first when memory is short."""
+        """Who came last, of the lowest priority: the first whose place a higher one takes."""
         return self.requests[-1]
 
     def enter(self, request: Request, now: float) -> None:
