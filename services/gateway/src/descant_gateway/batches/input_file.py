@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
+from descant_gateway.storable import is_storable
 from descant_gateway.store.batch_work import NewLine
 from descant_wire.batches import BatchFault, BatchRequestLine
 
@@ -65,7 +66,7 @@ class InputFile:
     def _fault_of(self, line: BatchRequestLine) -> tuple[str, str, str] | None:
         if line.custom_id in self._ids:
             return "duplicate_custom_id", f"The custom_id {line.custom_id!r} was used before.", "custom_id"
-        if "\0" in line.custom_id:  # which PostgreSQL's text can't hold; no other text of a line is stored as text
+        if not is_storable(line.custom_id):  # no other text of a line is stored as text
             return "invalid_custom_id", f"The custom_id {line.custom_id!r} has a NUL character.", "custom_id"
         if line.method != "POST":
             return "invalid_method", f"The method is {line.method!r}; it must be POST.", "method"

@@ -8,8 +8,10 @@ from msgspec import Meta, Struct, field
 from descant_gateway.catalogue.routing_policy import Fallback, RoutingPolicy, TimeLimits, Variant
 from descant_gateway.catalogue.snapshot import Protocol
 
-_NO_BLANKS_AT_ENDS: Final = r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?$"
-Name = Annotated[str, Meta(max_length=200, pattern=_NO_BLANKS_AT_ENDS)]
+END: Final = r"$(?!\n)"
+"""Of a pattern: `$` alone is before a last line break too."""
+NO_BLANKS_AT_ENDS: Final = r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?" + END
+Name = Annotated[str, Meta(max_length=200, pattern=NO_BLANKS_AT_ENDS)]
 Weight = Annotated[int, Meta(ge=1, le=10_000)]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Report = Callable[[tuple[str, ...], str], None]

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from descant_gateway.storable import StorableText
+
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
@@ -31,14 +33,14 @@ EVERY_FAILURE = frozenset(FailureKind)
 class Fallback(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Another model for requests that this one's backends failed at. Tried in the order of the list."""
 
-    model: str
+    model: StorableText
     on: frozenset[FailureKind] = EVERY_FAILURE
 
 
 class Variant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A share of the requests, for another model: as a canary instead of this one, as a shadow besides it."""
 
-    model: str
+    model: StorableText
     percent: Percent
 
 

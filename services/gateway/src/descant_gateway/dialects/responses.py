@@ -20,6 +20,7 @@ from descant_gateway.dialects.response_reply import ResponseReply
 from descant_gateway.dialects.response_request import chat_request
 from descant_gateway.endpoints import CHAT
 from descant_gateway.identity.authenticate import Caller
+from descant_gateway.storable import is_storable
 from descant_gateway.store import responses as store
 from descant_gateway.store.errors import NotFound
 from descant_gateway.store.responses import StoredResponse
@@ -87,6 +88,8 @@ class ResponsesDialect:
         """All items of the conversation up to that response. Instructions do not carry over."""
         if previous_id is None:
             return []
+        if not is_storable(previous_id):
+            raise _no_previous(f"There is no stored response {previous_id!r}.")
         try:
             vault = await self._vaults.of(team_id)
             async with self._engine.begin() as connection:

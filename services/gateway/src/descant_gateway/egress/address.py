@@ -26,8 +26,8 @@ def normal_base_url(text: str) -> str:
         raise ValueError("is not a URL") from None
     if url.scheme not in {"http", "https"} or not host:
         raise ValueError("must look like http://host:port")
-    if url.username is not None or url.query or url.fragment or any(char.isspace() for char in text):
-        raise ValueError("must hold no user, query, fragment or blank; give a credential as its API key")
+    if url.username is not None or url.query or url.fragment or " " in text or not text.isprintable():
+        raise ValueError("must hold no user, query, fragment, blank or control; give a credential as its API key")
     if not _is_host(host):
         raise ValueError(f"has {host[:80]!r} for a host, which no name server can look up")
     if keeps_credentials(host):

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
+from descant_gateway.storable import is_storable
 from descant_wire.errors import invalid_request
 
 HEADER: Final = "x-descant-tags"
@@ -75,8 +76,7 @@ def _of_metadata(metadata: Raw) -> list[tuple[str, str]]:
 
 
 def _fits(name: str, value: str) -> bool:
-    """PostgreSQL's text can't hold NUL."""
-    return 0 < len(name) <= MAX_NAME_LENGTH and len(value) <= MAX_VALUE_LENGTH and "\0" not in name + value
+    return 0 < len(name) <= MAX_NAME_LENGTH and len(value) <= MAX_VALUE_LENGTH and is_storable(name + value)
 
 
 def _malformed(what: str) -> Exception:

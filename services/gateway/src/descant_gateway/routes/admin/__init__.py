@@ -40,6 +40,7 @@ from descant_gateway.routes.admin import (
 from descant_gateway.routes.admin.administration import audited
 from descant_gateway.routes.admin.guard import AdminGuard, Connection
 from descant_gateway.routes.admin.idempotency import IdempotentPosts
+from descant_gateway.routes.storable_address import require_storable_address
 from descant_gateway.sealing import Sealer
 from descant_gateway.store.errors import StoreError
 from descant_wire.errors import ApiError
@@ -68,6 +69,7 @@ _REFUSALS: Final[ExceptionHandlersMap] = {
     StoreError: errors.refuse,
     ValidationException: errors.refuse_input,
     RecursionError: errors.refuse_depth,
+    UnicodeDecodeError: errors.refuse_encoding,
     SQLAlchemyError: errors.fail_database,
     OSError: errors.fail_database,
 }
@@ -100,7 +102,7 @@ def admin_router(config: GatewayConfig, engine: AsyncEngine, on_change: OnChange
     return Router(
         path="/admin/v1",
         route_handlers=_ROUTES,
-        guards=[let_in],
+        guards=[let_in, require_storable_address],
         opt={OPT: Access.ADMIN, LIMIT: Rate(per_minute=1200)},
         dependencies=_of_requests(engine) | _of_all(config, sealer, sessions),
         middleware=[posts],

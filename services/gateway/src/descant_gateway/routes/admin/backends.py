@@ -8,6 +8,7 @@ from litestar.params import FromPath, JSONBody
 from msgspec import UNSET, Meta, Struct, UnsetType
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from descant_gateway.catalogue.entries import END
 from descant_gateway.catalogue.snapshot import Protocol
 from descant_gateway.egress.address import normal_base_url
 from descant_gateway.identity.roles import Level, Role
@@ -18,7 +19,7 @@ from descant_gateway.store import backends as store
 from descant_gateway.store.backends import BackendRow
 from descant_wire.errors import invalid_request
 
-HeaderText = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[\x21-\x7e]+$")]
+HeaderText = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[\x21-\x7e]+" + END)]
 
 
 class BackendSetting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

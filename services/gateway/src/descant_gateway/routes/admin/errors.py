@@ -60,6 +60,10 @@ def refuse_depth(_: AnyRequest, error: RecursionError) -> Response[bytes]:
     return _response(invalid_request("The JSON body is nested too deeply."))
 
 
+def refuse_encoding(_: AnyRequest, error: UnicodeDecodeError) -> Response[bytes]:
+    return _response(invalid_request(f"The JSON body is not UTF-8: {error.reason} at byte {error.start}."))
+
+
 def fail_database(request: AnyRequest, error: Exception) -> Response[bytes]:
     if is_outage(error):
         return _response(service_unavailable("The database is away; nothing was changed.", retry_after_s=RETRY_AFTER_S))

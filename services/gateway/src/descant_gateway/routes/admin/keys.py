@@ -1,7 +1,7 @@
 """/admin/v1/keys: issued once in full, then known by their public id only."""
 
-from datetime import datetime, timedelta
-from typing import Annotated, Final
+from datetime import timedelta
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
@@ -17,8 +17,9 @@ from descant_gateway.identity.roles import ActorKind, Principal, Role
 from descant_gateway.identity.scopes import Scope
 from descant_gateway.routes.access import needs
 from descant_gateway.routes.admin.administration import require, require_seen
-from descant_gateway.routes.admin.fields import Limit, Listing, Name, Names, listing, page_of
+from descant_gateway.routes.admin.fields import Limit, Listing, Moment, Name, Names, listing, page_of, utc
 from descant_gateway.routes.admin.teams import seen_team
+from descant_gateway.storable import StorableText
 from descant_gateway.store import keys as store
 from descant_gateway.store import service_accounts
 from descant_gateway.store.keys import KeyRow, NewKey
@@ -27,8 +28,7 @@ from descant_gateway.store.pages import Cursor
 DEFAULT_GRACE_S: Final = 24 * 3600
 MAX_GRACE_S: Final = 90 * 24 * 3600
 
-IpRanges = Annotated[list[str], Meta(max_length=1000)]
-Moment = Annotated[datetime, Meta(tz=True)]
+IpRanges = Annotated[list[StorableText], Meta(max_length=1000)]
 
 
 class KeyCreation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,8 +84,7 @@ async def create_key(
     principal: NamedDependency[Principal],
 ) -> IssuedKey:
     """What a key creates never exceeds it: what is left open becomes the creator's own."""
-    fields = msgspec.structs.asdict(data) | {"ip_ranges": store.networks(data.ip_ranges)}
-    wanted = NewKey(**fields, created_by=_creator(principal))
+    wanted = NewKey(**_as_stored(data), created_by=_creator(principal))
     issued = issuer.issue()
     async with engine.begin() as connection:
         await _require_may_create(connection, principal, wanted)
@@ -132,9 +131,7 @@ async def change_key(
     principal: NamedDependency[Principal],
 ) -> KeyRow:
     """A key may change others, and itself, only to what it could create."""
-    given = {name: value for name, value in msgspec.structs.asdict(data).items() if value is not UNSET}
-    if "ip_ranges" in given:
-        given["ip_ranges"] = store.networks(given["ip_ranges"])
+    given = _as_stored(data)
     async with engine.begin() as connection:
         found = await _seen_key(connection, principal, key)
         require(principal, Role.ADMIN, found.organization_id, found.team_id)
@@ -177,6 +174,16 @@ async def rotate_key(
         issued = issuer.issue(found.public_id)
         row = await store.rotate(connection, key, secret_hmac=issued.secret_hmac, grace=timedelta(seconds=data.grace_s))
     return _issued_key(row, issued.key.text)
+
+
+def _as_stored(data: KeyCreation | KeyPatch) -> dict[str, Any]:
+    """The fields that were given. Raises Invalid, ApiError."""
+    given = {name: value for name, value in msgspec.structs.asdict(data).items() if value is not UNSET}
+    if "ip_ranges" in given:
+        given["ip_ranges"] = store.networks(given["ip_ranges"])
+    if given.get("expires_at") is not None:
+        given["expires_at"] = utc(given["expires_at"], "expires_at")
+    return given
 
 
 async def _require_may_create(connection: AsyncConnection, principal: Principal, wanted: NewKey) -> None:

@@ -9,6 +9,7 @@ from litestar.params import FromPath, FromQuery, JSONBody
 from msgspec import Meta, Struct
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from descant_gateway.catalogue.entries import END
 from descant_gateway.identity.passwords import MAX_LENGTH, MIN_LENGTH, Passwords
 from descant_gateway.identity.roles import ActorKind, Level, Principal, Role
 from descant_gateway.routes.access import needs
@@ -19,7 +20,7 @@ from descant_gateway.store.errors import NotFound
 from descant_gateway.store.pages import Cursor
 from descant_gateway.store.people import Membership, PersonRow
 
-Email = Annotated[str, Meta(pattern=r"^[^@\s]{1,64}@[^@\s]{1,190}$", description="An e-mail address")]
+Email = Annotated[str, Meta(pattern=r"^[^@\s\x00]{1,64}@[^@\s\x00]{1,190}" + END, description="An e-mail address")]
 Password = Annotated[str, Meta(min_length=MIN_LENGTH, max_length=MAX_LENGTH)]
 
 

@@ -1,6 +1,5 @@
 """/admin/v1/prices: what models and adapters cost, one version after another."""
 
-from datetime import datetime
 from typing import Annotated
 
 from litestar import delete, get, put
@@ -11,12 +10,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from descant_gateway.identity.roles import Level, Role
 from descant_gateway.routes.access import needs
-from descant_gateway.routes.admin.fields import Listing, Name
+from descant_gateway.routes.admin.fields import Listing, Moment, Name, utc
 from descant_gateway.store import prices
 from descant_gateway.store.prices import Amounts, PriceRow
 
 MicrodollarsPerMillion = Annotated[int, Meta(ge=0, le=10**12)]
-Moment = Annotated[datetime, Meta(tz=True)]
 
 
 class PriceSetting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,8 +34,9 @@ class PriceSetting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 async def put_price(data: JSONBody[PriceSetting], engine: NamedDependency[AsyncEngine]) -> PriceRow:
     """Holds for what is admitted from then on; what was charged before keeps its version."""
     cached = data.input if data.cached is None else data.cached
+    valid_from = None if data.valid_from is None else utc(data.valid_from, "valid_from")
     async with engine.begin() as connection:
-        return await prices.put(connection, data.model, Amounts(data.input, cached, data.output), data.valid_from)
+        return await prices.put(connection, data.model, Amounts(data.input, cached, data.output), valid_from)
 
 
 @get("/prices", opt=needs(Role.VIEWER))

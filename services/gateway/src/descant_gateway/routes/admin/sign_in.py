@@ -24,6 +24,7 @@ from descant_gateway.identity.roles import Actor, Grant, Principal, Role
 from descant_gateway.identity.sessions import COOKIE, Sessions, token_hash
 from descant_gateway.routes.access import LIMIT, OPT, Access, Rate, client_address, needs
 from descant_gateway.sealing import Sealer, UnsealError
+from descant_gateway.storable import StorableText
 from descant_gateway.store import people as store
 from descant_wire.errors import ApiError, ErrorDetail, invalid_request, not_found
 
@@ -38,7 +39,7 @@ AnyRequest = Request[object, object, State]
 
 
 class PasswordSignIn(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    email: str
+    email: StorableText
     password: str
 
 

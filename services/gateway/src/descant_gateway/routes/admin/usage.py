@@ -113,7 +113,7 @@ async def show_chargeback(
 def _grouping(text: str) -> Grouping:
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     tags = tuple(name.removeprefix(TAG_PREFIX) for name in names if name.startswith(TAG_PREFIX))
-    if len(tags) > MAX_TAGS or not all(0 < len(tag) <= MAX_NAME_LENGTH and "\0" not in tag for tag in tags):
+    if len(tags) > MAX_TAGS or not all(0 < len(tag) <= MAX_NAME_LENGTH for tag in tags):
         raise invalid_request(f"group_by takes at most {MAX_TAGS} tags, each as tag:NAME.", param="group_by")
     try:
         dimensions = tuple(UsageDimension(name) for name in names if not name.startswith(TAG_PREFIX))
@@ -126,21 +126,24 @@ def _grouping(text: str) -> Grouping:
 
 def _tag(text: str) -> Tag:
     name, equals, value = text.partition("=")
-    if not equals or not name or "\0" in text:
+    if not equals or not name:
         raise invalid_request("tag is name=value.", param="tag")
     return Tag(name, value)
 
 
 def _month(text: str) -> date:
     try:
-        return datetime.strptime(text, "%Y-%m").date()
+        month = datetime.strptime(text, "%Y-%m").date()
     except ValueError:
         raise invalid_request("month is a year and a month, such as 2026-11.", param="month") from None
+    if month >= date.max.replace(day=1):  # it ends where the calendar does
+        raise invalid_request(f"month {text} is too late.", param="month")
+    return month
 
 
 def _days(first_day: date | None, last_day: date | None) -> Days:
     last = last_day or datetime.now(UTC).date()
-    first = first_day or last - timedelta(days=DEFAULT_DAYS - 1)
+    first = first_day or last - min(timedelta(days=DEFAULT_DAYS - 1), last - date.min)
     if first > last:
         raise invalid_request(f"first_day {first} is after last_day {last}.", param="first_day")
     if (last - first).days >= MAX_DAYS:

@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from descant_gateway.routes.access import LIMIT, OPT, Access, Rate
+from descant_gateway.routes.storable_address import require_storable_address
 from descant_gateway.routes.stored import batches, files, responses
 from descant_gateway.routes.stored.bounds import StoreBounds
 from descant_gateway.sealing import UnsealError
@@ -27,6 +28,7 @@ def stored_router(engine: AsyncEngine, vaults: Vaults, bounds: StoreBounds, wake
     return Router(
         path="/",
         route_handlers=[*files.ROUTES, *batches.ROUTES, *responses.ROUTES],
+        guards=[require_storable_address],
         opt=_OPT,
         request_max_body_size=bounds.max_file_bytes + bounds.form_overhead_bytes,
         dependencies={

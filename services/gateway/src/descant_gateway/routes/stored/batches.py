@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from descant_gateway.identity.authenticate import Caller, permitted_endpoint
 from descant_gateway.routes.access import LIMIT, Rate
+from descant_gateway.storable import is_storable, require_storable
 from descant_gateway.store import batches as store
 from descant_gateway.store import files
 from descant_gateway.store.batches import StoredBatch
@@ -40,6 +41,7 @@ async def create_batch(request: AnyRequest, engine: NamedDependency[AsyncEngine]
     caller: Caller = request.state.caller
     asked = decode_request(await request.body(), CreateBatch)
     _require_served(asked, caller)
+    _require_storable(asked)
     now = datetime.now(UTC)
     batch = StoredBatch(
         id=f"batch_{uuid.uuid4().hex}",
@@ -138,6 +140,14 @@ def _require_served(asked: CreateBatch, caller: Caller) -> None:
         message = "`output_expires_after` is not supported: the gateway's retention holds."
         raise unsupported_field(message, param="output_expires_after")
     permitted_endpoint(caller, asked.endpoint)
+
+
+def _require_storable(asked: CreateBatch) -> None:
+    if not is_storable(asked.input_file_id):
+        raise not_found(str(NotFound("file", asked.input_file_id)), param="input_file_id")
+    for name, value in (asked.metadata or {}).items():
+        require_storable(name, "metadata")
+        require_storable(value, "metadata")
 
 
 async def _require_file(connection: AsyncConnection, batch: StoredBatch) -> None:

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
+from urllib.parse import quote
 
 from litestar import Request, delete, get, post
 from litestar.datastructures import FormMultiDict, State, UploadFile
@@ -16,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from descant_gateway.identity.authenticate import Caller
 from descant_gateway.routes.access import LIMIT, Rate
 from descant_gateway.routes.stored.bounds import StoreBounds
+from descant_gateway.storable import require_storable
 from descant_gateway.store import files as store
 from descant_gateway.store.files import FilePage, StoredFile
 from descant_gateway.store.vault import Vault, Vaults
@@ -26,7 +28,8 @@ MIN_KEPT_S: Final = 3600
 MAX_KEPT_S: Final = 30 * 86_400
 _PIECE: Final = 1 << 20
 _UPLOADS: Final = {LIMIT: Rate(per_minute=60)}
-_ODD: Final = re.compile(r"[^\w.\- ]")
+_MAX_DIGITS: Final = 9
+_ODD: Final = re.compile(r"[^\w.\- ]", re.ASCII)
 
 AnyRequest = Request[object, object, State]
 
@@ -40,7 +43,7 @@ async def upload_file(
 ) -> FileObject:
     """multipart/form-data with `file` and `purpose`, which is batch."""
     caller: Caller = request.state.caller
-    form = await request.form()
+    form = await _form(request)
     upload = _upload(form)
     file = StoredFile(
         id=f"file-{uuid.uuid4().hex}",
@@ -98,7 +101,7 @@ async def file_content(
         found = await store.find(connection, _team_id(request), file_id)
     headers = {
         "content-length": str(found.num_bytes),
-        "content-disposition": f'attachment; filename="{_ODD.sub("_", found.filename)}"',
+        "content-disposition": _disposition(found.filename),
     }
     return Stream(_content(engine, vault, found.id), headers=headers, media_type="application/octet-stream")
 
@@ -133,6 +136,20 @@ def _team_id(request: AnyRequest) -> uuid.UUID:
     return caller.team.id
 
 
+def _disposition(filename: str) -> str:
+    """With the whole name besides, for those that a header can't hold as they are (RFC 6266)."""
+    plain = _ODD.sub("_", filename)
+    whole = "" if plain == filename else f"; filename*=UTF-8''{quote(filename, safe='')}"
+    return f'attachment; filename="{plain}"{whole}'
+
+
+async def _form(request: AnyRequest) -> FormMultiDict:
+    try:
+        return await request.form()
+    except (UnicodeDecodeError, LookupError) as error:  # a field that is not UTF-8, or of a charset that is none
+        raise invalid_request(f"A field of the form is no text: {error}.", code="invalid_value") from None
+
+
 def _upload(form: FormMultiDict) -> UploadFile:
     upload: Any = form.get("file")
     if not isinstance(upload, UploadFile):
@@ -141,15 +158,17 @@ def _upload(form: FormMultiDict) -> UploadFile:
     if purpose != "batch":
         message = f"The purpose is {purpose!r}; files are kept for 'batch' only."
         raise unsupported_field(message, param="purpose")
+    require_storable(upload.filename, "file")
     return upload
 
 
 def _kept(form: FormMultiDict, longest: timedelta) -> timedelta:
     """`expires_after` may shorten what the gateway keeps files for."""
-    text: Any = form.get("expires_after[seconds]")
-    if text is None:
+    given: Any = form.get("expires_after[seconds]")
+    if given is None:
         return longest
-    seconds = int(text) if str(text).isascii() and str(text).isdigit() else 0
+    text = str(given)
+    seconds = int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else 0
     if not MIN_KEPT_S <= seconds <= MAX_KEPT_S:
         message = f"expires_after.seconds must be from {MIN_KEPT_S} to {MAX_KEPT_S}."
         raise invalid_request(message, param="expires_after")
