@@ -21,10 +21,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import redis.asyncio
-from tests.system.faults.__main__ import commit
 from tests.system.faults.counting_engine import PROMPT_TOKENS
 from tests.system.faults.load import CHAT, Tenant, make_tenants
 from tests.system.faults.plant import LEASE_S, MODEL, Plant, running_plant
+
+from descant_bench.commit import git_commit
 
 AT_ONCE = 40
 MAX_TOKENS = 400
@@ -154,7 +155,7 @@ def main() -> int:
     figures = asyncio.run(run(options.requests))
     result = asdict(figures) | {
         "command": f"python -m tests.system.faults.disconnects --requests {options.requests}",
-        "commit": commit(),
+        "commit": git_commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cores": os.cpu_count(),
     }
