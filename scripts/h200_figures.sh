@@ -17,12 +17,16 @@ model=(--model "$FX/llama-8b" --load-format dummy --max-num-seqs 256)
 beside_peer=("${model[@]}" --max-model-len 16384 --gpu-memory-utilization 0.85)
 neighbours=("${model[@]}" --max-model-len 4096 --max-lora-rank 16)
 
-bench() { # NAME MEASUREMENT OPTION ...
-    local name=$1 measurement=$2
+failed=()
+bench() { # NAME MEASUREMENT OPTION ...; one that fails does not keep the others from being made
+    local name=$1 measurement=$2 started=$SECONDS
     shift 2
     echo "== $name, $(date -u +%FT%TZ)"
-    python3 -m "descant_bench.$measurement" "$@" >"$OUT/$name.txt" 2>&1 || echo "$name failed: $(tail -n 3 "$OUT/$name.txt")"
-    echo "   $name: $SECONDS s"
+    if ! python3 -m "descant_bench.$measurement" "$@" >"$OUT/$name.txt" 2>&1; then
+        failed+=("$name")
+        tail -n 3 "$OUT/$name.txt"
+    fi
+    echo "   $name: $((SECONDS - started)) s"
 }
 
 throughput() { # NAME "CASE ..." OPTION ...
@@ -103,6 +107,17 @@ grammars() {
     done
 }
 
+parts="base lora-all lora-mixed cold deterministic idle residents-cases neighbours-cases residents rooms flood grammars"
+for part in "${@:?which of $parts}"; do
+    if [[ " $parts " != *" $part "* ]]; then
+        echo "no part is named $part; there are: $parts" >&2
+        exit 2
+    fi
+done
 for part in "$@"; do
     "$part"
 done
+if ((${#failed[@]})); then
+    echo "failed: ${failed[*]}" >&2
+    exit 1
+fi

@@ -11,7 +11,8 @@ from descant_wire.errors import invalid_request
 
 StorableText = Annotated[str, Meta(pattern=r"^[^\x00]*$", description="any characters but NUL")]
 _INTEGERS: Final = range(-(2**63), 2**63)
-_MAX_QUOTED: Final = 100
+MAX_QUOTED: Final = 100
+"""Characters of a text that a refusal repeats."""
 
 
 def is_storable(value: object) -> bool:
@@ -24,5 +25,5 @@ def is_storable(value: object) -> bool:
 def require_storable(text: str, field: str) -> None:
     """Raises ApiError: 400, by the field's name."""
     if not is_storable(text):
-        message = f"`{field}`: {text[:_MAX_QUOTED]!r} has a NUL character, which can't be stored. Leave it out."
+        message = f"`{field}`: {text[:MAX_QUOTED]!r} has a NUL character, which can't be stored. Leave it out."
         raise invalid_request(message, param=field, code="invalid_value")
